@@ -1,0 +1,2 @@
+//! The `skipbench` binary.
+fn main() {}
