@@ -1,1 +1,34 @@
-//! placeholder
+//! What one layer of a decoder-only language model computes.
+//!
+//! # Overview
+//!
+//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder: LLaMA 1/2/3, Mistral, Qwen2 or BLOOM. It
+//! implements [`CausalLm`], through which the engine runs it a layer at a time, in any order and leaving out
+//! any layer, over a ragged batch ([`Span`]) with a [`KvCache`] that is addressed by absolute position.
+//!
+//! A family ([`Family`]) only knows its tensor names and config keys; all families share one pre-norm layer.
+//! That layer exists in two forms behind the same call: composed from candle operations (any device and dtype)
+//! and fused for f32 on a CPU, where it runs several times as fast.
+
+mod batch;
+mod cache;
+mod checkpoint;
+mod composed;
+mod config;
+mod decoder;
+mod error;
+mod families;
+mod fused;
+mod kernels;
+mod mock;
+mod tokenizer;
+mod weights;
+
+pub use batch::{Span, positions, token_count};
+pub use cache::{CacheShape, KvCache, Provenance};
+pub use config::{ModelConfig, PositionScheme};
+pub use decoder::{Backend, CausalLm, Decoder, ModelSizes};
+pub use error::{ModelError, Result};
+pub use families::Family;
+pub use mock::MockModel;
+pub use tokenizer::{ByteTokenizer, TextTokenizer, Tokenize};

@@ -1,0 +1,147 @@
+//! A Hugging Face checkpoint folder: which file holds which tensor.
+
+use crate::error::{ModelError, Result};
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+use std::path::{Path, PathBuf};
+
+/// Tensors of a folder, read on demand and converted to one dtype and device.
+pub(crate) struct Checkpoint {
+    dir: PathBuf,
+    files: MmapedSafetensors,
+    dtype: DType,
+    device: Device,
+}
+
+impl Checkpoint {
+    pub(crate) fn open(dir: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let paths = weight_files(dir)?;
+        for path in &paths {
+            check_complete(path)?;
+        }
+        // SAFETY: the files are mapped read-only; like every mmap reader this one relies on nobody
+        // truncating a checkpoint while it is being loaded.
+        let files = unsafe { MmapedSafetensors::multi(&paths) }?;
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            files,
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.files.get(name).is_ok()
+    }
+
+    /// The tensor `name`, checked against the shape that the config implies.
+    pub(crate) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
+        let view = self
+            .files
+            .get(name)
+            .map_err(|_| ModelError::MissingTensor {
+                name: name.to_owned(),
+                dir: self.dir.clone(),
+            })?;
+        if view.shape() != expected {
+            return Err(ModelError::TensorShape {
+                name: name.to_owned(),
+                dir: self.dir.clone(),
+                found: view.shape().to_vec(),
+                expected: expected.to_vec(),
+            });
+        }
+        Ok(self.files.load(name, &self.device)?.to_dtype(self.dtype)?)
+    }
+}
+
+/// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let single = dir.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join("model.safetensors.index.json");
+    if !index.is_file() {
+        return Err(ModelError::NotACheckpoint {
+            dir: dir.to_path_buf(),
+            missing: "model.safetensors".to_owned(),
+        });
+    }
+    let text = std::fs::read_to_string(&index).map_err(|source| ModelError::Read {
+        path: index.clone(),
+        source,
+    })?;
+    let malformed = |message: String| ModelError::Config {
+        path: index.clone(),
+        message,
+    };
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| malformed(format!("not valid JSON: {error}")))?;
+    let map = json
+        .get("weight_map")
+        .and_then(|map| map.as_object())
+        .ok_or_else(|| malformed("key `weight_map` is missing".to_owned()))?;
+    let mut shards = Vec::new();
+    for (tensor, file) in map {
+        let file = file
+            .as_str()
+            .filter(|name| Path::new(name).file_name() == Some(name.as_ref()))
+            .ok_or_else(|| malformed(format!("`weight_map.{tensor}` does not name a file of this folder")))?;
+        shards.push(dir.join(file));
+    }
+    shards.sort();
+    shards.dedup();
+    match shards.iter().find(|path| !path.is_file()) {
+        Some(path) => Err(ModelError::NotACheckpoint {
+            dir: dir.to_path_buf(),
+            missing: path.file_name().map_or_else(String::new, |name| {
+                format!("{} (named by the index)", name.to_string_lossy())
+            }),
+        }),
+        None if shards.is_empty() => Err(malformed("`weight_map` names no file".to_owned())),
+        None => Ok(shards),
+    }
+}
+
+/// A truncated download is the commonest damage; the header knows how long the file must be.
+fn check_complete(path: &Path) -> Result<()> {
+    use std::io::Read;
+    let damaged = |message: String| ModelError::Damaged {
+        path: path.to_path_buf(),
+        message,
+    };
+    let read = |source| ModelError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut file = std::fs::File::open(path).map_err(read)?;
+    let found = file.metadata().map_err(read)?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length)
+        .map_err(|_| damaged(format!("{found} bytes, shorter than its own header")))?;
+    let header_len = u64::from_le_bytes(length);
+    if header_len > found.saturating_sub(8) {
+        return Err(damaged(format!(
+            "the header claims {header_len} bytes, the file has {found}"
+        )));
+    }
+    let mut header = vec![0; header_len as usize];
+    file.read_exact(&mut header).map_err(read)?;
+    let header: serde_json::Value = serde_json::from_slice(&header)
+        .map_err(|error| damaged(format!("the header is not JSON: {error}")))?;
+    let data_end = header
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, tensor)| tensor.get("data_offsets")?.get(1)?.as_u64())
+        .max()
+        .unwrap_or(0);
+    let expected = data_end.saturating_add(8 + header_len);
+    if found < expected {
+        return Err(damaged(format!(
+            "truncated: {found} bytes of the {expected} that its header calls for"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! A loaded model, a layer at a time.
+
+use crate::batch::{Span, token_count};
+use crate::cache::{CacheShape, KvCache, Provenance};
+use crate::checkpoint::Checkpoint;
+use crate::composed::{self, ComposedLayer};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::fused::{FusedHead, FusedLayer};
+use crate::weights::Frame;
+use candle_core::{DType, Device, Tensor};
+use std::path::Path;
+
+/// A decoder-only language model that can be run one layer at a time.
+///
+/// `hidden` is always `[tokens, d_model]`: the spans of the step laid end to end.
+pub trait CausalLm: Send + Sync {
+    /// Shapes and sizes.
+    fn sizes(&self) -> &ModelSizes;
+
+    /// Where the tensors live.
+    fn device(&self) -> &Device;
+
+    /// An empty cache; `capacity[layer]` positions per row.
+    ///
+    /// # Errors
+    /// The device has not enough memory.
+    fn new_cache(&self, rows: usize, capacity: Vec<usize>) -> Result<KvCache>;
+
+    /// Embeds token ids: `[tokens, d_model]`.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    fn embed(&self, ids: &[u32]) -> Result<Tensor>;
+
+    /// Runs layer `index` over `hidden`, writing the keys and values of `spans` to the cache.
+    ///
+    /// # Errors
+    /// The cache has no room, or attention would read a hole.
+    fn layer(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        cache: &mut KvCache,
+        spans: &[Span],
+    ) -> Result<Tensor>;
+
+    /// Writes only the keys and values that layer `index` projects from `hidden`: CALM's state propagation
+    /// for a layer that `spans` skip (arXiv 2207.07061, section 3.4).
+    ///
+    /// # Errors
+    /// The cache has no room.
+    fn fill_kv(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        cache: &mut KvCache,
+        spans: &[Span],
+    ) -> Result<()>;
+
+    /// Final norm and LM head: f32 logits `[tokens, vocab_size]`.
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    fn head(&self, hidden: &Tensor) -> Result<Tensor>;
+}
+
+/// What the ledger and the cache need to know of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSizes {
+    /// Decoder layers.
+    pub n_layers: usize,
+    /// Width of the hidden state.
+    pub d_model: usize,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+    /// Key-value heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Largest number of positions, where there is one.
+    pub max_positions: Option<usize>,
+    /// Bytes of the weights that one layer reads for a decode step.
+    pub layer_bytes: u64,
+    /// Of these, the bytes of the key and value projections.
+    pub kv_projection_bytes: u64,
+    /// Bytes of the LM head.
+    pub head_bytes: u64,
+    /// Bytes of one position's keys and values in one layer.
+    pub kv_position_bytes: u64,
+}
+
+/// Which form of the layer to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// Fused for f32 on a CPU, composed elsewhere.
+    #[default]
+    Auto,
+    /// Composed from candle operations everywhere.
+    Composed,
+}
+
+enum Layers {
+    Composed(Vec<ComposedLayer>),
+    Fused {
+        layers: Vec<FusedLayer>,
+        head: FusedHead,
+    },
+}
+
+/// A checkpoint of one of the supported families.
+pub struct Decoder {
+    config: ModelConfig,
+    sizes: ModelSizes,
+    device: Device,
+    dtype: DType,
+    frame: Frame,
+    layers: Layers,
+}
+
+impl Decoder {
+    /// Loads a Hugging Face folder. `dtype` `None` takes the file's own on a GPU and f32 on a CPU, where
+    /// narrower types are widened at each call and only cost time.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or of an unknown architecture; a tensor that is missing or of another
+    /// shape than the config says.
+    pub fn load(
+        dir: &Path,
+        device: &Device,
+        dtype: Option<DType>,
+        backend: Backend,
+    ) -> Result<Self> {
+        let config_path = dir.join("config.json");
+        if !config_path.is_file() {
+            return Err(ModelError::NotACheckpoint {
+                dir: dir.to_path_buf(),
+                missing: "config.json".to_owned(),
+            });
+        }
+        let config = ModelConfig::read(&config_path)?;
+        let dtype = dtype.unwrap_or(match device {
+            Device::Cpu => DType::F32,
+            _ => config.dtype,
+        });
+        let checkpoint = Checkpoint::open(dir, dtype, device)?;
+        let frame = config.family.frame(&checkpoint, &config)?;
+        let fused = backend == Backend::Auto && matches!(device, Device::Cpu) && dtype == DType::F32;
+        let mut sizes = ModelSizes {
+            n_layers: config.n_layers,
+            d_model: config.d_model,
+            vocab_size: config.vocab_size,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+            max_positions: config.max_positions,
+            layer_bytes: 0,
+            kv_projection_bytes: 0,
+            head_bytes: (frame.head.elem_count() * dtype.size_in_bytes()) as u64,
+            kv_position_bytes: (2 * config.n_kv_heads * config.head_dim * dtype.size_in_bytes())
+                as u64,
+        };
+        let mut composed_layers = Vec::new();
+        let mut fused_layers = Vec::new();
+        for index in 0..config.n_layers {
+            let weights = config.family.layer(&checkpoint, &config, index)?;
+            sizes.layer_bytes = (weights.elements() * dtype.size_in_bytes()) as u64;
+            sizes.kv_projection_bytes =
+                (2 * weights.k.weight.elem_count() * dtype.size_in_bytes()) as u64;
+            if fused {
+                fused_layers.push(FusedLayer::new(&weights, &config)?);
+            } else {
+                composed_layers.push(ComposedLayer::new(weights, &config, device)?);
+            }
+        }
+        let layers = if fused {
+            Layers::Fused {
+                layers: fused_layers,
+                head: FusedHead::new(&frame)?,
+            }
+        } else {
+            Layers::Composed(composed_layers)
+        };
+        Ok(Self {
+            config,
+            sizes,
+            device: device.clone(),
+            dtype,
+            frame,
+            layers,
+        })
+    }
+
+    /// The parsed `config.json`.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Element type that the weights were loaded in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
+
+impl CausalLm for Decoder {
+    fn sizes(&self) -> &ModelSizes {
+        &self.sizes
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn new_cache(&self, rows: usize, capacity: Vec<usize>) -> Result<KvCache> {
+        let shape = CacheShape {
+            rows,
+            n_kv_heads: self.config.n_kv_heads,
+            head_dim: self.config.head_dim,
+            capacity,
+        };
+        match &self.layers {
+            Layers::Composed(_) => KvCache::device(shape, self.dtype, &self.device),
+            Layers::Fused { .. } => Ok(KvCache::host(shape)),
+        }
+    }
+
+    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+            return Err(ModelError::TokenOutOfRange {
+                id,
+                vocab_size: self.config.vocab_size,
+            });
+        }
+        let ids = Tensor::new(ids, &self.device)?;
+        let hidden = self.frame.embedding.index_select(&ids, 0)?;
+        match &self.frame.embedding_norm {
+            None => Ok(hidden),
+            Some(norm) => composed::norm(norm, &hidden),
+        }
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        cache: &mut KvCache,
+        spans: &[Span],
+    ) -> Result<Tensor> {
+        debug_assert_eq!(hidden.dims(), [token_count(spans), self.config.d_model]);
+        cache.claim(index, spans, Provenance::Computed)?;
+        match &self.layers {
+            Layers::Composed(layers) => {
+                layers[index].forward(hidden, cache.layer_mut(index), spans)
+            }
+            Layers::Fused { layers, .. } => {
+                layers[index].forward(hidden, cache.layer_mut(index), spans)
+            }
+        }
+    }
+
+    fn fill_kv(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        cache: &mut KvCache,
+        spans: &[Span],
+    ) -> Result<()> {
+        cache.claim(index, spans, Provenance::Propagated)?;
+        match &self.layers {
+            Layers::Composed(layers) => {
+                layers[index].fill_kv(hidden, cache.layer_mut(index), spans)
+            }
+            Layers::Fused { layers, .. } => {
+                layers[index].fill_kv(hidden, cache.layer_mut(index), spans)
+            }
+        }
+    }
+
+    fn head(&self, hidden: &Tensor) -> Result<Tensor> {
+        match &self.layers {
+            Layers::Fused { head, .. } => head.forward(hidden),
+            Layers::Composed(_) => {
+                let normed = composed::norm(&self.frame.final_norm, hidden)?;
+                let logits = normed.matmul(&self.frame.head.t()?)?;
+                Ok(logits.to_dtype(DType::F32)?)
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What can be wrong with a checkpoint or a call into a model.
+
+use std::path::PathBuf;
+
+/// An error of this crate: what was wrong, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file of the checkpoint folder cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// A folder holds none of the files that a checkpoint must have.
+    #[error("{} is not a checkpoint folder: {missing} is missing (expected a Hugging Face folder with config.json, model.safetensors or its shards, tokenizer.json)", dir.display())]
+    NotACheckpoint {
+        /// The folder.
+        dir: PathBuf,
+        /// The file that was looked for.
+        missing: String,
+    },
+    /// A JSON file does not hold what is needed.
+    #[error("{}: {message}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, naming the key.
+        message: String,
+    },
+    /// The architecture has no implementation here.
+    #[error("{}: unknown architecture `{found}`; supported: {supported}", path.display())]
+    UnknownArchitecture {
+        /// The config file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+        /// The names that would work.
+        supported: String,
+    },
+    /// A safetensors file is cut off or damaged.
+    #[error("{}: not a complete safetensors file ({message}); copy or download it again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        message: String,
+    },
+    /// A tensor that the config calls for is absent.
+    #[error("tensor `{name}` is missing from {}; the config.json beside it calls for it", dir.display())]
+    MissingTensor {
+        /// The checkpoint's name for the tensor.
+        name: String,
+        /// The checkpoint folder.
+        dir: PathBuf,
+    },
+    /// A tensor has another shape than the config says.
+    #[error("tensor `{name}` in {} has shape {found:?}, but config.json calls for {expected:?}", dir.display())]
+    TensorShape {
+        /// The checkpoint's name for the tensor.
+        name: String,
+        /// The checkpoint folder.
+        dir: PathBuf,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape that the config implies.
+        expected: Vec<usize>,
+    },
+    /// The tokenizer cannot be used with the model.
+    #[error("{}: {message}", path.display())]
+    Tokenizer {
+        /// The tokenizer file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A prompt with no token.
+    #[error("prompt {row} is empty: a decoder needs at least one token to start from")]
+    EmptyPrompt {
+        /// Row of the batch, from 0.
+        row: usize,
+    },
+    /// A token id that the model has no embedding for.
+    #[error("token id {id} is outside the model's vocabulary of {vocab_size}; the tokenizer does not belong to this model")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Number of embeddings.
+        vocab_size: usize,
+    },
+    /// More positions than the model has.
+    #[error("row {row} needs {needed} positions (prompt and new tokens), but the model has {limit}; shorten the prompt or lower max-new-tokens")]
+    TooLong {
+        /// Row of the batch, from 0.
+        row: usize,
+        /// Positions asked for.
+        needed: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// Attention at a layer would read a key that was never written.
+    #[error("layer {layer} would read position {position} of row {row}, which was skipped and never filled; the strategy needs a KV fill such as `propagate`")]
+    Hole {
+        /// Layer index.
+        layer: usize,
+        /// Cache row.
+        row: usize,
+        /// Absolute position.
+        position: usize,
+    },
+    /// A position beyond what the cache holds.
+    #[error("layer {layer} has room for {capacity} positions in the KV cache, position {position} was asked for")]
+    CacheFull {
+        /// Layer index.
+        layer: usize,
+        /// Allocated positions.
+        capacity: usize,
+        /// The position that did not fit.
+        position: usize,
+    },
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, ModelError>;

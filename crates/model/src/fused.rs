@@ -1,0 +1,355 @@
+//! The decoder layer as one piece of plain f32 code for the CPU. Same arithmetic as
+//! [`crate::composed`], without its allocations, transposes and copies.
+
+use crate::batch::{Span, positions};
+use crate::cache::{LayerKv, Storage};
+use crate::config::{ModelConfig, PositionScheme};
+use crate::error::Result;
+use crate::kernels::{self, KeysValues};
+use crate::weights::{Frame, LayerWeights, Linear, Mlp, Norm};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// Query-key products below which attention stays on one thread.
+const PARALLEL_ATTENTION: usize = 1 << 17;
+
+pub(crate) struct FusedLayer {
+    attention_norm: FusedNorm,
+    /// Q, K and V stacked: `[q_width + 2 kv_width, d_model]`.
+    qkv: FusedLinear,
+    /// K and V alone lie at the end of `qkv`; this is where they begin.
+    kv_first_row: usize,
+    o: FusedLinear,
+    mlp_norm: FusedNorm,
+    /// Gate and up stacked, or BLOOM's first projection.
+    up: FusedLinear,
+    gated: bool,
+    down: FusedLinear,
+    heads: Heads,
+}
+
+#[derive(Clone)]
+struct Heads {
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+    /// `[head_dim / 2]`, empty without RoPE.
+    inv_freq: Vec<f32>,
+    /// `[n_heads]`, empty without ALiBi.
+    slopes: Vec<f32>,
+}
+
+struct FusedLinear {
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    in_width: usize,
+    out_width: usize,
+}
+
+enum FusedNorm {
+    Rms {
+        weight: Vec<f32>,
+        eps: f32,
+    },
+    Layer {
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+        eps: f32,
+    },
+}
+
+/// Final norm and LM head.
+pub(crate) struct FusedHead {
+    norm: FusedNorm,
+    weight: FusedLinear,
+}
+
+impl FusedLayer {
+    pub(crate) fn new(weights: &LayerWeights, config: &ModelConfig) -> Result<Self> {
+        let (up, gated, down) = match &weights.mlp {
+            Mlp::SwiGlu { gate, up, down } => (FusedLinear::stack(&[gate, up])?, true, down),
+            Mlp::Gelu { up, down } => (FusedLinear::stack(&[up])?, false, down),
+        };
+        let (inv_freq, slopes) = match &config.positions {
+            PositionScheme::Rope { inv_freq } => (inv_freq.clone(), Vec::new()),
+            PositionScheme::Alibi { slopes } => (Vec::new(), slopes.clone()),
+        };
+        Ok(Self {
+            attention_norm: FusedNorm::new(&weights.attention_norm)?,
+            qkv: FusedLinear::stack(&[&weights.q, &weights.k, &weights.v])?,
+            kv_first_row: config.n_heads * config.head_dim,
+            o: FusedLinear::stack(&[&weights.o])?,
+            mlp_norm: FusedNorm::new(&weights.mlp_norm)?,
+            up,
+            gated,
+            down: FusedLinear::stack(&[down])?,
+            heads: Heads {
+                n_heads: config.n_heads,
+                n_kv_heads: config.n_kv_heads,
+                head_dim: config.head_dim,
+                inv_freq,
+                slopes,
+            },
+        })
+    }
+
+    /// `hidden`: `[tokens, d_model]` in and out.
+    pub(crate) fn forward(
+        &self,
+        hidden: &Tensor,
+        kv: &mut LayerKv,
+        spans: &[Span],
+    ) -> Result<Tensor> {
+        let shape = hidden.shape().clone();
+        let mut hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
+        let mut normed = vec![0.0; hidden.len()];
+        self.attention_norm.apply(&hidden, &mut normed);
+
+        let mut qkv = self.qkv.apply(&normed, 0);
+        self.heads.rotate(&mut qkv, self.qkv.out_width, 0, spans);
+        let q_width = self.kv_first_row;
+        let attended = if kv.capacity > 0 {
+            self.heads.write(&qkv, self.qkv.out_width, q_width, kv, spans);
+            self.heads.attend(&qkv, self.qkv.out_width, kv, spans)
+        } else {
+            // No later step reads this layer: keys and values live for this call only.
+            let mut scratch = self.heads.scratch(spans);
+            self.heads
+                .write(&qkv, self.qkv.out_width, q_width, &mut scratch, spans);
+            self.heads
+                .attend(&qkv, self.qkv.out_width, &scratch, spans)
+        };
+        add(&mut hidden, &self.o.apply(&attended, 0));
+
+        self.mlp_norm.apply(&hidden, &mut normed);
+        let mut up = self.up.apply(&normed, 0);
+        let inner = if self.gated {
+            let width = self.up.out_width / 2;
+            let mut inner = vec![0.0; up.len() / 2];
+            kernels::swiglu(&up, width, &mut inner);
+            inner
+        } else {
+            kernels::gelu(&mut up);
+            up
+        };
+        add(&mut hidden, &self.down.apply(&inner, 0));
+        Ok(Tensor::from_vec(hidden, shape, &Device::Cpu)?)
+    }
+
+    /// Keys and values only.
+    pub(crate) fn fill_kv(
+        &self,
+        hidden: &Tensor,
+        kv: &mut LayerKv,
+        spans: &[Span],
+    ) -> Result<()> {
+        if kv.capacity == 0 {
+            return Ok(());
+        }
+        let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
+        let mut normed = vec![0.0; hidden.len()];
+        self.attention_norm.apply(&hidden, &mut normed);
+        let mut fresh = self.qkv.apply(&normed, self.kv_first_row);
+        let width = self.qkv.out_width - self.kv_first_row;
+        let heads = &self.heads;
+        heads.rotate(&mut fresh, width, heads.n_heads, spans);
+        heads.write(&fresh, width, 0, kv, spans);
+        Ok(())
+    }
+}
+
+impl Heads {
+    fn kv_width(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+
+    /// Rotates queries and keys of `x`: `[tokens, width]`, whose first head is head `first_head` of Q then K.
+    fn rotate(&self, x: &mut [f32], width: usize, first_head: usize, spans: &[Span]) {
+        if self.inv_freq.is_empty() {
+            return;
+        }
+        let rotated = (self.n_heads + self.n_kv_heads - first_head) * self.head_dim;
+        let half = self.inv_freq.len();
+        let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
+        for (token, position) in x.chunks_exact_mut(width).zip(positions(spans)) {
+            for (i, freq) in self.inv_freq.iter().enumerate() {
+                (sin[i], cos[i]) = (position as f32 * freq).sin_cos();
+            }
+            kernels::rotate(&mut token[..rotated], &cos, &sin);
+        }
+    }
+
+    /// Writes keys and values out of `fresh`: `[tokens, width]`, keys at `first`, values behind them.
+    fn write(
+        &self,
+        fresh: &[f32],
+        width: usize,
+        first: usize,
+        layer: &mut LayerKv,
+        spans: &[Span],
+    ) {
+        let capacity = layer.capacity;
+        let Storage::Host { k, v } = &mut layer.storage else {
+            unreachable!("a fused layer is given the cache that its model made");
+        };
+        let slots = spans
+            .iter()
+            .flat_map(|span| (span.start..span.start + span.len).map(|at| (span.row, at)));
+        for (token, (row, position)) in fresh.chunks_exact(width).zip(slots) {
+            let (keys, values) = token[first..].split_at(self.kv_width());
+            for head in 0..self.n_kv_heads {
+                let from = head * self.head_dim..(head + 1) * self.head_dim;
+                let to = ((row * self.n_kv_heads + head) * capacity + position) * self.head_dim;
+                k[to..to + self.head_dim].copy_from_slice(&keys[from.clone()]);
+                v[to..to + self.head_dim].copy_from_slice(&values[from]);
+            }
+        }
+    }
+
+    /// Attention of every token; `qkv`: `[tokens, width]` with the queries first. Gives `[tokens, q_width]`.
+    fn attend(&self, qkv: &[f32], width: usize, layer: &LayerKv, spans: &[Span]) -> Vec<f32> {
+        let Storage::Host { k, v } = &layer.storage else {
+            unreachable!("a fused layer is given the cache that its model made");
+        };
+        let q_width = self.n_heads * self.head_dim;
+        let row_len = self.kv_width() * layer.capacity;
+        let slots: Vec<(usize, usize)> = spans
+            .iter()
+            .flat_map(|span| (span.start..span.start + span.len).map(|at| (span.row, at)))
+            .collect();
+        let mut out = vec![0.0; slots.len() * q_width];
+        let token = |scores: &mut Vec<f32>, index: usize, out: &mut [f32]| {
+            let (row, position) = slots[index];
+            let kv = KeysValues {
+                k: &k[row * row_len..(row + 1) * row_len],
+                v: &v[row * row_len..(row + 1) * row_len],
+                stride: layer.capacity,
+            };
+            scores.resize(layer.capacity, 0.0);
+            kernels::attend(
+                &qkv[index * width..index * width + q_width],
+                kv,
+                position + 1,
+                self.head_dim,
+                self.n_heads / self.n_kv_heads,
+                &self.slopes,
+                scores,
+                out,
+            );
+        };
+        let products: usize = slots.iter().map(|(_, position)| position * q_width).sum();
+        if products < PARALLEL_ATTENTION {
+            let mut scores = Vec::new();
+            for (index, out) in out.chunks_exact_mut(q_width).enumerate() {
+                token(&mut scores, index, out);
+            }
+        } else {
+            out.par_chunks_exact_mut(q_width)
+                .enumerate()
+                .for_each_init(Vec::new, |scores, (index, out)| token(scores, index, out));
+        }
+        out
+    }
+
+    /// Room for `spans` alone, which are whole prompts.
+    fn scratch(&self, spans: &[Span]) -> LayerKv {
+        let capacity = spans.iter().map(|span| span.start + span.len).max();
+        let rows = spans.iter().map(|span| span.row + 1).max();
+        LayerKv::host(rows.unwrap_or(0), capacity.unwrap_or(0), self.kv_width())
+    }
+}
+
+impl FusedLinear {
+    /// Projections of the same input as one, so that a step reads its input once.
+    fn stack(parts: &[&Linear]) -> Result<Self> {
+        let in_width = parts[0].weight.dim(1)?;
+        let mut weight = Vec::new();
+        let mut bias = Vec::new();
+        for part in parts {
+            weight.extend(part.weight.flatten_all()?.to_vec1::<f32>()?);
+            if let Some(part) = &part.bias {
+                bias.extend(part.to_vec1::<f32>()?);
+            }
+        }
+        let out_width = weight.len() / in_width;
+        Ok(Self {
+            weight,
+            bias: (bias.len() == out_width).then_some(bias),
+            in_width,
+            out_width,
+        })
+    }
+
+    /// Output columns `first_row..` for `x`: `[tokens, in_width]`.
+    fn apply(&self, x: &[f32], first_row: usize) -> Vec<f32> {
+        let width = self.out_width - first_row;
+        let mut y = vec![0.0; x.len() / self.in_width * width];
+        kernels::matmul(
+            x,
+            &self.weight[first_row * self.in_width..],
+            self.in_width,
+            &mut y,
+        );
+        if let Some(bias) = &self.bias {
+            for y in y.chunks_exact_mut(width) {
+                add(y, &bias[first_row..]);
+            }
+        }
+        y
+    }
+}
+
+impl FusedNorm {
+    fn new(norm: &Norm) -> Result<Self> {
+        Ok(match norm {
+            Norm::Rms { weight, eps } => FusedNorm::Rms {
+                weight: weight.to_vec1()?,
+                eps: *eps as f32,
+            },
+            Norm::Layer { weight, bias, eps } => FusedNorm::Layer {
+                weight: weight.to_vec1()?,
+                bias: bias.to_vec1()?,
+                eps: *eps as f32,
+            },
+        })
+    }
+
+    fn apply(&self, x: &[f32], out: &mut [f32]) {
+        match self {
+            FusedNorm::Rms { weight, eps } => kernels::rms_norm(x, weight, *eps, out),
+            FusedNorm::Layer { weight, bias, eps } => {
+                kernels::layer_norm(x, weight, bias, *eps, out);
+            }
+        }
+    }
+}
+
+impl FusedHead {
+    pub(crate) fn new(frame: &Frame) -> Result<Self> {
+        let head = Linear {
+            weight: frame.head.clone(),
+            bias: None,
+        };
+        Ok(Self {
+            norm: FusedNorm::new(&frame.final_norm)?,
+            weight: FusedLinear::stack(&[&head])?,
+        })
+    }
+
+    /// Logits `[tokens, vocab_size]` of `hidden`: `[tokens, d_model]`.
+    pub(crate) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        let tokens = hidden.dim(0)?;
+        let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
+        let mut normed = vec![0.0; hidden.len()];
+        self.norm.apply(&hidden, &mut normed);
+        let logits = self.weight.apply(&normed, 0);
+        let shape = (tokens, self.weight.out_width);
+        Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
+    }
+}
+
+fn add(sum: &mut [f32], term: &[f32]) {
+    for (sum, term) in sum.iter_mut().zip(term) {
+        *sum += term;
+    }
+}
