@@ -76,8 +76,8 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         path: index.clone(),
         message,
     };
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| malformed(format!("not valid JSON: {error}")))?;
+    let json: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|error| malformed(format!("not valid JSON: {error}")))?;
     let map = json
         .get("weight_map")
         .and_then(|map| map.as_object())
@@ -87,7 +87,11 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         let file = file
             .as_str()
             .filter(|name| Path::new(name).file_name() == Some(name.as_ref()))
-            .ok_or_else(|| malformed(format!("`weight_map.{tensor}` does not name a file of this folder")))?;
+            .ok_or_else(|| {
+                malformed(format!(
+                    "`weight_map.{tensor}` does not name a file of this folder"
+                ))
+            })?;
         shards.push(dir.join(file));
     }
     shards.sort();

@@ -34,9 +34,14 @@ impl ComposedLayer {
             PositionScheme::Rope { inv_freq } => {
                 Position::Rope(Tensor::new(inv_freq.as_slice(), device)?)
             }
-            PositionScheme::Alibi { slopes } => Position::Alibi(
-                Tensor::new(slopes.as_slice(), device)?.reshape((config.n_kv_heads, group, 1, 1))?,
-            ),
+            PositionScheme::Alibi { slopes } => {
+                Position::Alibi(Tensor::new(slopes.as_slice(), device)?.reshape((
+                    config.n_kv_heads,
+                    group,
+                    1,
+                    1,
+                ))?)
+            }
         };
         Ok(Self {
             weights,
@@ -79,12 +84,7 @@ impl ComposedLayer {
         Ok((hidden + out)?)
     }
 
-    pub(crate) fn fill_kv(
-        &self,
-        hidden: &Tensor,
-        kv: &mut LayerKv,
-        spans: &[Span],
-    ) -> Result<()> {
+    pub(crate) fn fill_kv(&self, hidden: &Tensor, kv: &mut LayerKv, spans: &[Span]) -> Result<()> {
         let normed = norm(&self.weights.attention_norm, hidden)?;
         let (k, v) = self.project_kv(&normed, spans)?;
         self.write(&k, &v, kv, spans)
@@ -145,7 +145,10 @@ impl ComposedLayer {
         let longest = spans.iter().map(|span| span.start + 1).max().unwrap_or(1);
         let select = |store: &Tensor| -> Result<Tensor> {
             let all_rows = spans.len() == store.dim(0)?
-                && spans.iter().enumerate().all(|(index, span)| span.row == index);
+                && spans
+                    .iter()
+                    .enumerate()
+                    .all(|(index, span)| span.row == index);
             let rows = if all_rows {
                 store.clone()
             } else {
@@ -187,7 +190,8 @@ impl ComposedLayer {
         for span in spans {
             let len = span.start + span.len;
             let (k, v) = if kv.capacity == 0 {
-                let fresh = |x: &Tensor| x.narrow(0, first, span.len)?.transpose(0, 1)?.contiguous();
+                let fresh =
+                    |x: &Tensor| x.narrow(0, first, span.len)?.transpose(0, 1)?.contiguous();
                 (fresh(k)?, fresh(v)?)
             } else {
                 let Storage::Device { k, v } = &kv.storage else {
@@ -243,7 +247,9 @@ impl ComposedLayer {
 fn length_mask(lens: &[usize], longest: usize, device: &Device) -> Result<Tensor> {
     let values: Vec<f32> = lens
         .iter()
-        .flat_map(|&len| (0..longest).map(move |key| if key < len { 0.0 } else { f32::NEG_INFINITY }))
+        .flat_map(|&len| {
+            (0..longest).map(move |key| if key < len { 0.0 } else { f32::NEG_INFINITY })
+        })
         .collect();
     Ok(Tensor::from_vec(values, (lens.len(), longest), device)?)
 }

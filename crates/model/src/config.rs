@@ -99,7 +99,9 @@ impl ConfigFile {
                 .filter(|&n| n > 0 && n <= u64::from(u32::MAX))
                 .map(|n| n as usize)
                 .ok_or_else(|| {
-                    self.error(format!("key `{key}` must be a positive integer, got {value}"))
+                    self.error(format!(
+                        "key `{key}` must be a positive integer, got {value}"
+                    ))
                 }),
         }
     }
@@ -116,9 +118,9 @@ impl ConfigFile {
     pub(crate) fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.error(format!("key `{key}` must be true or false, got {value}"))),
+            Some(value) => value.as_bool().ok_or_else(|| {
+                self.error(format!("key `{key}` must be true or false, got {value}"))
+            }),
         }
     }
 

@@ -145,7 +145,8 @@ impl Decoder {
         });
         let checkpoint = Checkpoint::open(dir, dtype, device)?;
         let frame = config.family.frame(&checkpoint, &config)?;
-        let fused = backend == Backend::Auto && matches!(device, Device::Cpu) && dtype == DType::F32;
+        let fused =
+            backend == Backend::Auto && matches!(device, Device::Cpu) && dtype == DType::F32;
         let mut sizes = ModelSizes {
             n_layers: config.n_layers,
             d_model: config.d_model,
@@ -224,7 +225,10 @@ impl CausalLm for Decoder {
     }
 
     fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+        if let Some(&id) = ids
+            .iter()
+            .find(|&&id| id as usize >= self.config.vocab_size)
+        {
             return Err(ModelError::TokenOutOfRange {
                 id,
                 vocab_size: self.config.vocab_size,

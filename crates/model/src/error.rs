@@ -82,7 +82,9 @@ pub enum ModelError {
         row: usize,
     },
     /// A token id that the model has no embedding for.
-    #[error("token id {id} is outside the model's vocabulary of {vocab_size}; the tokenizer does not belong to this model")]
+    #[error(
+        "token id {id} is outside the model's vocabulary of {vocab_size}; the tokenizer does not belong to this model"
+    )]
     TokenOutOfRange {
         /// The id.
         id: u32,
@@ -90,7 +92,9 @@ pub enum ModelError {
         vocab_size: usize,
     },
     /// More positions than the model has.
-    #[error("row {row} needs {needed} positions (prompt and new tokens), but the model has {limit}; shorten the prompt or lower max-new-tokens")]
+    #[error(
+        "row {row} needs {needed} positions (prompt and new tokens), but the model has {limit}; shorten the prompt or lower max-new-tokens"
+    )]
     TooLong {
         /// Row of the batch, from 0.
         row: usize,
@@ -100,7 +104,9 @@ pub enum ModelError {
         limit: usize,
     },
     /// Attention at a layer would read a key that was never written.
-    #[error("layer {layer} would read position {position} of row {row}, which was skipped and never filled; the strategy needs a KV fill such as `propagate`")]
+    #[error(
+        "layer {layer} would read position {position} of row {row}, which was skipped and never filled; the strategy needs a KV fill such as `propagate`"
+    )]
     Hole {
         /// Layer index.
         layer: usize,
@@ -110,7 +116,9 @@ pub enum ModelError {
         position: usize,
     },
     /// A position beyond what the cache holds.
-    #[error("layer {layer} has room for {capacity} positions in the KV cache, position {position} was asked for")]
+    #[error(
+        "layer {layer} has room for {capacity} positions in the KV cache, position {position} was asked for"
+    )]
     CacheFull {
         /// Layer index.
         layer: usize,

@@ -109,15 +109,15 @@ impl FusedLayer {
         self.heads.rotate(&mut qkv, self.qkv.out_width, 0, spans);
         let q_width = self.kv_first_row;
         let attended = if kv.capacity > 0 {
-            self.heads.write(&qkv, self.qkv.out_width, q_width, kv, spans);
+            self.heads
+                .write(&qkv, self.qkv.out_width, q_width, kv, spans);
             self.heads.attend(&qkv, self.qkv.out_width, kv, spans)
         } else {
             // No later step reads this layer: keys and values live for this call only.
             let mut scratch = self.heads.scratch(spans);
             self.heads
                 .write(&qkv, self.qkv.out_width, q_width, &mut scratch, spans);
-            self.heads
-                .attend(&qkv, self.qkv.out_width, &scratch, spans)
+            self.heads.attend(&qkv, self.qkv.out_width, &scratch, spans)
         };
         add(&mut hidden, &self.o.apply(&attended, 0));
 
@@ -137,12 +137,7 @@ impl FusedLayer {
     }
 
     /// Keys and values only.
-    pub(crate) fn fill_kv(
-        &self,
-        hidden: &Tensor,
-        kv: &mut LayerKv,
-        spans: &[Span],
-    ) -> Result<()> {
+    pub(crate) fn fill_kv(&self, hidden: &Tensor, kv: &mut LayerKv, spans: &[Span]) -> Result<()> {
         if kv.capacity == 0 {
             return Ok(());
         }

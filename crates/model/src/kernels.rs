@@ -4,6 +4,8 @@
 //! Every output element is reduced in one fixed order that depends on neither the number of rows nor the number
 //! of threads, so a row's result is bit for bit the same alone and in any batch.
 
+use crate::simd::{Isa, dot, exp, isa, multiply_add};
+use crate::vectorised;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -12,28 +14,6 @@ const PARALLEL_MULTIPLY_ADDS: usize = 1 << 19;
 
 /// Rows of `x` that are kept close while a weight streams by.
 const ROW_BLOCK: usize = 32;
-
-#[derive(Clone, Copy)]
-enum Isa {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
-}
-
-fn isa() -> Isa {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
-            return Isa::Avx512;
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Isa::Avx2;
-        }
-    }
-    Isa::Portable
-}
 
 /// `y = x w^T`; `x`: `[n, k]`, `w`: `[m, k]`, `y`: `[n, m]`.
 pub(crate) fn matmul(x: &[f32], w: &[f32], k: usize, y: &mut [f32]) {
@@ -211,80 +191,6 @@ fn sum_256(x: std::arch::x86_64::__m256) -> f32 {
     let half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
     _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps::<1>(quarter, quarter)))
-}
-
-/// Runs `$body` compiled for the best instruction set there is; `FMA` tells the body whether fused
-/// multiply-adds are cheap.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
-        $(#[$doc])*
-        pub(crate) fn $name($($arg: $type),*) $(-> $ret)? {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx2,fma")]
-            fn avx512($($arg: $type),*) $(-> $ret)? { $body::<true>($($arg),*) }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $type),*) $(-> $ret)? { $body::<true>($($arg),*) }
-            match isa() {
-                // SAFETY: the features were detected.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512($($arg),*) },
-                // SAFETY: the features were detected.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { avx2($($arg),*) },
-                Isa::Portable => $body::<false>($($arg),*),
-            }
-        }
-    };
-}
-
-const LANES: usize = 16;
-
-#[inline(always)]
-fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-#[inline(always)]
-fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; LANES];
-    let (a_body, a_tail) = a.as_chunks::<LANES>();
-    let (b_body, b_tail) = b.as_chunks::<LANES>();
-    for (a, b) in a_body.iter().zip(b_body) {
-        for lane in 0..LANES {
-            sums[lane] = multiply_add::<FMA>(a[lane], b[lane], sums[lane]);
-        }
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-        width /= 2;
-    }
-    a_tail.iter().zip(b_tail).fold(sums[0], |sum, (a, b)| sum + a * b)
-}
-
-/// `exp` by range reduction and a degree-6 polynomial (Cephes `expf`), within 2 units in the last place;
-/// unlike the library's it vectorises.
-#[inline(always)]
-fn exp<const FMA: bool>(x: f32) -> f32 {
-    let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
-    let r = multiply_add::<FMA>(n, -0.693_359_4, x);
-    let r = multiply_add::<FMA>(n, 2.121_944_4e-4, r);
-    let mut p = 1.987_569_1e-4;
-    for coefficient in [
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        5e-1,
-    ] {
-        p = multiply_add::<FMA>(p, r, coefficient);
-    }
-    let value = multiply_add::<FMA>(p, r * r, r + 1.0);
-    value * f32::from_bits(((n as i32 + 127) as u32) << 23)
 }
 
 vectorised! {
@@ -482,14 +388,6 @@ mod tests {
                         prop_assert!((f64::from(y[row * m + column]) - exact).abs() < 1e-4);
                     }
                 }
-            }
-        }
-
-        #[test]
-        fn exp_is_within_two_ulps(x in -80f32..80.0) {
-            let exact = f64::from(x).exp();
-            for value in [exp::<true>(x), exp::<false>(x)] {
-                prop_assert!((f64::from(value) / exact - 1.0).abs() < 2.5e-7, "{value} {exact}");
             }
         }
     }

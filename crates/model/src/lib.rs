@@ -21,6 +21,7 @@ mod families;
 mod fused;
 mod kernels;
 mod mock;
+pub mod simd;
 mod tokenizer;
 mod weights;
 

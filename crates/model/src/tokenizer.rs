@@ -48,8 +48,7 @@ impl TextTokenizer {
             path: path.clone(),
             message,
         };
-        let mut tokenizer =
-            Tokenizer::from_file(&path).map_err(|error| fail(error.to_string()))?;
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| fail(error.to_string()))?;
         // A prompt is taken whole or refused; truncation set in the file would hide that.
         tokenizer
             .with_truncation(None)
@@ -147,10 +146,7 @@ impl Tokenize for ByteTokenizer {
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {
-        let bytes: Vec<u8> = ids
-            .iter()
-            .filter_map(|&id| u8::try_from(id).ok())
-            .collect();
+        let bytes: Vec<u8> = ids.iter().filter_map(|&id| u8::try_from(id).ok()).collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 

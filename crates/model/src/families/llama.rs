@@ -58,8 +58,10 @@ pub(super) fn config(family: Family, file: &ConfigFile) -> Result<ModelConfig> {
 }
 
 pub(super) fn frame(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Frame> {
-    let embedding =
-        checkpoint.tensor("model.embed_tokens.weight", &[config.vocab_size, config.d_model])?;
+    let embedding = checkpoint.tensor(
+        "model.embed_tokens.weight",
+        &[config.vocab_size, config.d_model],
+    )?;
     let head = if config.tied_head {
         embedding.clone()
     } else {
@@ -92,7 +94,11 @@ pub(super) fn layer(
     let q_width = config.n_heads * config.head_dim;
     let kv_width = config.n_kv_heads * config.head_dim;
     Ok(LayerWeights {
-        attention_norm: norm(checkpoint, config, &format!("{prefix}.input_layernorm.weight"))?,
+        attention_norm: norm(
+            checkpoint,
+            config,
+            &format!("{prefix}.input_layernorm.weight"),
+        )?,
         q: linear("self_attn.q_proj", q_width, d, qkv_bias)?,
         k: linear("self_attn.k_proj", kv_width, d, qkv_bias)?,
         v: linear("self_attn.v_proj", kv_width, d, qkv_bias)?,

@@ -23,12 +23,7 @@ pub enum Family {
 }
 
 impl Family {
-    const ALL: [Family; 4] = [
-        Family::Llama,
-        Family::Mistral,
-        Family::Qwen2,
-        Family::Bloom,
-    ];
+    const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Bloom];
 
     /// `model_type` and architecture class in transformers.
     fn names(self) -> [&'static str; 2] {
@@ -80,9 +75,7 @@ impl Family {
         index: usize,
     ) -> Result<LayerWeights> {
         match self {
-            Family::Llama | Family::Mistral => {
-                llama::layer(checkpoint, config, index, false)
-            }
+            Family::Llama | Family::Mistral => llama::layer(checkpoint, config, index, false),
             Family::Qwen2 => llama::layer(checkpoint, config, index, true),
             Family::Bloom => bloom::layer(checkpoint, config, index),
         }

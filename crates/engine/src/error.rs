@@ -1,0 +1,36 @@
+//! What can go wrong while generating.
+
+use skipbench_model::ModelError;
+use skipbench_strategy::StrategyError;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model refused a call.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The strategy cannot be used with this model or batch.
+    #[error(transparent)]
+    Strategy(#[from] StrategyError),
+    /// No prompt was given.
+    #[error("the batch is empty; give at least one prompt")]
+    EmptyBatch,
+    /// Nothing to generate.
+    #[error("max-new-tokens is 0; at least one token must be generated")]
+    NoTokens,
+    /// The model's output is not a number.
+    #[error("the logits of row {row} are not finite; the checkpoint is damaged or its dtype overflows")]
+    NotFinite {
+        /// Row of the batch, from 0.
+        row: usize,
+    },
+}
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        EngineError::Model(error.into())
+    }
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, EngineError>;

@@ -1,0 +1,20 @@
+//! One file per command: its arguments and what it does with them.
+
+pub mod data;
+pub mod generate;
+pub mod layers;
+pub mod plan;
+pub mod report;
+pub mod run;
+pub mod score;
+pub mod train;
+
+use std::io::Write;
+
+/// One JSON value and a line feed on stdout.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}

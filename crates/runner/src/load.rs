@@ -1,0 +1,134 @@
+//! Reading texts and models.
+
+use crate::experiment::{DeviceName, DtypeName};
+use anyhow::{Context, bail};
+use candle_core::{DType, Device};
+use rand::seq::SliceRandom;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use std::io::Read;
+use std::path::Path;
+
+impl From<DtypeName> for DType {
+    fn from(name: DtypeName) -> DType {
+        match name {
+            DtypeName::F32 => DType::F32,
+            DtypeName::Bf16 => DType::BF16,
+            DtypeName::F16 => DType::F16,
+        }
+    }
+}
+
+impl DeviceName {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// CUDA was asked for and is not there, or not built in.
+    pub fn open(self) -> anyhow::Result<Device> {
+        match self {
+            DeviceName::Cpu => Ok(Device::Cpu),
+            DeviceName::Cuda if !candle_core::utils::cuda_is_available() => bail!(
+                "device `cuda`: this binary was built without CUDA; build it with `--features cuda`, or use `device: cpu`"
+            ),
+            DeviceName::Cuda => {
+                Device::new_cuda(0).context("device `cuda`: no usable GPU; use `device: cpu`")
+            }
+        }
+    }
+}
+
+/// The text of a file, unpacked where its name ends in `.gz`.
+///
+/// # Errors
+/// A file that cannot be read, or is not UTF-8 (naming the line).
+pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
+    let raw = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = if path.extension().is_some_and(|extension| extension == "gz") {
+        let mut bytes = Vec::new();
+        flate2::read::MultiGzDecoder::new(raw.as_slice())
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("{}: not a whole gzip file", path.display()))?;
+        bytes
+    } else {
+        raw
+    };
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|&&byte| byte == b'\n').count() + 1;
+        anyhow::anyhow!("{}: line {line} is not UTF-8", path.display())
+    })
+}
+
+/// The lines of a file, split at line feeds only.
+///
+/// # Errors
+/// As [`read_text`].
+pub(crate) fn read_lines(path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = read_text(path)?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(text
+        .split('\n')
+        .map(|line| line.strip_suffix('\r').unwrap_or(line).to_owned())
+        .collect())
+}
+
+/// Lines of two files that belong together.
+pub(crate) struct FilePairs {
+    sources: Vec<String>,
+    references: Vec<String>,
+    order: Vec<u32>,
+}
+
+impl FilePairs {
+    pub(crate) fn read(source: &Path, reference: &Path) -> anyhow::Result<Self> {
+        let (sources, references) = (read_lines(source)?, read_lines(reference)?);
+        if sources.len() != references.len() {
+            bail!(
+                "{} has {} lines, {} has {}; they must pair up",
+                source.display(),
+                sources.len(),
+                reference.display(),
+                references.len()
+            );
+        }
+        if sources.is_empty() {
+            bail!("{} is empty", source.display());
+        }
+        let mut order: Vec<u32> = (0..sources.len() as u32).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+        Ok(Self {
+            sources,
+            references,
+            order,
+        })
+    }
+
+    /// The first `n` pairs in file order.
+    pub(crate) fn first(&self, n: usize) -> impl Iterator<Item = (&str, &str)> {
+        self.sources
+            .iter()
+            .zip(&self.references)
+            .take(n)
+            .map(|(source, reference)| (source.as_str(), reference.as_str()))
+    }
+
+    /// The `index`-th of an endless stream that passes over all pairs in a shuffled order, another offset each time.
+    pub(crate) fn shuffled(&self, index: u64) -> (&str, &str) {
+        let len = self.order.len() as u64;
+        let (epoch, place) = (index / len, index % len);
+        // A stride coprime to the length visits every pair once an epoch in another order.
+        let mut stride = 2 * epoch + 1;
+        while gcd(stride, len) != 1 {
+            stride += 1;
+        }
+        let at = self.order[((place * stride + epoch) % len) as usize] as usize;
+        (&self.sources[at], &self.references[at])
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

@@ -1,0 +1,71 @@
+//! From a target speedup to a number of layers.
+
+use crate::{MAX_LAYERS, StrategyError};
+
+/// The fewest layers that any strategy may run.
+pub(crate) const MIN_KEPT: usize = 2;
+
+/// Layers that a target speedup leaves: `floor(n_layers / speedup)`, as in Unified Layer Skipping
+/// (arXiv 2404.06954).
+///
+/// A little is added before rounding down, because 33 / 1.1 is 29.999.. in floating point.
+/// ```
+/// # use skipbench_strategy::kept_layers;
+/// assert_eq!(kept_layers(33, 1.1)?, 30);
+/// assert!(kept_layers(12, 10.0).is_err());
+/// # Ok::<(), skipbench_strategy::StrategyError>(())
+/// ```
+///
+/// # Errors
+/// If the speedup is below 1 or not finite, or leaves fewer than two layers.
+pub fn kept_layers(n_layers: usize, speedup: f64) -> Result<usize, StrategyError> {
+    check_speedup(speedup)?;
+    let kept = (n_layers as f64 / speedup + 1e-9).floor() as usize;
+    if kept < MIN_KEPT {
+        return Err(StrategyError::TooFast {
+            speedup,
+            kept,
+            n_layers,
+        });
+    }
+    Ok(kept)
+}
+
+/// [`kept_layers`] for a strategy that cannot do without a target.
+pub(crate) fn required_layers(
+    strategy: &'static str,
+    n_layers: usize,
+    speedup: Option<f64>,
+) -> Result<usize, StrategyError> {
+    check_depth(strategy, n_layers, MIN_KEPT)?;
+    kept_layers(
+        n_layers,
+        speedup.ok_or(StrategyError::MissingSpeedup { strategy })?,
+    )
+}
+
+/// Refuses a model with fewer than `min` layers or more than a set holds.
+pub(crate) fn check_depth(
+    strategy: &'static str,
+    n_layers: usize,
+    min: usize,
+) -> Result<(), StrategyError> {
+    if (min..=MAX_LAYERS).contains(&n_layers) {
+        Ok(())
+    } else {
+        Err(StrategyError::LayerCount {
+            strategy,
+            n_layers,
+            min,
+        })
+    }
+}
+
+/// Refuses a target that is no speedup.
+pub(crate) fn check_speedup(speedup: f64) -> Result<(), StrategyError> {
+    if speedup.is_finite() && speedup >= 1.0 {
+        Ok(())
+    } else {
+        Err(StrategyError::Speedup { found: speedup })
+    }
+}

@@ -1,0 +1,124 @@
+//! What can be wrong with a strategy, and what to do about it.
+
+use crate::MAX_LAYERS;
+
+/// An error of this crate: what is wrong, and what would work.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StrategyError {
+    /// No strategy has this name.
+    #[error("unknown strategy `{found}`{}; known: {known}", hint(.nearest))]
+    UnknownStrategy {
+        /// What was asked for.
+        found: String,
+        /// The most similar name, if one is similar.
+        nearest: Option<&'static str>,
+        /// All names.
+        known: String,
+    },
+    /// The strategy has no such variant.
+    #[error("unknown variant `{found}` of `{strategy}`{}; known: {known}", hint(.nearest))]
+    UnknownVariant {
+        /// The strategy.
+        strategy: &'static str,
+        /// What was asked for.
+        found: String,
+        /// The most similar name, if one is similar.
+        nearest: Option<&'static str>,
+        /// All variants of the strategy.
+        known: String,
+    },
+    /// A text is not of the form `name[:variant][@speedup]`.
+    #[error(
+        "cannot read strategy `{text}`: {reason} (the form is name[:variant][@speedup], as in unified:even@3)"
+    )]
+    ShortForm {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A target that is no speedup.
+    #[error("speedup {found} is not possible: it must be a finite number of at least 1")]
+    Speedup {
+        /// What was asked for.
+        found: f64,
+    },
+    /// The strategy cannot choose its layers without a target.
+    #[error(
+        "`{strategy}` needs a target: write {strategy}@2, or `speedup: 2` among its settings, or a list of speedups in the experiment"
+    )]
+    MissingSpeedup {
+        /// The strategy.
+        strategy: &'static str,
+    },
+    /// The target leaves fewer than two layers.
+    #[error(
+        "speedup {speedup} leaves {kept} of {n_layers} layers, and at least 2 must run; the largest possible speedup for {n_layers} layers is {max}",
+        max = *n_layers as f64 / 2.0
+    )]
+    TooFast {
+        /// What was asked for.
+        speedup: f64,
+        /// Layers that it leaves.
+        kept: usize,
+        /// Layers of the model.
+        n_layers: usize,
+    },
+    /// A model on which no layer can be chosen.
+    #[error("a model with {n_layers} layers cannot be used: `{strategy}` needs {min} to {max}", max = MAX_LAYERS)]
+    LayerCount {
+        /// The strategy.
+        strategy: &'static str,
+        /// Layers of the model.
+        n_layers: usize,
+        /// The fewest with which the strategy works.
+        min: usize,
+    },
+    /// A setting has a value that cannot work.
+    #[error("`{key}` of `{strategy}`: {message}")]
+    Setting {
+        /// The strategy.
+        strategy: &'static str,
+        /// The setting as an experiment spells it.
+        key: &'static str,
+        /// What is wrong, and what would work.
+        message: String,
+    },
+    /// A dynamic strategy has a target, but the knob that would meet it has not been found.
+    #[error(
+        "`{strategy}` has no threshold: calibrate it to its target speedup first (`skipbench run` does), or give `threshold` among its settings"
+    )]
+    NotCalibrated {
+        /// The strategy.
+        strategy: &'static str,
+    },
+    /// A batch of another model than the strategy was built for.
+    #[error("this strategy was built for {built_for} layers and cannot run a model with {found}; build it again for that model")]
+    OtherModel {
+        /// Layers that it was built for.
+        built_for: usize,
+        /// Layers of the batch.
+        found: usize,
+    },
+}
+
+/// `, did you mean ...?`, or nothing.
+fn hint(nearest: &Option<&'static str>) -> String {
+    nearest.map_or_else(String::new, |name| format!(", did you mean `{name}`?"))
+}
+
+/// The candidate most similar to what was typed, unless none is similar.
+pub(crate) fn nearest(
+    typed: &str,
+    candidates: impl IntoIterator<Item = &'static str>,
+) -> Option<&'static str> {
+    const SIMILAR: f64 = 0.5;
+    let typed = typed.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|name| (strsim::normalized_damerau_levenshtein(&typed, name), name))
+        .filter(|(score, _)| *score >= SIMILAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}

@@ -1,0 +1,133 @@
+//! AdamW (arXiv 1711.05101) over plain slices, with gradient clipping and an average of the weights.
+
+use crate::config::OptimizerConfig;
+use crate::error::Result;
+use crate::net::Net;
+use crate::ops::to_vec;
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+const EPS: f32 = 1e-8;
+
+/// State of one weight.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Moments {
+    pub(crate) value: Vec<f32>,
+    pub(crate) first: Vec<f32>,
+    pub(crate) second: Vec<f32>,
+    /// Running average of the value; empty when none is kept.
+    pub(crate) average: Vec<f32>,
+}
+
+pub(crate) struct AdamW {
+    config: OptimizerConfig,
+    /// In the order of `Net::names`.
+    pub(crate) weights: Vec<Moments>,
+}
+
+impl AdamW {
+    pub(crate) fn new(net: &Net, config: &OptimizerConfig) -> Result<Self> {
+        let weights = net
+            .names()
+            .iter()
+            .map(|name| {
+                let value = to_vec(net.var(name).as_tensor())?;
+                Ok(Moments {
+                    first: vec![0.0; value.len()],
+                    second: vec![0.0; value.len()],
+                    average: match config.ema_decay > 0.0 {
+                        true => value.clone(),
+                        false => Vec::new(),
+                    },
+                    value,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            config: config.clone(),
+            weights,
+        })
+    }
+
+    /// One update; gives the gradient's global norm before clipping. `step` counts from 0.
+    pub(crate) fn step(
+        &mut self,
+        net: &Net,
+        grads: &GradStore,
+        rate: f64,
+        step: u64,
+    ) -> Result<f64> {
+        let gradients = net
+            .names()
+            .iter()
+            .map(|name| match grads.get(net.var(name)) {
+                Some(grad) => Ok(to_vec(grad)?),
+                None => Ok(Vec::new()),
+            })
+            .collect::<Result<Vec<Vec<f32>>>>()?;
+        let norm = gradients
+            .par_iter()
+            .map(|grad| grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum())
+            .collect::<Vec<f64>>()
+            .iter()
+            .sum::<f64>()
+            .sqrt();
+        let update = Update {
+            rate: rate as f32,
+            decay: self.config.weight_decay as f32,
+            clip: (self.config.clip_norm / norm.max(self.config.clip_norm)) as f32,
+            betas: [self.config.beta1 as f32, self.config.beta2 as f32],
+            corrections: [self.config.beta1, self.config.beta2]
+                .map(|beta| (1.0 - beta.powf((step + 1) as f64)) as f32),
+            // Early weights are worth little: the average forgets faster at first.
+            average: self.config.ema_decay.min((step + 1) as f64 / (step + 10) as f64) as f32,
+        };
+        self.weights
+            .par_iter_mut()
+            .zip(&gradients)
+            .zip(net.names())
+            .for_each(|((weight, grad), name)| {
+                let is_matrix = !name.contains("norm");
+                update.apply(weight, grad, is_matrix);
+            });
+        for (name, weight) in net.names().iter().zip(&self.weights) {
+            let var = net.var(name);
+            var.set(&Tensor::from_slice(
+                &weight.value,
+                var.shape(),
+                &Device::Cpu,
+            )?)?;
+        }
+        Ok(norm)
+    }
+}
+
+struct Update {
+    rate: f32,
+    decay: f32,
+    clip: f32,
+    betas: [f32; 2],
+    corrections: [f32; 2],
+    average: f32,
+}
+
+impl Update {
+    fn apply(&self, weight: &mut Moments, grad: &[f32], is_matrix: bool) {
+        let decay = if is_matrix { self.rate * self.decay } else { 0.0 };
+        let [beta1, beta2] = self.betas;
+        for (i, grad) in grad.iter().enumerate() {
+            let grad = grad * self.clip;
+            let first = beta1 * weight.first[i] + (1.0 - beta1) * grad;
+            let second = beta2 * weight.second[i] + (1.0 - beta2) * grad * grad;
+            weight.first[i] = first;
+            weight.second[i] = second;
+            let direction =
+                first / self.corrections[0] / ((second / self.corrections[1]).sqrt() + EPS);
+            weight.value[i] -= decay * weight.value[i] + self.rate * direction;
+        }
+        for (average, value) in weight.average.iter_mut().zip(&weight.value) {
+            *average = self.average * *average + (1.0 - self.average) * value;
+        }
+    }
+}
