@@ -31,6 +31,14 @@ pub fn kept_layers(n_layers: usize, speedup: f64) -> Result<usize, StrategyError
     Ok(kept)
 }
 
+/// The longest output that is planned for one step at a time; a longer one stays as it is at this length.
+pub(crate) const MAX_STEPS: usize = 1 << 20;
+
+/// The largest speedup at which `lowest` layers run, rounded down to hundredths for an error to name.
+pub(crate) fn fastest(n_layers: usize, lowest: usize) -> f64 {
+    (n_layers as f64 / lowest as f64 * 100.0).floor() / 100.0
+}
+
 /// [`kept_layers`] for a strategy that cannot do without a target.
 pub(crate) fn required_layers(
     strategy: &'static str,

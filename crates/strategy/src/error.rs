@@ -7,7 +7,7 @@ use crate::MAX_LAYERS;
 #[non_exhaustive]
 pub enum StrategyError {
     /// No strategy has this name.
-    #[error("unknown strategy `{found}`{}; known: {known}", hint(.nearest))]
+    #[error("unknown strategy `{found}`{}; known: {known}", did_you_mean(*.nearest))]
     UnknownStrategy {
         /// What was asked for.
         found: String,
@@ -17,7 +17,7 @@ pub enum StrategyError {
         known: String,
     },
     /// The strategy has no such variant.
-    #[error("unknown variant `{found}` of `{strategy}`{}; known: {known}", hint(.nearest))]
+    #[error("unknown variant `{found}` of `{strategy}`{}; known: {known}", did_you_mean(*.nearest))]
     UnknownVariant {
         /// The strategy.
         strategy: &'static str,
@@ -27,6 +27,14 @@ pub enum StrategyError {
         nearest: Option<&'static str>,
         /// All variants of the strategy.
         known: String,
+    },
+    /// A variant was given to a strategy that has none.
+    #[error("`{strategy}` has no variants, but `{found}` was given; leave it out")]
+    NoVariants {
+        /// The strategy.
+        strategy: &'static str,
+        /// What was asked for.
+        found: String,
     },
     /// A text is not of the form `name[:variant][@speedup]`.
     #[error(
@@ -66,7 +74,7 @@ pub enum StrategyError {
         n_layers: usize,
     },
     /// A model on which no layer can be chosen.
-    #[error("a model with {n_layers} layers cannot be used: `{strategy}` needs {min} to {max}", max = MAX_LAYERS)]
+    #[error("`{strategy}` needs a model of {min} to {max} layers, not {n_layers}", max = MAX_LAYERS)]
     LayerCount {
         /// The strategy.
         strategy: &'static str,
@@ -94,7 +102,9 @@ pub enum StrategyError {
         strategy: &'static str,
     },
     /// A batch of another model than the strategy was built for.
-    #[error("this strategy was built for {built_for} layers and cannot run a model with {found}; build it again for that model")]
+    #[error(
+        "this strategy was built for {built_for} layers and cannot run a model with {found}; build it again for that model"
+    )]
     OtherModel {
         /// Layers that it was built for.
         built_for: usize,
@@ -103,9 +113,9 @@ pub enum StrategyError {
     },
 }
 
-/// `, did you mean ...?`, or nothing.
-fn hint(nearest: &Option<&'static str>) -> String {
-    nearest.map_or_else(String::new, |name| format!(", did you mean `{name}`?"))
+/// ` (did you mean ...?)`, or nothing.
+pub(crate) fn did_you_mean(nearest: Option<&'static str>) -> String {
+    nearest.map_or_else(String::new, |name| format!(" (did you mean `{name}`?)"))
 }
 
 /// The candidate most similar to what was typed, unless none is similar.

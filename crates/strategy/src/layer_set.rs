@@ -139,25 +139,17 @@ impl LayerSet {
 /// Lists the layers; one with a single sub-layer is marked `a` (attention) or `m` (MLP).
 impl fmt::Debug for LayerSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mark = |layer| match (self.has_attention(layer), self.has_mlp(layer)) {
-            (true, false) => "a",
-            (false, true) => "m",
-            _ => "",
-        };
-        f.debug_set()
-            .entries(self.iter().map(|l| format_args_of(l, mark(l))))
-            .finish()
-    }
-}
-
-fn format_args_of(layer: usize, mark: &'static str) -> impl fmt::Debug {
-    struct Entry(usize, &'static str);
-    impl fmt::Debug for Entry {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "{}{}", self.0, self.1)
+        let mut set = f.debug_set();
+        for layer in self.iter() {
+            let mark = match (self.has_attention(layer), self.has_mlp(layer)) {
+                (true, false) => "a",
+                (false, true) => "m",
+                _ => "",
+            };
+            set.entry(&format_args!("{layer}{mark}"));
         }
+        set.finish()
     }
-    Entry(layer, mark)
 }
 
 fn or(a: Bits, b: Bits) -> Bits {

@@ -1,1 +1,46 @@
-//! placeholder
+//! Which layers of a decoder run at each step: pure decisions, no tensors, no I/O.
+//!
+//! # Overview
+//!
+//! - [`StrategySpec`] is a strategy as an experiment writes it: a name, a variant, a target speedup and
+//!   the strategy's own settings. It reads the short form `unified:even@3` and the long form
+//!   `unified: {rule: even, speedup: 3}`.
+//! - [`StrategySpec::build`] makes a [`Strategy`] for a model of a given depth. The engine asks it for a
+//!   [`StepPlan`] at each step and, where it wants to look at the tokens, reports a signal after each check.
+//! - [`LayerSet`] is the set of layers that run, attention and MLP apart.
+//! - [`StrategySpec::explain`] says which layers those are without any model.
+//!
+//! The prompt always runs through every layer; strategies choose the layers of the generated tokens
+//! from the second on.
+//!
+//! ```
+//! use skipbench_strategy::{BatchShape, StrategySpec};
+//!
+//! let spec: StrategySpec = "unified:even@3".parse()?;
+//! let mut strategy = spec.build(24)?;
+//! strategy.begin(&BatchShape { prompt_lens: vec![7, 12], n_layers: 24, max_new_tokens: 32 })?;
+//! assert_eq!(strategy.plan(1).layers.to_vec(), [0, 3, 7, 10, 13, 16, 20, 23]);
+//! # Ok::<(), skipbench_strategy::StrategyError>(())
+//! ```
+//!
+//! # Adding a strategy
+//!
+//! Write `strategies/<name>.rs` with its settings (a serde struct that implements `Settings`), and add one
+//! line to the `registry!` in `registry.rs`. Everything else follows: both forms, suggestions, schema, `explain`.
+
+mod budget;
+mod error;
+mod explain;
+mod layer_set;
+mod registry;
+mod spec;
+mod strategies;
+mod strategy;
+mod strict;
+
+pub use budget::kept_layers;
+pub use error::StrategyError;
+pub use explain::{Explanation, StepRange};
+pub use layer_set::{LayerSet, MAX_LAYERS};
+pub use spec::{Knob, StrategySpec};
+pub use strategy::{BatchShape, ExitSignal, KvFill, Needs, StepPlan, Strategy, Verdict};

@@ -1,0 +1,466 @@
+//! Plots as SVG, and as PNG drawn from the same SVG.
+
+use crate::error::{ReportError, Result};
+use crate::row::{ResultRow, groups};
+use crate::write_whole;
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use resvg::{tiny_skia, usvg};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// Okabe and Ito's palette, told apart by colour-blind readers; black is kept for the full network.
+const PALETTE: [RGBColor; 8] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(148, 103, 60),
+    RGBColor(110, 110, 110),
+];
+const SIZE: (u32, u32) = (860, 480);
+const LEGEND_WIDTH: u32 = 240;
+/// Pixels of the PNG per unit of the SVG.
+const PNG_SCALE: f32 = 2.0;
+const FONT: &str = "DejaVu Sans";
+
+/// A drawn plot.
+pub(crate) struct Plot {
+    /// File name without extension.
+    pub(crate) name: String,
+    pub(crate) svg: String,
+}
+
+/// One line of a plot: points with error bars (x, y, y range, x range).
+struct Series {
+    name: String,
+    points: Vec<Point>,
+}
+
+#[derive(Clone)]
+struct Point {
+    x: f64,
+    y: f64,
+    x_range: Option<(f64, f64)>,
+    y_range: Option<(f64, f64)>,
+}
+
+struct Chart {
+    name: String,
+    title: String,
+    x_label: String,
+    y_label: String,
+    series: Vec<Series>,
+    /// A light line for reference: its name and points.
+    guide: Option<(String, Vec<(f64, f64)>)>,
+}
+
+/// Every plot of a run.
+pub(crate) fn all(rows: &[ResultRow]) -> Result<Vec<Plot>> {
+    let mut charts = Vec::new();
+    for group in groups(rows) {
+        charts.extend(quality(&group));
+        charts.extend(achieved(&group));
+    }
+    charts.extend(throughput(rows));
+    charts
+        .iter()
+        .filter(|chart| chart.series.iter().any(|series| !series.points.is_empty()))
+        .map(draw)
+        .collect()
+}
+
+fn file_name(parts: &[&str]) -> String {
+    parts
+        .join("-")
+        .chars()
+        .map(|c| if c.is_alphanumeric() || c == '-' || c == '_' { c } else { '_' })
+        .collect()
+}
+
+/// Rows as series by strategy, in order of first appearance.
+fn series(rows: &[&ResultRow], point: impl Fn(&ResultRow) -> Option<Point>) -> Vec<Series> {
+    let mut series: Vec<Series> = Vec::new();
+    for row in rows {
+        let Some(point) = point(row) else { continue };
+        let name = row.series();
+        match series.iter_mut().find(|series| series.name == name) {
+            Some(series) => series.points.push(point),
+            None => series.push(Series {
+                name,
+                points: vec![point],
+            }),
+        }
+    }
+    series
+}
+
+fn quality(group: &[&ResultRow]) -> Option<Chart> {
+    let (model, task, batch) = group[0].group();
+    let (metric, _) = group[0].metrics.first()?;
+    let series = series(group, |row| {
+        let (_, value) = row.metrics.first()?;
+        Some(Point {
+            x: row.achieved_speedup?,
+            y: value.score,
+            x_range: row.achieved_lo.zip(row.achieved_hi),
+            y_range: Some((value.lo, value.hi)),
+        })
+    });
+    Some(Chart {
+        name: file_name(&["quality", model, task, &format!("b{batch}")]),
+        title: format!("Quality against achieved speedup: {task}, batch {batch}"),
+        x_label: "achieved speedup (decode time, full network = 1)".to_owned(),
+        y_label: metric.clone(),
+        series,
+        guide: None,
+    })
+}
+
+fn achieved(group: &[&ResultRow]) -> Option<Chart> {
+    let (model, task, batch) = group[0].group();
+    let targets: Vec<f64> = group.iter().filter_map(|row| row.target_speedup).collect();
+    let largest = targets.iter().copied().fold(f64::NAN, f64::max);
+    if largest.is_nan() {
+        return None;
+    }
+    let series = series(group, |row| {
+        Some(Point {
+            x: row.target_speedup?,
+            y: row.achieved_speedup?,
+            x_range: None,
+            y_range: row.achieved_lo.zip(row.achieved_hi),
+        })
+    });
+    Some(Chart {
+        name: file_name(&["achieved", model, task, &format!("b{batch}")]),
+        title: format!("Achieved against target speedup: {task}, batch {batch}"),
+        x_label: "target speedup".to_owned(),
+        y_label: "achieved speedup".to_owned(),
+        series,
+        guide: Some((
+            "achieved = target".to_owned(),
+            vec![(1.0, 1.0), (largest, largest)],
+        )),
+    })
+}
+
+/// A chart per model and task, at the target nearest to 2.
+fn throughput(rows: &[ResultRow]) -> Vec<Chart> {
+    let target = rows
+        .iter()
+        .filter_map(|row| row.target_speedup)
+        .min_by(|a, b| (a - 2.0).abs().total_cmp(&(b - 2.0).abs()));
+    let mut charts: Vec<Chart> = Vec::new();
+    for row in rows {
+        let name = file_name(&["throughput", &row.model, &row.task]);
+        if charts.iter().any(|chart| chart.name == name) {
+            continue;
+        }
+        let members: Vec<&ResultRow> = rows
+            .iter()
+            .filter(|other| (&other.model, &other.task) == (&row.model, &row.task))
+            .filter(|other| other.is_full() || other.target_speedup == target)
+            .collect();
+        let mut series = series(&members, |row| {
+            Some(Point {
+                x: row.batch_size as f64,
+                y: row.tokens_per_s?,
+                x_range: None,
+                y_range: None,
+            })
+        });
+        for series in &mut series {
+            series.points.sort_by(|a, b| a.x.total_cmp(&b.x));
+        }
+        charts.push(Chart {
+            name,
+            title: match target {
+                Some(target) => format!("Throughput against batch size at {target}x: {}", row.task),
+                None => format!("Throughput against batch size: {}", row.task),
+            },
+            x_label: "batch size".to_owned(),
+            y_label: "decoded tokens per second".to_owned(),
+            series,
+            guide: None,
+        });
+    }
+    charts
+}
+
+/// A range that holds all values with a margin, and is never empty.
+fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
+    let (lo, hi) = values
+        .filter(|value| value.is_finite())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), value| {
+            (lo.min(value), hi.max(value))
+        });
+    if lo > hi {
+        return 0.0..1.0;
+    }
+    let margin = ((hi - lo) * 0.06).max(hi.abs() * 0.02).max(1e-3);
+    let low = lo - margin;
+    // A margin below zero would suggest that less than nothing is possible.
+    (if lo >= 0.0 { low.max(0.0) } else { low })..hi + margin
+}
+
+fn draw(chart: &Chart) -> Result<Plot> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        draw_on(&root, chart).map_err(|error| ReportError::Plot {
+            name: chart.name.clone(),
+            message: error.to_string(),
+        })?;
+    }
+    Ok(Plot {
+        name: chart.name.clone(),
+        svg,
+    })
+}
+
+type Drawn<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
+    root.fill(&WHITE)?;
+    let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+    let points = || chart.series.iter().flat_map(|series| &series.points);
+    let guide = || chart.guide.iter().flat_map(|(_, points)| points);
+    let x = padded(
+        points()
+            .flat_map(|p| [Some(p.x), p.x_range.map(|r| r.0), p.x_range.map(|r| r.1)])
+            .flatten()
+            .chain(guide().map(|p| p.0)),
+    );
+    let y = padded(
+        points()
+            .flat_map(|p| [Some(p.y), p.y_range.map(|r| r.0), p.y_range.map(|r| r.1)])
+            .flatten()
+            .chain(guide().map(|p| p.1)),
+    );
+    let mut context = ChartBuilder::on(&plot)
+        .caption(&chart.title, (FONT, 17))
+        .margin(12)
+        .x_label_area_size(46)
+        .y_label_area_size(64)
+        .build_cartesian_2d(x, y)?;
+    let digits = |value: &f64| match value.abs() {
+        a if a >= 100.0 => format!("{value:.0}"),
+        a if a >= 10.0 => format!("{value:.0}"),
+        _ => format!("{value:.2}").trim_end_matches('0').trim_end_matches('.').to_owned(),
+    };
+    context
+        .configure_mesh()
+        .x_desc(&chart.x_label)
+        .y_desc(&chart.y_label)
+        .axis_desc_style((FONT, 14))
+        .label_style((FONT, 12))
+        .light_line_style(WHITE)
+        .bold_line_style(RGBColor(225, 225, 225))
+        .x_label_formatter(&digits)
+        .y_label_formatter(&digits)
+        .draw()?;
+    if let Some((_, line)) = &chart.guide {
+        let style = RGBColor(160, 160, 160).stroke_width(1);
+        context.draw_series(DashedLineSeries::new(line.iter().copied(), 6, 4, style))?;
+    }
+    for (index, series) in chart.series.iter().enumerate() {
+        let color = color(index, &series.name);
+        let mut line: Vec<(f64, f64)> = series.points.iter().map(|p| (p.x, p.y)).collect();
+        line.sort_by(|a, b| a.0.total_cmp(&b.0));
+        context.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
+        let bars = series.points.iter().flat_map(|p| {
+            let vertical = p.y_range.map(|(lo, hi)| vec![(p.x, lo), (p.x, hi)]);
+            let horizontal = p.x_range.map(|(lo, hi)| vec![(lo, p.y), (hi, p.y)]);
+            [vertical, horizontal].into_iter().flatten()
+        });
+        context.draw_series(bars.map(|bar| PathElement::new(bar, color.mix(0.5).stroke_width(1))))?;
+        for point in &series.points {
+            context.draw_series(std::iter::once(
+                EmptyElement::at((point.x, point.y)) + marker(index, &series.name, (0, 0), color),
+            ))?;
+        }
+    }
+    draw_legend(&legend, chart)
+}
+
+fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
+    let style = TextStyle::from((FONT, 13).into_font()).color(&BLACK);
+    let mut y = 52;
+    for (index, series) in chart.series.iter().enumerate() {
+        let color = color(index, &series.name);
+        area.draw(&PathElement::new(vec![(6, y), (34, y)], color.stroke_width(2)))?;
+        area.draw(&marker(index, &series.name, (20, y), color))?;
+        area.draw(&Text::new(series.name.clone(), (42, y - 7), style.clone()))?;
+        y += 22;
+    }
+    if let Some((name, _)) = &chart.guide {
+        let grey = RGBColor(160, 160, 160).stroke_width(1);
+        for start in [6, 16, 26] {
+            area.draw(&PathElement::new(vec![(start, y), (start + 6, y)], grey))?;
+        }
+        area.draw(&Text::new(name.clone(), (42, y - 7), style))?;
+    }
+    Ok(())
+}
+
+fn color(index: usize, name: &str) -> RGBColor {
+    match name {
+        "full" => BLACK,
+        _ => PALETTE[index % PALETTE.len()],
+    }
+}
+
+/// A shape of its own for each series, so that colour is not needed to tell them apart.
+fn marker(
+    index: usize,
+    name: &str,
+    (x, y): (i32, i32),
+    color: RGBColor,
+) -> Polygon<(i32, i32)> {
+    let r = 5;
+    let corners: Vec<(i32, i32)> = if name == "full" {
+        star(6)
+    } else {
+        match index % 6 {
+            0 => (0..12)
+                .map(|i| {
+                    let angle = f64::from(i) * std::f64::consts::PI / 6.0;
+                    ((4.6 * angle.cos()).round() as i32, (4.6 * angle.sin()).round() as i32)
+                })
+                .collect(),
+            1 => vec![(-r + 1, -r + 1), (r - 1, -r + 1), (r - 1, r - 1), (-r + 1, r - 1)],
+            2 => vec![(0, -r - 1), (r, r - 1), (-r, r - 1)],
+            3 => vec![(0, -r - 1), (r + 1, 0), (0, r + 1), (-r - 1, 0)],
+            4 => vec![(-r, -r + 1), (r, -r + 1), (0, r + 1)],
+            _ => vec![(-2, -r), (2, -r), (2, -2), (r, -2), (r, 2), (2, 2), (2, r), (-2, r), (-2, 2), (-r, 2), (-r, -2), (-2, -2)],
+        }
+    };
+    Polygon::new(
+        corners.into_iter().map(|(dx, dy)| (x + dx, y + dy)).collect::<Vec<_>>(),
+        color.filled(),
+    )
+}
+
+fn star(radius: i32) -> Vec<(i32, i32)> {
+    (0..10)
+        .map(|i| {
+            let r = f64::from(radius) * if i % 2 == 0 { 1.2 } else { 0.5 };
+            let angle = f64::from(i) * std::f64::consts::PI / 5.0 - std::f64::consts::FRAC_PI_2;
+            ((r * angle.cos()).round() as i32, (r * angle.sin()).round() as i32)
+        })
+        .collect()
+}
+
+/// A curve of a training run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LossSeries {
+    /// Name in the legend.
+    pub name: String,
+    /// (step, loss).
+    pub points: Vec<(f64, f64)>,
+}
+
+/// Draws loss curves, each averaged over a sliding hundredth of its length, to `path` (SVG) and a PNG beside it.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn loss_plot(path: &Path, series: &[LossSeries]) -> Result<Vec<PathBuf>> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        draw_loss(&root, series).map_err(|error| ReportError::Plot {
+            name: name.clone().into_owned(),
+            message: error.to_string(),
+        })?;
+    }
+    save(&path.with_extension(""), &svg)
+}
+
+fn draw_loss(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -> Drawn<()> {
+    root.fill(&WHITE)?;
+    let curves: Vec<Vec<(f64, f64)>> = series
+        .iter()
+        .map(|series| {
+            let window = (series.points.len() / 100).max(1);
+            series
+                .points
+                .windows(window)
+                .map(|part| {
+                    let mean = part.iter().map(|p| p.1).sum::<f64>() / window as f64;
+                    (part[window - 1].0, mean.max(1e-6))
+                })
+                .collect()
+        })
+        .collect();
+    let x = padded(curves.iter().flatten().map(|p| p.0));
+    let (lo, hi) = curves
+        .iter()
+        .flatten()
+        .fold((f64::INFINITY, 1e-6), |(lo, hi): (f64, f64), p| (lo.min(p.1), hi.max(p.1)));
+    let y = if lo < hi { lo * 0.8..hi * 1.2 } else { 0.1..10.0 };
+    let mut context = ChartBuilder::on(root)
+        .caption("Training loss", (FONT, 17))
+        .margin(12)
+        .x_label_area_size(46)
+        .y_label_area_size(64)
+        .build_cartesian_2d(x, y.log_scale())?;
+    context
+        .configure_mesh()
+        .x_desc("step")
+        .y_desc("cross-entropy (nats per token, log scale)")
+        .axis_desc_style((FONT, 14))
+        .label_style((FONT, 12))
+        .light_line_style(WHITE)
+        .draw()?;
+    for (index, curve) in curves.into_iter().enumerate() {
+        context.draw_series(LineSeries::new(curve, color(index, "").stroke_width(2)))?;
+    }
+    Ok(())
+}
+
+/// Writes `base.svg` and `base.png`.
+pub(crate) fn save(base: &Path, svg: &str) -> Result<Vec<PathBuf>> {
+    let with = |extension: &str| {
+        let mut name = base.as_os_str().to_owned();
+        name.push(extension);
+        PathBuf::from(name)
+    };
+    let (svg_path, png_path) = (with(".svg"), with(".png"));
+    write_whole(&svg_path, svg.as_bytes())?;
+    write_whole(&png_path, &png(svg, &base.to_string_lossy())?)?;
+    Ok(vec![svg_path, png_path])
+}
+
+/// The embedded font: plots look the same on a machine that has none.
+fn fonts() -> Arc<usvg::fontdb::Database> {
+    static FONTS: OnceLock<Arc<usvg::fontdb::Database>> = OnceLock::new();
+    Arc::clone(FONTS.get_or_init(|| {
+        let mut fonts = usvg::fontdb::Database::new();
+        fonts.load_font_data(include_bytes!("../assets/DejaVuSans-latin.ttf").to_vec());
+        Arc::new(fonts)
+    }))
+}
+
+fn png(svg: &str, name: &str) -> Result<Vec<u8>> {
+    let fail = |message: String| ReportError::Plot {
+        name: name.to_owned(),
+        message,
+    };
+    let options = usvg::Options {
+        fontdb: fonts(),
+        font_family: FONT.to_owned(),
+        ..usvg::Options::default()
+    };
+    let tree = usvg::Tree::from_str(svg, &options).map_err(|error| fail(error.to_string()))?;
+    let (width, height) = ((SIZE.0 as f32 * PNG_SCALE) as u32, (SIZE.1 as f32 * PNG_SCALE) as u32);
+    let mut pixels = tiny_skia::Pixmap::new(width, height)
+        .ok_or_else(|| fail("no memory for its pixels".to_owned()))?;
+    let scale = tiny_skia::Transform::from_scale(PNG_SCALE, PNG_SCALE);
+    resvg::render(&tree, scale, &mut pixels.as_mut());
+    pixels.encode_png().map_err(|error| fail(error.to_string()))
+}

@@ -1,0 +1,131 @@
+//! What a report is made of.
+
+use serde::{Deserialize, Serialize};
+
+/// One cell of an experiment: a row of `results.csv`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResultRow {
+    /// Name of the experiment.
+    pub experiment: String,
+    /// Name of the model.
+    pub model: String,
+    /// Name of the task.
+    pub task: String,
+    /// Name of the strategy, such as `unified`.
+    pub strategy: String,
+    /// Its variant, such as `published`.
+    pub variant: String,
+    /// Short form, such as `unified@2`.
+    pub label: String,
+    /// How skipped positions were filled in the KV cache.
+    pub kv_fill: String,
+    /// Rows of a batch.
+    pub batch_size: usize,
+    /// Beams of the search.
+    pub beams: usize,
+    /// Speedup asked for.
+    pub target_speedup: Option<f64>,
+    /// Layers of the model.
+    pub n_layers: usize,
+    /// Mean layers run for a decoded token.
+    pub layers_per_token: f64,
+    /// Speedup that the bytes read allow.
+    pub bound_speedup: f64,
+    /// Speedup measured.
+    pub achieved_speedup: Option<f64>,
+    /// Low end of its 95% interval.
+    pub achieved_lo: Option<f64>,
+    /// High end of its 95% interval.
+    pub achieved_hi: Option<f64>,
+    /// Achieved over target, minus 1.
+    pub target_error: Option<f64>,
+    /// Mean time to the first token, milliseconds.
+    pub ttft_ms: Option<f64>,
+    /// Mean time of a decode step, milliseconds.
+    pub tpot_ms: Option<f64>,
+    /// Decoded tokens over decode time.
+    pub tokens_per_s: Option<f64>,
+    /// Prompt and generated tokens over total time: the count of arXiv 2404.06954.
+    pub paper_tokens_per_s: Option<f64>,
+    /// Largest KV cache.
+    pub peak_kv_bytes: u64,
+    /// Prompts scored, failures included.
+    pub n_prompts: usize,
+    /// Prompts that failed.
+    pub n_failed: usize,
+    /// Scores by metric, the main one first.
+    pub metrics: Vec<(String, MetricValue)>,
+    /// What a reader must know of this row.
+    pub note: Option<String>,
+}
+
+/// A score with its 95% interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MetricValue {
+    /// The corpus score.
+    pub score: f64,
+    /// Low end.
+    pub lo: f64,
+    /// High end.
+    pub hi: f64,
+    /// Paired test against the full network, Holm-corrected over the strategies.
+    pub p_value: Option<f64>,
+}
+
+/// The head of a report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReportMeta {
+    /// Name of the experiment.
+    pub experiment: String,
+    /// Heading.
+    pub title: String,
+    /// Models, described.
+    pub models: Vec<String>,
+    /// Machine, described.
+    pub device: String,
+    /// Date and time.
+    pub date: String,
+    /// Commit of the harness, where known.
+    pub git_commit: Option<String>,
+    /// Version of the harness.
+    pub version: String,
+    /// Seed of orders and resamples.
+    pub seed: u64,
+    /// What a reader must know.
+    pub notes: Vec<String>,
+}
+
+impl ResultRow {
+    /// Which table a row belongs to: model, task, batch size.
+    pub(crate) fn group(&self) -> (&str, &str, usize) {
+        (&self.model, &self.task, self.batch_size)
+    }
+
+    /// The strategy with its variant where that is not told by the name: the series of a plot.
+    pub(crate) fn series(&self) -> String {
+        self.label
+            .split('@')
+            .next()
+            .unwrap_or(&self.label)
+            .to_owned()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.strategy == "full"
+    }
+}
+
+/// Groups of rows in order of first appearance.
+pub(crate) fn groups(rows: &[ResultRow]) -> Vec<Vec<&ResultRow>> {
+    let mut groups: Vec<Vec<&ResultRow>> = Vec::new();
+    for row in rows {
+        match groups
+            .iter_mut()
+            .find(|group| group[0].group() == row.group())
+        {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+    }
+    groups
+}

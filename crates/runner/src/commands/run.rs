@@ -1,0 +1,152 @@
+//! `skipbench run`.
+
+use crate::cell::{self, Loaded};
+use crate::plan::{ModelPlan, Plan};
+use crate::progress;
+use crate::store::{Record, Store, write_whole};
+use crate::summary;
+use anyhow::Context;
+use clap::Args;
+use serde_json::json;
+use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
+use skipbench_report::{ReportMeta, terminal_table};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Arguments of `skipbench run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// YAML experiment
+    experiment: PathBuf,
+    /// Folder of the results, instead of the experiment's own
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// Runs every cell that is not finished yet, then writes the report.
+///
+/// # Errors
+/// Whatever is wrong with the input; a cell that fails is recorded and the others go on.
+pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let mut plan = Plan::from_yaml(&args.experiment)?;
+    if args.out.is_some() {
+        plan.experiment.out = args.out;
+    }
+    let dir = plan.experiment.out_dir();
+    let mut store = Store::open(&dir)?;
+    let failed = run_cells(&plan, &mut store)?;
+    write_report(&plan, &store, &dir)?;
+    for (cell, error) in &failed {
+        writeln!(std::io::stderr(), "failed: {cell}: {error}")?;
+    }
+    Ok(match failed.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(1),
+    })
+}
+
+/// Gives the cells that failed, with why.
+fn run_cells(plan: &Plan, store: &mut Store) -> anyhow::Result<Vec<(String, String)>> {
+    let mut failed = Vec::new();
+    let bar = progress::bar(plan.cells.len() as u64, "cells");
+    for (index, model) in plan.models.iter().enumerate() {
+        let todo: Vec<_> = plan
+            .cells
+            .iter()
+            .filter(|cell| cell.model == index && !store.records.contains_key(&cell.id))
+            .collect();
+        let finished = plan.cells.iter().filter(|cell| cell.model == index).count() - todo.len();
+        bar.inc(finished as u64);
+        if todo.is_empty() {
+            continue;
+        }
+        let loaded = load(plan, model)?;
+        for cell in todo {
+            bar.set_message(format!(
+                "{} batch {} {}",
+                cell.task_name, cell.batch_size, cell.strategy
+            ));
+            match cell::run(&loaded, cell, &plan.tasks[cell.task], &plan.experiment) {
+                Ok((record, samples)) => store.append(record, samples)?,
+                Err(error) => {
+                    let name = format!(
+                        "{} {} batch {} {}",
+                        cell.model_name, cell.task_name, cell.batch_size, cell.strategy
+                    );
+                    failed.push((name, format!("{error:#}")));
+                }
+            }
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    Ok(failed)
+}
+
+fn load(plan: &Plan, model: &ModelPlan) -> anyhow::Result<Loaded> {
+    let device = plan.experiment.device.open()?;
+    let dtype = plan.experiment.dtype.map(Into::into);
+    let decoder = Decoder::load(&model.entry.path, &device, dtype, Backend::Auto)
+        .with_context(|| format!("model `{}`", model.name))?;
+    let tokenizer = TextTokenizer::load(&model.entry.path, decoder.sizes().vocab_size)?;
+    Ok(Loaded {
+        model: Box::new(decoder),
+        tokenizer: Box::new(tokenizer),
+    })
+}
+
+/// Writes `run.json`, the tables and the plots, and prints the table.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub(crate) fn write_report(plan: &Plan, store: &Store, dir: &Path) -> anyhow::Result<()> {
+    let rows = summary::rows(plan, store)?;
+    let meta = meta(plan);
+    let run = json!({
+        "experiment": plan.experiment,
+        "versions": {"skipbench": env!("CARGO_PKG_VERSION")},
+        "date": meta.date,
+        "device": meta.device,
+        "git_commit": meta.git_commit,
+        "models": plan.models.iter().map(|model| json!({
+            "name": model.name, "path": model.entry.path, "n_layers": model.n_layers, "digest": model.digest,
+        })).collect::<Vec<_>>(),
+        "tasks": plan.tasks.iter().map(|task| json!({
+            "name": task.name, "prompts": task.prompts.len(), "digest": task.digest(),
+        })).collect::<Vec<_>>(),
+        "cells": plan.cells,
+        "seed": plan.experiment.seed,
+    });
+    write_whole(&dir.join("run.json"), &format!("{run:#}\n"))?;
+    skipbench_report::write(dir, &meta, &rows)?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", terminal_table(&rows))?;
+    for note in &meta.notes {
+        writeln!(out, "Note: {note}")?;
+    }
+    writeln!(out, "Report: {}", dir.join("report.html").display())?;
+    Ok(())
+}
+
+fn meta(plan: &Plan) -> ReportMeta {
+    ReportMeta {
+        experiment: plan.experiment.name.clone(),
+        title: plan
+            .experiment
+            .title
+            .clone()
+            .unwrap_or_else(|| plan.experiment.name.clone()),
+        models: plan
+            .models
+            .iter()
+            .map(|model| format!("{} ({} layers)", model.name, model.n_layers))
+            .collect(),
+        device: crate::load::describe_device(plan.experiment.device),
+        date: jiff::Zoned::now().strftime("%Y-%m-%d %H:%M %Z").to_string(),
+        git_commit: crate::load::git_commit(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        seed: plan.experiment.seed,
+        notes: plan.experiment.notes.clone(),
+    }
+}

@@ -1,0 +1,243 @@
+//! What a run has finished: JSON lines, each written in one piece, so that a cut-off loses at most the cell it was in.
+
+use anyhow::Context;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// The result of one cell. Raw times are kept beside what is derived from them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The cell.
+    pub id: String,
+    /// Why it failed, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Threshold that the strategy ran with, where it has one.
+    #[serde(default)]
+    pub threshold: Option<f64>,
+    /// How that threshold was found: (threshold, mean layers per decoded token) in the order tried.
+    #[serde(default)]
+    pub calibration: Vec<(f64, f64)>,
+    /// What a reader of the table must know.
+    #[serde(default)]
+    pub note: Option<String>,
+    /// How skipped positions were filled.
+    pub kv_fill: String,
+    /// Mean layers run for a decoded token (the first token of an answer, from the prefill, left out).
+    pub layers_per_token: f64,
+    /// Speedup that the bytes read allow.
+    pub bound_speedup: f64,
+    /// Largest KV cache of a batch.
+    pub peak_kv_bytes: u64,
+    /// Timed blocks, full network and strategy back to back.
+    #[serde(default)]
+    pub blocks: Vec<BlockRecord>,
+}
+
+/// One timed block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlockRecord {
+    /// Which batch of prompts.
+    pub batch: usize,
+    /// Rows of the batch.
+    pub rows: usize,
+    /// Prompt tokens of all rows.
+    pub prompt_tokens: usize,
+    /// The full network.
+    pub full: Times,
+    /// The strategy.
+    pub strategy: Times,
+}
+
+/// Times of one generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// Seconds to the first token.
+    pub prefill_s: f64,
+    /// Seconds of each decode step.
+    pub step_s: Vec<f64>,
+}
+
+impl Times {
+    /// Seconds of all decode steps.
+    pub fn decode_s(&self) -> f64 {
+        self.step_s.iter().sum()
+    }
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The cell.
+    pub cell: String,
+    /// The prompt.
+    pub id: String,
+    /// Length of the prompt.
+    pub prompt_tokens: usize,
+    /// Generated ids, without the prompt.
+    pub tokens: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Layers run for each.
+    pub layers: Vec<usize>,
+    /// Why there is no answer, where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The folder of a run.
+#[derive(Debug)]
+pub struct Store {
+    cells: File,
+    samples: File,
+    /// Finished cells by id.
+    pub records: BTreeMap<String, Record>,
+    /// Their answers, by cell and in order.
+    pub answers: BTreeMap<String, Vec<Sample>>,
+}
+
+impl Store {
+    /// Opens the folder, keeping what is finished and dropping a line that was cut off.
+    ///
+    /// # Errors
+    /// A folder that cannot be written, or lines that are not ours.
+    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
+        let (cells, records) = open_lines::<Record>(&dir.join("cells.jsonl"))?;
+        let (samples, answers) = open_lines::<Sample>(&dir.join("samples.jsonl"))?;
+        let records: BTreeMap<String, Record> = records
+            .into_iter()
+            .filter(|record| record.error.is_none())
+            .map(|record| (record.id.clone(), record))
+            .collect();
+        let mut by_cell: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
+        for sample in answers {
+            if records.contains_key(&sample.cell) {
+                by_cell.entry(sample.cell.clone()).or_default().push(sample);
+            }
+        }
+        Ok(Self {
+            cells,
+            samples,
+            records,
+            answers: by_cell,
+        })
+    }
+
+    /// Adds a cell: its answers first, then the record that makes it finished.
+    ///
+    /// # Errors
+    /// The disk is full or gone.
+    pub fn append(&mut self, record: Record, samples: Vec<Sample>) -> anyhow::Result<()> {
+        let mut lines = Vec::new();
+        for sample in &samples {
+            serde_json::to_writer(&mut lines, sample)?;
+            lines.push(b'\n');
+        }
+        self.samples.write_all(&lines).context("samples.jsonl")?;
+        self.samples.flush().context("samples.jsonl")?;
+        let mut line = serde_json::to_vec(&record)?;
+        line.push(b'\n');
+        self.cells.write_all(&line).context("cells.jsonl")?;
+        self.cells.sync_data().context("cells.jsonl")?;
+        self.answers.insert(record.id.clone(), samples);
+        self.records.insert(record.id.clone(), record);
+        Ok(())
+    }
+}
+
+/// Opens a file of JSON lines for appending, after reading what it holds.
+fn open_lines<T: DeserializeOwned>(path: &Path) -> anyhow::Result<(File, Vec<T>)> {
+    let open = || format!("cannot write {}", path.display());
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .with_context(open)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).with_context(open)?;
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    file.set_len(whole as u64).with_context(open)?;
+    file.seek(SeekFrom::End(0)).with_context(open)?;
+    let values = bytes[..whole]
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .enumerate()
+        .map(|(index, line)| {
+            serde_json::from_slice(line).with_context(|| {
+                format!(
+                    "{}: line {} is not a record of this version; use another output folder or move this one away",
+                    path.display(),
+                    index + 1
+                )
+            })
+        })
+        .collect::<anyhow::Result<Vec<T>>>()?;
+    Ok((file, values))
+}
+
+/// Writes `text` whole or not at all.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
+    let temporary: PathBuf = path.with_extension("tmp");
+    std::fs::write(&temporary, text).with_context(|| format!("cannot write {}", path.display()))?;
+    std::fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str) -> Record {
+        Record {
+            id: id.to_owned(),
+            error: None,
+            threshold: None,
+            calibration: Vec::new(),
+            note: None,
+            kv_fill: "none".to_owned(),
+            layers_per_token: 4.0,
+            bound_speedup: 1.0,
+            peak_kv_bytes: 0,
+            blocks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_cut_off_line_is_dropped_and_the_rest_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        store.append(record("a"), Vec::new()).unwrap();
+        store.append(record("b"), Vec::new()).unwrap();
+        drop(store);
+        let path = dir.path().join("cells.jsonl");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.records.keys().collect::<Vec<_>>(), ["a"]);
+        store.append(record("b"), Vec::new()).unwrap();
+        drop(store);
+        assert_eq!(Store::open(dir.path()).unwrap().records.len(), 2);
+    }
+
+    #[test]
+    fn a_failed_cell_is_run_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let failed = Record {
+            error: Some("out of memory".to_owned()),
+            ..record("a")
+        };
+        store.append(failed, Vec::new()).unwrap();
+        drop(store);
+        assert!(Store::open(dir.path()).unwrap().records.is_empty());
+    }
+}

@@ -1,0 +1,173 @@
+//! From the records of a run to the rows of its table.
+
+use crate::plan::{Cell, Plan};
+use crate::store::{BlockRecord, Record, Sample, Store, Times};
+use crate::task::TaskData;
+use skipbench_engine::speedup;
+use skipbench_metrics::{Evaluation, evaluate, holm, paired};
+use skipbench_report::{MetricValue, ResultRow};
+use std::collections::BTreeMap;
+
+/// The rows of every finished cell, in the order of the plan.
+///
+/// # Errors
+/// A metric that refuses its input.
+pub fn rows(plan: &Plan, store: &Store) -> anyhow::Result<Vec<ResultRow>> {
+    let mut rows = Vec::new();
+    let mut evaluations: Vec<Vec<Evaluation>> = Vec::new();
+    let mut groups: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();
+    for cell in &plan.cells {
+        let (Some(record), Some(samples)) =
+            (store.records.get(&cell.id), store.answers.get(&cell.id))
+        else {
+            continue;
+        };
+        let task = &plan.tasks[cell.task];
+        let scores = scores(task, samples, plan.experiment.seed)?;
+        groups
+            .entry((cell.model, cell.task, cell.batch_size))
+            .or_default()
+            .push(rows.len());
+        rows.push(row(plan, cell, record, samples, task, &scores));
+        evaluations.push(scores);
+    }
+    for members in groups.values() {
+        compare(plan.experiment.seed, &mut rows, &evaluations, members)?;
+    }
+    Ok(rows)
+}
+
+fn scores(task: &TaskData, samples: &[Sample], seed: u64) -> anyhow::Result<Vec<Evaluation>> {
+    let hypotheses: Vec<String> = samples.iter().map(|sample| sample.text.clone()).collect();
+    let references: Vec<Vec<String>> = task
+        .references
+        .iter()
+        .map(|reference| vec![reference.clone()])
+        .collect();
+    task.metrics
+        .iter()
+        .map(|metric| Ok(evaluate(metric, &hypotheses, &references, seed)?))
+        .collect()
+}
+
+/// Paired tests of every strategy against the full network, corrected over the strategies of the group (Holm 1979).
+fn compare(
+    seed: u64,
+    rows: &mut [ResultRow],
+    evaluations: &[Vec<Evaluation>],
+    members: &[usize],
+) -> anyhow::Result<()> {
+    let Some(&full) = members.iter().find(|&&index| rows[index].strategy == "full") else {
+        return Ok(());
+    };
+    let others: Vec<usize> = members.iter().copied().filter(|&index| index != full).collect();
+    for metric in 0..evaluations[full].len() {
+        let p_values = others
+            .iter()
+            .map(|&index| paired(&evaluations[full][metric], &evaluations[index][metric], seed))
+            .collect::<Result<Vec<_>, _>>()?;
+        let p_values: Vec<f64> = p_values.iter().map(|test| test.randomisation_p).collect();
+        for (&index, p_value) in others.iter().zip(holm(&p_values)) {
+            rows[index].metrics[metric].1.p_value = Some(p_value);
+        }
+    }
+    Ok(())
+}
+
+fn row(
+    plan: &Plan,
+    cell: &Cell,
+    record: &Record,
+    samples: &[Sample],
+    task: &TaskData,
+    scores: &[Evaluation],
+) -> ResultRow {
+    let pairs: Vec<(usize, f64, f64)> = record
+        .blocks
+        .iter()
+        .map(|block| (block.batch, block.full.decode_s(), block.strategy.decode_s()))
+        .collect();
+    let achieved = speedup(&pairs, plan.experiment.seed);
+    let target = cell.strategy.target_speedup();
+    let speed = Speed::of(&record.blocks);
+    ResultRow {
+        experiment: plan.experiment.name.clone(),
+        model: cell.model_name.clone(),
+        task: cell.task_name.clone(),
+        strategy: cell.strategy.name().to_owned(),
+        variant: cell.strategy.variant().unwrap_or_default().to_owned(),
+        label: cell.strategy.to_string(),
+        kv_fill: record.kv_fill.clone(),
+        batch_size: cell.batch_size,
+        beams: 1,
+        target_speedup: target,
+        n_layers: plan.models[cell.model].n_layers,
+        layers_per_token: record.layers_per_token,
+        bound_speedup: record.bound_speedup,
+        achieved_speedup: achieved.map(|speedup| speedup.ratio),
+        achieved_lo: achieved.map(|speedup| speedup.interval.lo),
+        achieved_hi: achieved.map(|speedup| speedup.interval.hi),
+        target_error: achieved
+            .zip(target)
+            .map(|(speedup, target)| speedup.ratio / target - 1.0),
+        ttft_ms: speed.map(|speed| speed.ttft_ms),
+        tpot_ms: speed.map(|speed| speed.tpot_ms),
+        tokens_per_s: speed.map(|speed| speed.tokens_per_s),
+        paper_tokens_per_s: speed.map(|speed| speed.paper_tokens_per_s),
+        peak_kv_bytes: record.peak_kv_bytes,
+        n_prompts: samples.len(),
+        n_failed: samples.iter().filter(|sample| sample.error.is_some()).count(),
+        metrics: task
+            .metrics
+            .iter()
+            .zip(scores)
+            .map(|(metric, score)| {
+                let value = MetricValue {
+                    score: score.score,
+                    lo: score.lo,
+                    hi: score.hi,
+                    p_value: None,
+                };
+                (metric.to_string(), value)
+            })
+            .collect(),
+        note: record.note.clone(),
+    }
+}
+
+/// Speed of a strategy over its timed blocks.
+#[derive(Clone, Copy)]
+struct Speed {
+    ttft_ms: f64,
+    tpot_ms: f64,
+    tokens_per_s: f64,
+    paper_tokens_per_s: f64,
+}
+
+impl Speed {
+    fn of(blocks: &[BlockRecord]) -> Option<Self> {
+        let sum = |of: fn(&Times) -> f64| -> f64 {
+            blocks.iter().map(|block| of(&block.strategy)).sum()
+        };
+        let steps: usize = blocks.iter().map(|block| block.strategy.step_s.len()).sum();
+        let decoded: usize = blocks
+            .iter()
+            .map(|block| block.rows * block.strategy.step_s.len())
+            .sum();
+        let (prefill_s, decode_s) = (sum(|times| times.prefill_s), sum(Times::decode_s));
+        if steps == 0 || decode_s <= 0.0 {
+            return None;
+        }
+        // The paper counts prompt and output over the whole time (README of its code).
+        let all: usize = blocks
+            .iter()
+            .map(|block| block.prompt_tokens + block.rows * (block.strategy.step_s.len() + 1))
+            .sum();
+        Some(Self {
+            ttft_ms: 1e3 * prefill_s / blocks.len() as f64,
+            tpot_ms: 1e3 * decode_s / steps as f64,
+            tokens_per_s: decoded as f64 / decode_s,
+            paper_tokens_per_s: all as f64 / (prefill_s + decode_s),
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! What a task gives the runner: prompts, references, and prompts to calibrate on.
+
+use crate::experiment::TaskEntry;
+use crate::load::{FilePairs, read_lines};
+use anyhow::{Context, bail};
+use sha2::{Digest, Sha256};
+use skipbench_metrics::MetricSpec;
+use skipbench_tasks::{DEFAULT_SEED, Split, Task};
+
+/// A task, ready to run.
+#[derive(Debug, Clone)]
+pub struct TaskData {
+    /// Name in tables.
+    pub name: String,
+    /// One per prompt.
+    pub ids: Vec<String>,
+    /// Texts given to the model.
+    pub prompts: Vec<String>,
+    /// The right answers.
+    pub references: Vec<String>,
+    /// Prompts on which thresholds are calibrated, none of them scored.
+    pub calibration: Vec<String>,
+    /// Longest answer in tokens.
+    pub max_new_tokens: usize,
+    /// Metrics, the first being the main one.
+    pub metrics: Vec<MetricSpec>,
+}
+
+impl TaskData {
+    /// Generates or reads a task.
+    ///
+    /// # Errors
+    /// An unknown built-in task or metric, files that cannot be read or do not pair up.
+    pub fn open(entry: &TaskEntry) -> anyhow::Result<Self> {
+        match (&entry.builtin, &entry.source, &entry.reference) {
+            (Some(name), _, _) => Self::builtin(entry, name.parse()?),
+            (None, Some(source), Some(reference)) => {
+                let pairs = FilePairs::read(source, reference)?;
+                let template = entry.prompt.as_deref().unwrap_or("{source}");
+                let prompt = |source: &str| template.replace("{source}", source);
+                let calibration = match &entry.calibration {
+                    None => Vec::new(),
+                    Some(path) => read_lines(path)?
+                        .iter()
+                        .take(entry.calibration_prompts)
+                        .map(|source| prompt(source))
+                        .collect(),
+                };
+                let name = entry.name.clone().unwrap_or_default();
+                let (sources, references): (Vec<_>, Vec<_>) = pairs
+                    .first(entry.prompts)
+                    .map(|(source, reference)| (prompt(source), reference.to_owned()))
+                    .unzip();
+                Ok(Self {
+                    ids: (0..sources.len()).map(|i| format!("{name}/{i}")).collect(),
+                    prompts: sources,
+                    references,
+                    calibration,
+                    max_new_tokens: entry.max_new_tokens,
+                    metrics: metrics(entry, &["bleu"])?,
+                    name,
+                })
+            }
+            _ => bail!("a task is either `builtin` or has both `source` and `reference`"),
+        }
+    }
+
+    fn builtin(entry: &TaskEntry, task: Task) -> anyhow::Result<Self> {
+        let test = skipbench_tasks::examples(task, Split::Test, DEFAULT_SEED, entry.prompts);
+        let calibration = skipbench_tasks::examples(
+            task,
+            Split::Calibration,
+            DEFAULT_SEED,
+            entry.calibration_prompts,
+        );
+        let default: &[&str] = match task {
+            Task::Translation => &["bleu"],
+            Task::Summarization => &["rougeL", "rouge1", "rouge2", "rougeLsum"],
+        };
+        Ok(Self {
+            name: entry
+                .name
+                .clone()
+                .unwrap_or_else(|| task.name().to_owned()),
+            prompts: test.iter().map(|example| task.prompt(&example.source)).collect(),
+            calibration: calibration
+                .iter()
+                .map(|example| task.prompt(&example.source))
+                .collect(),
+            max_new_tokens: entry.max_new_tokens,
+            metrics: metrics(entry, default)?,
+            ids: test.iter().map(|example| example.id.clone()).collect(),
+            references: test.into_iter().map(|example| example.reference).collect(),
+        })
+    }
+
+    /// Hash of everything that a result on this task depends on.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        for text in self
+            .prompts
+            .iter()
+            .chain(&self.references)
+            .chain(&self.calibration)
+        {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        hash.update((self.max_new_tokens as u64).to_le_bytes());
+        format!("{:x}", hash.finalize())
+    }
+}
+
+fn metrics(entry: &TaskEntry, default: &[&str]) -> anyhow::Result<Vec<MetricSpec>> {
+    let names: Vec<&str> = match entry.metrics.is_empty() {
+        true => default.to_vec(),
+        false => entry.metrics.iter().map(String::as_str).collect(),
+    };
+    names
+        .into_iter()
+        .map(|name| {
+            name.parse()
+                .with_context(|| format!("metric `{name}` of a task"))
+        })
+        .collect()
+}

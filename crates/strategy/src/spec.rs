@@ -1,0 +1,277 @@
+//! A strategy as an experiment or a command line writes it.
+
+use crate::budget::check_speedup;
+use crate::error::nearest;
+use crate::registry::Kind;
+use crate::{Explanation, Strategy, StrategyError};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+/// A strategy with its settings: name, variant, target speedup and what else it takes.
+///
+/// Reads the short form `name[:variant][@speedup]` and the long form, a map with one key:
+///
+/// ```
+/// # use skipbench_strategy::StrategySpec;
+/// let short: StrategySpec = "early-exit:cosine@2".parse()?;
+/// let long: StrategySpec =
+///     serde_json::from_str(r#"{"early-exit": {"signal": "cosine", "speedup": 2}}"#)?;
+/// assert_eq!(short, long);
+/// assert_eq!(short.to_string(), "early-exit:cosine@2");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// It serializes as the long form with every setting, so that a digest of it determines the strategy.
+/// Its [`Display`](fmt::Display) is the short form, which leaves out a variant that is the default, and
+/// settings that have no place in it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct StrategySpec {
+    kind: Kind,
+}
+
+/// The one number of a dynamic strategy that is to be calibrated until its speed meets the target.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Knob {
+    /// Its smallest value.
+    pub lo: f64,
+    /// Its largest value.
+    pub hi: f64,
+    /// Whether a larger value runs more layers; if not, it runs fewer.
+    pub rises_with_depth: bool,
+}
+
+impl StrategySpec {
+    /// Every layer at every step: the network as it was trained.
+    pub fn full() -> Self {
+        Self {
+            kind: Kind::Full(Default::default()),
+        }
+    }
+
+    /// Every strategy with its default settings and no target, in the order in which help texts list them.
+    pub fn all() -> Vec<Self> {
+        Kind::all().into_iter().map(|kind| Self { kind }).collect()
+    }
+
+    /// Its name, as in `unified`.
+    pub fn name(&self) -> &'static str {
+        self.kind.settings().name()
+    }
+
+    /// Its variant, as in `published`; `None` for a strategy that has no variants.
+    pub fn variant(&self) -> Option<&'static str> {
+        self.kind.settings().variant()
+    }
+
+    /// Every variant that its short form takes.
+    pub fn variants(&self) -> Vec<&'static str> {
+        self.kind.settings().variants()
+    }
+
+    /// Its target speedup; `None` where none was given, and for `full`.
+    pub fn target_speedup(&self) -> Option<f64> {
+        self.kind.settings().speedup()
+    }
+
+    /// The same strategy for another target; `full`, which takes none, stays as it is.
+    /// [`validate`](Self::validate) says whether the target is possible.
+    #[must_use]
+    pub fn with_target(&self, speedup: f64) -> Self {
+        let mut spec = self.clone();
+        if let Some(slot) = spec.kind.settings_mut().speedup_mut() {
+            *slot = Some(speedup);
+        }
+        spec
+    }
+
+    /// Its exit threshold; `None` where none was given, and for a strategy that takes none.
+    pub fn threshold(&self) -> Option<f64> {
+        self.kind.settings().threshold()
+    }
+
+    /// The same strategy with a calibrated threshold; one that takes none stays as it is.
+    #[must_use]
+    pub fn with_threshold(&self, threshold: f64) -> Self {
+        let mut spec = self.clone();
+        if let Some(slot) = spec.kind.settings_mut().threshold_mut() {
+            *slot = Some(threshold);
+        }
+        spec
+    }
+
+    /// What has to be calibrated before [`build`](Self::build) succeeds: the threshold of a dynamic
+    /// strategy that was given a target but no threshold.
+    pub fn knob(&self) -> Option<Knob> {
+        self.kind.settings().knob()
+    }
+
+    /// Checks every setting against a model of this depth, before any model is loaded. A threshold that
+    /// is still to be calibrated is no error here.
+    ///
+    /// # Errors
+    /// If a setting is impossible, a target is missing, or the target leaves fewer than two layers.
+    pub fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
+        self.kind.settings().validate(n_layers)
+    }
+
+    /// The strategy for a model of this depth.
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate), and if a threshold is still to be calibrated.
+    pub fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
+        self.kind.settings().build(n_layers)
+    }
+
+    /// The layers that it runs in a model of this depth when `max_new_tokens` are generated.
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate).
+    pub fn explain(
+        &self,
+        n_layers: usize,
+        max_new_tokens: usize,
+    ) -> Result<Explanation, StrategyError> {
+        Explanation::of(self, n_layers, max_new_tokens)
+    }
+
+    fn set_variant(&mut self, found: &str) -> Result<(), StrategyError> {
+        let settings = self.kind.settings_mut();
+        let (strategy, variants) = (settings.name(), settings.variants());
+        if variants.is_empty() {
+            let found = found.to_owned();
+            return Err(StrategyError::NoVariants { strategy, found });
+        }
+        let Some(variant) = variants.iter().find(|name| **name == found) else {
+            return Err(StrategyError::UnknownVariant {
+                strategy,
+                found: found.to_owned(),
+                nearest: nearest(found, variants.iter().copied()),
+                known: variants.join(", "),
+            });
+        };
+        settings.set_variant(variant);
+        Ok(())
+    }
+}
+
+impl FromStr for StrategySpec {
+    type Err = StrategyError;
+
+    fn from_str(text: &str) -> Result<Self, StrategyError> {
+        let malformed = |reason: String| StrategyError::ShortForm {
+            text: text.to_owned(),
+            reason,
+        };
+        let (head, speedup) = match text.trim().rsplit_once('@') {
+            Some((head, speedup)) => (head, Some(speedup)),
+            None => (text.trim(), None),
+        };
+        let (name, variant) = match head.split_once(':') {
+            Some((name, variant)) => (name, Some(variant)),
+            None => (head, None),
+        };
+        if name.is_empty() {
+            return Err(malformed("the name is missing".to_owned()));
+        }
+        let mut spec = Self {
+            kind: Kind::named(name)?,
+        };
+        if let Some(variant) = variant {
+            spec.set_variant(variant)?;
+        }
+        if let Some(speedup) = speedup {
+            let value: f64 = speedup
+                .parse()
+                .map_err(|_| malformed(format!("`{speedup}` after the @ is not a number")))?;
+            check_speedup(value)?;
+            match spec.kind.settings_mut().speedup_mut() {
+                Some(slot) => *slot = Some(value),
+                None => return Err(malformed(format!("`{name}` takes no speedup"))),
+            }
+        }
+        Ok(spec)
+    }
+}
+
+/// The canonical short form; it parses back to the same strategy if every setting that has no place
+/// in it is at its default.
+impl fmt::Display for StrategySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let default = Kind::named(self.name()).ok();
+        let default = default.and_then(|kind| kind.settings().variant());
+        f.write_str(self.name())?;
+        if let Some(variant) = self.variant().filter(|v| default != Some(v)) {
+            write!(f, ":{variant}")?;
+        }
+        if let Some(speedup) = self.target_speedup() {
+            write!(f, "@{speedup}")?;
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for StrategySpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SpecVisitor)
+    }
+}
+
+struct SpecVisitor;
+
+impl<'de> Visitor<'de> for SpecVisitor {
+    type Value = StrategySpec;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a strategy: `name[:variant][@speedup]`, or a map such as `unified: {rule: even, speedup: 3}`",
+        )
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<StrategySpec, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StrategySpec, A::Error> {
+        let Some(name) = map.next_key::<String>()? else {
+            return Err(A::Error::custom("a strategy is missing its name"));
+        };
+        let kind = Kind::named(&name)
+            .map_err(A::Error::custom)?
+            .read(&mut map)?;
+        if let Some(second) = map.next_key::<String>()? {
+            return Err(A::Error::custom(format_args!(
+                "a strategy is one name with its settings below it, but `{second}` stands beside `{name}`; indent it if it is a setting of `{name}`"
+            )));
+        }
+        Ok(StrategySpec { kind })
+    }
+}
+
+impl JsonSchema for StrategySpec {
+    fn schema_name() -> Cow<'static, str> {
+        "StrategySpec".into()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        concat!(module_path!(), "::StrategySpec").into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let long_form = generator.subschema_for::<Kind>();
+        json_schema!({
+            "description": "A strategy: its short form, or a map from its name to its settings.",
+            "anyOf": [
+                {
+                    "description": "name[:variant][@speedup], as in unified:even@3",
+                    "type": "string",
+                },
+                long_form,
+            ],
+        })
+    }
+}

@@ -1,0 +1,145 @@
+//! `unified`: Unified Layer Skipping (Liu, Meng, Zhou 2024, arXiv 2404.06954).
+
+use crate::budget::required_layers;
+use crate::registry::Settings;
+use crate::strategy::FixedLayers;
+use crate::strict::Named;
+use crate::{LayerSet, Strategy, StrategyError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+const NAME: &str = "unified";
+
+/// The number of layers follows from the target speedup alone, K = floor(L / speedup), and the layers are
+/// spread over the depth. The first and the last layer always run (arXiv 2404.06954).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Unified {
+    /// Which layers are kept.
+    #[serde(default, deserialize_with = "crate::strict::named")]
+    rule: Rule,
+    /// The target speedup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    speedup: Option<f64>,
+}
+
+/// How K layers are spread over L.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Rule {
+    /// The rule of the authors' released code: the first and the last layer, and every multiple of
+    /// floor(L / (K - 1)) from the bottom up until there are K. All slack collects in one hole under the last layer:
+    /// below 2x it keeps the lowest K - 1 layers and the last.
+    #[default]
+    Published,
+    /// Layer j of K is round(j (L - 1) / (K - 1)), halves to the even layer: no hole is more than a layer
+    /// larger than another.
+    Even,
+}
+
+impl Named for Rule {
+    const ALL: &'static [Self] = &[Self::Published, Self::Even];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Published => "published",
+            Self::Even => "even",
+        }
+    }
+}
+
+impl Rule {
+    fn layers(self, n_layers: usize, kept: usize) -> LayerSet {
+        match self {
+            Self::Published => published(n_layers, kept),
+            Self::Even => even(n_layers, kept),
+        }
+    }
+}
+
+/// Both rules need `2 <= kept <= n_layers`.
+fn published(n_layers: usize, kept: usize) -> LayerSet {
+    let stride = n_layers / (kept - 1);
+    let between = (stride..n_layers - 1).step_by(stride).take(kept - 2);
+    LayerSet::from_layers([0, n_layers - 1].into_iter().chain(between))
+}
+
+fn even(n_layers: usize, kept: usize) -> LayerSet {
+    LayerSet::from_layers((0..kept).map(|j| divide_half_even(j * (n_layers - 1), kept - 1)))
+}
+
+/// `a / b` rounded to the nearest integer, halves to the even one; in integers, so that no half is missed.
+fn divide_half_even(a: usize, b: usize) -> usize {
+    let (quotient, twice_rest) = (a / b, a % b * 2);
+    let up = twice_rest > b || twice_rest == b && quotient % 2 == 1;
+    quotient + usize::from(up)
+}
+
+impl Settings for Unified {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn variants(&self) -> Vec<&'static str> {
+        Rule::ALL.iter().map(|rule| rule.name()).collect()
+    }
+
+    fn variant(&self) -> Option<&'static str> {
+        Some(self.rule.name())
+    }
+
+    fn set_variant(&mut self, variant: &'static str) {
+        self.rule = Rule::by_name(variant).unwrap_or_default();
+    }
+
+    fn speedup(&self) -> Option<f64> {
+        self.speedup
+    }
+
+    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
+        Some(&mut self.speedup)
+    }
+
+    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
+        required_layers(NAME, n_layers, self.speedup).map(drop)
+    }
+
+    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
+        let kept = required_layers(NAME, n_layers, self.speedup)?;
+        Ok(FixedLayers::boxed(
+            n_layers,
+            self.rule.layers(n_layers, kept),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LayerSet, Rule, divide_half_even, even};
+    use proptest::prelude::*;
+
+    #[test]
+    fn halves_go_to_the_even_number() {
+        let rounded: Vec<_> = (0..=10).map(|a| divide_half_even(a, 2)).collect();
+        assert_eq!(rounded, [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5]);
+        assert_eq!(divide_half_even(7, 4), 2);
+        assert_eq!(divide_half_even(5, 4), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn both_rules_keep_exactly_k_and_both_ends(
+            (n_layers, kept) in (2..=crate::MAX_LAYERS).prop_flat_map(|l| (Just(l), 2..=l)),
+        ) {
+            for rule in [Rule::Published, Rule::Even] {
+                let set = rule.layers(n_layers, kept);
+                prop_assert_eq!(set.len(), kept);
+                prop_assert!(set.contains(0) && set.contains(n_layers - 1));
+                prop_assert!(set.is_subset(&LayerSet::full(n_layers)));
+            }
+            let even = even(n_layers, kept).to_vec();
+            let gaps = || even.windows(2).map(|pair| pair[1] - pair[0]);
+            prop_assert!(gaps().max().unwrap() - gaps().min().unwrap() <= 1);
+        }
+    }
+}
