@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use skipbench_model::ModelConfig;
 use skipbench_report::LossSeries;
-use skipbench_strategy::StrategySpec;
+use skipbench_strategy::{BatchShape, LayerSet, StrategySpec};
 use skipbench_tasks::{Split, Task};
 use skipbench_train::{Batch, Control, EOS, ModelShape, Net, Pair, TrainConfig, Trainer, train_tokenizer};
 use std::path::{Path, PathBuf};
@@ -316,8 +316,14 @@ impl DepthEntry {
                 .collect();
             return Some(Box::new(move |layer, row, t| layer < exits[row][t]));
         }
-        let spec = spec.with_target(speedup).with_seed(rng.random());
-        let sets = spec.step_sets(n_layers, longest).ok()?;
+        let mut strategy = spec.with_target(speedup).build(n_layers).ok()?;
+        let shape = BatchShape {
+            prompt_lens: pairs.iter().map(|pair| pair.prompt.len()).collect(),
+            n_layers,
+            max_new_tokens: longest,
+        };
+        strategy.begin(&shape).ok()?;
+        let sets: Vec<LayerSet> = (0..longest).map(|t| strategy.plan(t).layers).collect();
         Some(Box::new(move |layer, _, t| sets[t].contains(layer)))
     }
 }
