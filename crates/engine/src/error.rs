@@ -19,7 +19,9 @@ pub enum EngineError {
     #[error("max-new-tokens is 0; at least one token must be generated")]
     NoTokens,
     /// The model's output is not a number.
-    #[error("the logits of row {row} are not finite; the checkpoint is damaged or its dtype overflows")]
+    #[error(
+        "the logits of row {row} are not finite; the checkpoint is damaged or its dtype overflows"
+    )]
     NotFinite {
         /// Row of the batch, from 0.
         row: usize,

@@ -181,9 +181,7 @@ impl Run<'_> {
         let spans = Span::prompts(prompts.iter().map(Vec::len));
         let mut hidden = self.model.embed(&prompts.concat())?;
         for layer in 0..self.model.sizes().n_layers {
-            hidden = self
-                .model
-                .layer(layer, &hidden, &mut self.cache, &spans)?;
+            hidden = self.model.layer(layer, &hidden, &mut self.cache, &spans)?;
         }
         let mut last = 0;
         let ends: Vec<usize> = spans
@@ -217,9 +215,7 @@ impl Run<'_> {
         let last = plan.layers.iter().last();
         for (done, layer) in plan.layers.iter().enumerate() {
             let before = hidden;
-            hidden = self
-                .model
-                .layer(layer, &before, &mut self.cache, &spans)?;
+            hidden = self.model.layer(layer, &before, &mut self.cache, &spans)?;
             self.out.ledger.layer(sizes, &spans);
             let (Some(signal), true) = (self.needs.signal, plan.checks.contains(layer)) else {
                 continue;
@@ -239,9 +235,8 @@ impl Run<'_> {
                 .iter()
                 .zip(values)
                 .map(|(span, value)| strategy.observe(layer, span.row, value) == Verdict::Exit);
-            let (exits, stays): (Vec<_>, Vec<_>) = verdicts
-                .enumerate()
-                .partition(|(_, exit)| *exit);
+            let (exits, stays): (Vec<_>, Vec<_>) =
+                verdicts.enumerate().partition(|(_, exit)| *exit);
             if exits.is_empty() {
                 continue;
             }

@@ -113,7 +113,8 @@ pub fn speedup(pairs: &[(usize, f64, f64)], seed: u64) -> Option<Speedup> {
         return None;
     }
     let ratio = |picked: &mut dyn Iterator<Item = (f64, f64)>| {
-        let (full, strategy) = picked.fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
+        let (full, strategy) =
+            picked.fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
         full / strategy
     };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -140,7 +141,13 @@ mod tests {
     #[test]
     fn the_ratio_is_of_sums_and_its_interval_holds_it() {
         let pairs: Vec<_> = (0..20)
-            .map(|batch| (batch, 2.0 + (batch % 3) as f64, 1.0 + (batch % 2) as f64 * 0.2))
+            .map(|batch| {
+                (
+                    batch,
+                    2.0 + (batch % 3) as f64,
+                    1.0 + (batch % 2) as f64 * 0.2,
+                )
+            })
             .collect();
         let speedup = speedup(&pairs, 1).unwrap();
         let full: f64 = pairs.iter().map(|pair| pair.1).sum();

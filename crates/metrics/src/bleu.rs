@@ -192,7 +192,9 @@ pub fn corpus_bleu(tokenizer: Tokenizer, hypotheses: &[&str], references: &[&str
     let mut sum = vec![0.0; 2 + 2 * ORDER];
     for (hypothesis, reference) in hypotheses.iter().zip(references) {
         let stats = stats(tokenizer, hypothesis, &[reference]);
-        sum.iter_mut().zip(stats).for_each(|(sum, stat)| *sum += stat);
+        sum.iter_mut()
+            .zip(stats)
+            .for_each(|(sum, stat)| *sum += stat);
     }
     score(&sum)
 }
@@ -204,7 +206,10 @@ mod tests {
     #[test]
     fn v13a_splits_as_the_reference_does() {
         let tokens = |text| Tokenizer::V13a.tokenize(text).join(" ");
-        assert_eq!(tokens("Hello, world! It costs 1,000.50."), "Hello , world ! It costs 1,000.50 .");
+        assert_eq!(
+            tokens("Hello, world! It costs 1,000.50."),
+            "Hello , world ! It costs 1,000.50 ."
+        );
         assert_eq!(tokens("5-year plan (new)"), "5 - year plan ( new )");
         assert_eq!(tokens("&quot;a&quot;"), "\" a \"");
     }

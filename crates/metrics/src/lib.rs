@@ -39,7 +39,9 @@ pub enum MetricError {
         name: String,
     },
     /// Hypotheses and references do not pair up.
-    #[error("{hypotheses} hypotheses but {references} references; each hypothesis needs its references")]
+    #[error(
+        "{hypotheses} hypotheses but {references} references; each hypothesis needs its references"
+    )]
     Lengths {
         /// Number of hypotheses.
         hypotheses: usize,
@@ -90,11 +92,17 @@ impl MetricSpec {
         let references: Vec<&str> = references.iter().map(String::as_str).collect();
         match self {
             MetricSpec::Bleu(tokenizer) => bleu::stats(tokenizer, hypothesis, &references),
-            MetricSpec::Rouge1 => vec![rouge::best(&references, |r| rouge::rouge_n(hypothesis, r, 1))],
-            MetricSpec::Rouge2 => vec![rouge::best(&references, |r| rouge::rouge_n(hypothesis, r, 2))],
+            MetricSpec::Rouge1 => vec![rouge::best(&references, |r| {
+                rouge::rouge_n(hypothesis, r, 1)
+            })],
+            MetricSpec::Rouge2 => vec![rouge::best(&references, |r| {
+                rouge::rouge_n(hypothesis, r, 2)
+            })],
             MetricSpec::RougeL => vec![rouge::best(&references, |r| rouge::rouge_l(hypothesis, r))],
             MetricSpec::RougeLsum => {
-                vec![rouge::best(&references, |r| rouge::rouge_lsum(hypothesis, r))]
+                vec![rouge::best(&references, |r| {
+                    rouge::rouge_lsum(hypothesis, r)
+                })]
             }
         }
     }
@@ -112,7 +120,9 @@ impl MetricSpec {
         let mut n = 0;
         for stats in stats {
             sum.resize(stats.len(), 0.0);
-            sum.iter_mut().zip(stats).for_each(|(sum, stat)| *sum += stat);
+            sum.iter_mut()
+                .zip(stats)
+                .for_each(|(sum, stat)| *sum += stat);
             n += 1;
         }
         match n {

@@ -12,7 +12,10 @@ fn tokens(text: &str) -> Vec<String> {
 
 /// The best of several references.
 pub(crate) fn best(references: &[&str], score: impl Fn(&str) -> f64) -> f64 {
-    references.iter().map(|reference| score(reference)).fold(0.0, f64::max)
+    references
+        .iter()
+        .map(|reference| score(reference))
+        .fold(0.0, f64::max)
 }
 
 fn f1(hits: usize, hypothesis: usize, reference: usize) -> f64 {
@@ -104,8 +107,10 @@ pub(crate) fn rouge_lsum(hypothesis: &str, reference: &str) -> f64 {
             .collect();
         for position in union {
             let token = &sentence[position];
-            if let (Some(a), Some(b)) = (left_hypothesis.get_mut(token), left_reference.get_mut(token))
-                && *a > 0
+            if let (Some(a), Some(b)) = (
+                left_hypothesis.get_mut(token),
+                left_reference.get_mut(token),
+            ) && *a > 0
                 && *b > 0
             {
                 *a -= 1;
@@ -128,6 +133,9 @@ mod tests {
         assert!((rouge_n("testing one two", "testing", 1) - 0.5).abs() < 1e-9);
         assert!((rouge_n("testing one two", "testing one", 2) - 2.0 / 3.0).abs() < 1e-9);
         assert!((rouge_l("testing one two", "testing") - 0.5).abs() < 1e-9);
-        assert!((rouge_lsum("w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5", "w1 w2 w3 w4 w5") - 8.0 / 15.0).abs() < 1e-9);
+        assert!(
+            (rouge_lsum("w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5", "w1 w2 w3 w4 w5") - 8.0 / 15.0).abs()
+                < 1e-9
+        );
     }
 }

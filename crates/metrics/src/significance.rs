@@ -30,7 +30,10 @@ pub(crate) fn interval(
         })
         .collect();
     scores.sort_by(f64::total_cmp);
-    (scores[RESAMPLES / 40], scores[RESAMPLES - 1 - RESAMPLES / 40])
+    (
+        scores[RESAMPLES / 40],
+        scores[RESAMPLES - 1 - RESAMPLES / 40],
+    )
 }
 
 /// Swaps each segment between the systems with even odds; the share of swaps whose difference is at least as large.
@@ -48,7 +51,10 @@ pub(crate) fn randomisation(
         for (a, b) in a.iter().zip(b) {
             let (a, b) = if swap() { (b, a) } else { (a, b) };
             first.iter_mut().zip(a).for_each(|(sum, stat)| *sum += stat);
-            second.iter_mut().zip(b).for_each(|(sum, stat)| *sum += stat);
+            second
+                .iter_mut()
+                .zip(b)
+                .for_each(|(sum, stat)| *sum += stat);
         }
         (score(&first, n) - score(&second, n)).abs()
     };
@@ -88,6 +94,9 @@ mod tests {
     #[test]
     fn equal_systems_do_not_differ() {
         let stats: Vec<Vec<f64>> = (0..30).map(|i| vec![f64::from(i % 5)]).collect();
-        assert_eq!(randomisation(&stats, &stats, |sum, n| sum[0] / n as f64, 1), 1.0);
+        assert_eq!(
+            randomisation(&stats, &stats, |sum, n| sum[0] / n as f64, 1),
+            1.0
+        );
     }
 }

@@ -5,7 +5,7 @@ use crate::batch::{Span, positions};
 use crate::cache::{LayerKv, Storage};
 use crate::config::{ModelConfig, PositionScheme};
 use crate::error::Result;
-use crate::kernels::{self, KeysValues};
+use crate::kernels::{self, KeysValues, Packed};
 use crate::weights::{Frame, LayerWeights, Linear, Mlp, Norm};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -15,10 +15,10 @@ const PARALLEL_ATTENTION: usize = 1 << 17;
 
 pub(crate) struct FusedLayer {
     attention_norm: FusedNorm,
-    /// Q, K and V stacked: `[q_width + 2 kv_width, d_model]`.
-    qkv: FusedLinear,
-    /// K and V alone lie at the end of `qkv`; this is where they begin.
-    kv_first_row: usize,
+    /// `[q_width, d_model]`
+    q: FusedLinear,
+    /// K and V stacked: `[2 kv_width, d_model]`. Apart from Q, since a skipped layer may need them alone.
+    kv: FusedLinear,
     o: FusedLinear,
     mlp_norm: FusedNorm,
     /// Gate and up stacked, or BLOOM's first projection.
@@ -40,10 +40,8 @@ struct Heads {
 }
 
 struct FusedLinear {
-    weight: Vec<f32>,
+    weight: Packed,
     bias: Option<Vec<f32>>,
-    in_width: usize,
-    out_width: usize,
 }
 
 enum FusedNorm {
@@ -76,8 +74,8 @@ impl FusedLayer {
         };
         Ok(Self {
             attention_norm: FusedNorm::new(&weights.attention_norm)?,
-            qkv: FusedLinear::stack(&[&weights.q, &weights.k, &weights.v])?,
-            kv_first_row: config.n_heads * config.head_dim,
+            q: FusedLinear::stack(&[&weights.q])?,
+            kv: FusedLinear::stack(&[&weights.k, &weights.v])?,
             o: FusedLinear::stack(&[&weights.o])?,
             mlp_norm: FusedNorm::new(&weights.mlp_norm)?,
             up,
@@ -105,26 +103,25 @@ impl FusedLayer {
         let mut normed = vec![0.0; hidden.len()];
         self.attention_norm.apply(&hidden, &mut normed);
 
-        let mut qkv = self.qkv.apply(&normed, 0);
-        self.heads.rotate(&mut qkv, self.qkv.out_width, 0, spans);
-        let q_width = self.kv_first_row;
+        let mut q = self.q.apply(&normed);
+        self.heads
+            .rotate(&mut q, self.heads.q_width(), self.heads.n_heads, spans);
+        let fresh = self.project_kv(&normed, spans);
         let attended = if kv.capacity > 0 {
-            self.heads
-                .write(&qkv, self.qkv.out_width, q_width, kv, spans);
-            self.heads.attend(&qkv, self.qkv.out_width, kv, spans)
+            self.heads.write(&fresh, kv, spans);
+            self.heads.attend(&q, kv, spans)
         } else {
             // No later step reads this layer: keys and values live for this call only.
             let mut scratch = self.heads.scratch(spans);
-            self.heads
-                .write(&qkv, self.qkv.out_width, q_width, &mut scratch, spans);
-            self.heads.attend(&qkv, self.qkv.out_width, &scratch, spans)
+            self.heads.write(&fresh, &mut scratch, spans);
+            self.heads.attend(&q, &scratch, spans)
         };
-        add(&mut hidden, &self.o.apply(&attended, 0));
+        add(&mut hidden, &self.o.apply(&attended));
 
         self.mlp_norm.apply(&hidden, &mut normed);
-        let mut up = self.up.apply(&normed, 0);
+        let mut up = self.up.apply(&normed);
         let inner = if self.gated {
-            let width = self.up.out_width / 2;
+            let width = self.up.out_width() / 2;
             let mut inner = vec![0.0; up.len() / 2];
             kernels::swiglu(&up, width, &mut inner);
             inner
@@ -132,7 +129,7 @@ impl FusedLayer {
             kernels::gelu(&mut up);
             up
         };
-        add(&mut hidden, &self.down.apply(&inner, 0));
+        add(&mut hidden, &self.down.apply(&inner));
         Ok(Tensor::from_vec(hidden, shape, &Device::Cpu)?)
     }
 
@@ -144,26 +141,35 @@ impl FusedLayer {
         let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
         let mut normed = vec![0.0; hidden.len()];
         self.attention_norm.apply(&hidden, &mut normed);
-        let mut fresh = self.qkv.apply(&normed, self.kv_first_row);
-        let width = self.qkv.out_width - self.kv_first_row;
-        let heads = &self.heads;
-        heads.rotate(&mut fresh, width, heads.n_heads, spans);
-        heads.write(&fresh, width, 0, kv, spans);
+        let fresh = self.project_kv(&normed, spans);
+        self.heads.write(&fresh, kv, spans);
         Ok(())
+    }
+
+    /// Keys, rotated, and values: `[tokens, 2 kv_width]`.
+    fn project_kv(&self, normed: &[f32], spans: &[Span]) -> Vec<f32> {
+        let mut fresh = self.kv.apply(normed);
+        let heads = &self.heads;
+        heads.rotate(&mut fresh, 2 * heads.kv_width(), heads.n_kv_heads, spans);
+        fresh
     }
 }
 
 impl Heads {
+    fn q_width(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
     fn kv_width(&self) -> usize {
         self.n_kv_heads * self.head_dim
     }
 
-    /// Rotates queries and keys of `x`: `[tokens, width]`, whose first head is head `first_head` of Q then K.
-    fn rotate(&self, x: &mut [f32], width: usize, first_head: usize, spans: &[Span]) {
+    /// Rotates the first `heads` heads of each token of `x`: `[tokens, width]`.
+    fn rotate(&self, x: &mut [f32], width: usize, heads: usize, spans: &[Span]) {
         if self.inv_freq.is_empty() {
             return;
         }
-        let rotated = (self.n_heads + self.n_kv_heads - first_head) * self.head_dim;
+        let rotated = heads * self.head_dim;
         let half = self.inv_freq.len();
         let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
         for (token, position) in x.chunks_exact_mut(width).zip(positions(spans)) {
@@ -174,15 +180,8 @@ impl Heads {
         }
     }
 
-    /// Writes keys and values out of `fresh`: `[tokens, width]`, keys at `first`, values behind them.
-    fn write(
-        &self,
-        fresh: &[f32],
-        width: usize,
-        first: usize,
-        layer: &mut LayerKv,
-        spans: &[Span],
-    ) {
+    /// Writes keys and values, `fresh`: `[tokens, 2 kv_width]`, to the spans' slots.
+    fn write(&self, fresh: &[f32], layer: &mut LayerKv, spans: &[Span]) {
         let capacity = layer.capacity;
         let Storage::Host { k, v } = &mut layer.storage else {
             unreachable!("a fused layer is given the cache that its model made");
@@ -190,8 +189,8 @@ impl Heads {
         let slots = spans
             .iter()
             .flat_map(|span| (span.start..span.start + span.len).map(|at| (span.row, at)));
-        for (token, (row, position)) in fresh.chunks_exact(width).zip(slots) {
-            let (keys, values) = token[first..].split_at(self.kv_width());
+        for (token, (row, position)) in fresh.chunks_exact(2 * self.kv_width()).zip(slots) {
+            let (keys, values) = token.split_at(self.kv_width());
             for head in 0..self.n_kv_heads {
                 let from = head * self.head_dim..(head + 1) * self.head_dim;
                 let to = ((row * self.n_kv_heads + head) * capacity + position) * self.head_dim;
@@ -201,12 +200,12 @@ impl Heads {
         }
     }
 
-    /// Attention of every token; `qkv`: `[tokens, width]` with the queries first. Gives `[tokens, q_width]`.
-    fn attend(&self, qkv: &[f32], width: usize, layer: &LayerKv, spans: &[Span]) -> Vec<f32> {
+    /// Attention of every token; `q` and the result: `[tokens, q_width]`.
+    fn attend(&self, q: &[f32], layer: &LayerKv, spans: &[Span]) -> Vec<f32> {
         let Storage::Host { k, v } = &layer.storage else {
             unreachable!("a fused layer is given the cache that its model made");
         };
-        let q_width = self.n_heads * self.head_dim;
+        let q_width = self.q_width();
         let row_len = self.kv_width() * layer.capacity;
         let slots: Vec<(usize, usize)> = spans
             .iter()
@@ -222,7 +221,7 @@ impl Heads {
             };
             scores.resize(layer.capacity, 0.0);
             kernels::attend(
-                &qkv[index * width..index * width + q_width],
+                &q[index * q_width..(index + 1) * q_width],
                 kv,
                 position + 1,
                 self.head_dim,
@@ -266,28 +265,24 @@ impl FusedLinear {
                 bias.extend(part.to_vec1::<f32>()?);
             }
         }
-        let out_width = weight.len() / in_width;
+        let weight = Packed::new(&weight, in_width);
         Ok(Self {
+            bias: (bias.len() == weight.out_width()).then_some(bias),
             weight,
-            bias: (bias.len() == out_width).then_some(bias),
-            in_width,
-            out_width,
         })
     }
 
-    /// Output columns `first_row..` for `x`: `[tokens, in_width]`.
-    fn apply(&self, x: &[f32], first_row: usize) -> Vec<f32> {
-        let width = self.out_width - first_row;
-        let mut y = vec![0.0; x.len() / self.in_width * width];
-        kernels::matmul(
-            x,
-            &self.weight[first_row * self.in_width..],
-            self.in_width,
-            &mut y,
-        );
+    fn out_width(&self) -> usize {
+        self.weight.out_width()
+    }
+
+    /// `x`: `[tokens, in_width]` to `[tokens, out_width]`.
+    fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len() / self.weight.in_width() * self.out_width()];
+        self.weight.matmul(x, &mut y);
         if let Some(bias) = &self.bias {
-            for y in y.chunks_exact_mut(width) {
-                add(y, &bias[first_row..]);
+            for y in y.chunks_exact_mut(self.out_width()) {
+                add(y, bias);
             }
         }
         y
@@ -337,8 +332,8 @@ impl FusedHead {
         let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
         let mut normed = vec![0.0; hidden.len()];
         self.norm.apply(&hidden, &mut normed);
-        let logits = self.weight.apply(&normed, 0);
-        let shape = (tokens, self.weight.out_width);
+        let logits = self.weight.apply(&normed);
+        let shape = (tokens, self.weight.out_width());
         Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
     }
 }

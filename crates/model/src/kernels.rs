@@ -15,143 +15,201 @@ const PARALLEL_MULTIPLY_ADDS: usize = 1 << 19;
 /// Rows of `x` that are kept close while a weight streams by.
 const ROW_BLOCK: usize = 32;
 
-/// `y = x w^T`; `x`: `[n, k]`, `w`: `[m, k]`, `y`: `[n, m]`.
-pub(crate) fn matmul(x: &[f32], w: &[f32], k: usize, y: &mut [f32]) {
-    let (n, m) = (x.len() / k, w.len() / k);
-    assert_eq!((x.len(), w.len(), y.len()), (n * k, m * k, n * m));
-    let isa = isa();
-    let product = Product {
-        x,
-        w,
-        k,
-        m,
-        y: y.as_mut_ptr(),
-    };
-    let threads = rayon::current_num_threads();
-    if n * m * k < PARALLEL_MULTIPLY_ADDS || threads == 1 {
-        product.columns(isa, 0..m);
-        return;
+/// Outputs of a panel: one AVX-512 register, two of AVX2.
+const PANEL: usize = 16;
+
+/// A weight `[m, k]` laid out for products with few rows: panels of 16 outputs, each `[k, 16]`. One input value is
+/// multiplied with 16 weights at a time, so nothing is summed across lanes, and memory is read in order.
+pub(crate) struct Packed {
+    /// `[panels, k, 16]`; rows beyond `m` are zero.
+    data: Vec<f32>,
+    k: usize,
+    m: usize,
+}
+
+impl Packed {
+    /// Packs `w`: `[m, k]`.
+    pub(crate) fn new(w: &[f32], k: usize) -> Self {
+        let m = w.len() / k;
+        let mut data = vec![0.0; m.div_ceil(PANEL) * PANEL * k];
+        for (row, w) in w.chunks_exact(k).enumerate() {
+            let panel = &mut data[row / PANEL * PANEL * k..];
+            for (column, value) in w.iter().enumerate() {
+                panel[column * PANEL + row % PANEL] = *value;
+            }
+        }
+        Self { data, k, m }
     }
-    // Whole tiles per thread; the last takes what is left.
-    let share = m.div_ceil(threads).next_multiple_of(8);
-    let product = &product;
-    (0..m.div_ceil(share))
-        .into_par_iter()
-        .for_each(|part| product.columns(isa, part * share..m.min((part + 1) * share)));
+
+    /// Inputs of the product.
+    pub(crate) fn in_width(&self) -> usize {
+        self.k
+    }
+
+    /// Outputs of the product.
+    pub(crate) fn out_width(&self) -> usize {
+        self.m
+    }
+
+    /// `y = x w^T`; `x`: `[n, k]`, `y`: `[n, m]`.
+    pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
+        let n = x.len() / self.k;
+        assert_eq!((x.len(), y.len()), (n * self.k, n * self.m));
+        let product = Product {
+            x,
+            w: self,
+            y: y.as_mut_ptr(),
+        };
+        let isa = isa();
+        let panels = self.m.div_ceil(PANEL);
+        let threads = rayon::current_num_threads();
+        if n * self.m * self.k < PARALLEL_MULTIPLY_ADDS || threads == 1 {
+            product.panels(isa, 0..panels);
+            return;
+        }
+        let share = panels.div_ceil(threads);
+        let product = &product;
+        (0..panels.div_ceil(share))
+            .into_par_iter()
+            .for_each(|part| product.panels(isa, part * share..panels.min((part + 1) * share)));
+    }
 }
 
 struct Product<'a> {
     x: &'a [f32],
-    w: &'a [f32],
-    k: usize,
-    m: usize,
+    w: &'a Packed,
     y: *mut f32,
 }
 
-// SAFETY: threads are given disjoint column ranges of `y`, which outlives the parallel region.
+// SAFETY: threads are given disjoint panels, and so disjoint columns of `y`, which outlives the parallel region.
 unsafe impl Sync for Product<'_> {}
 
 impl Product<'_> {
-    /// Columns `range` of `y`, for all rows of `x`.
-    fn columns(&self, isa: Isa, range: Range<usize>) {
-        let n = self.x.len() / self.k;
+    /// The columns of `panels` for all rows.
+    fn panels(&self, isa: Isa, panels: Range<usize>) {
+        let n = self.x.len() / self.w.k;
         for first in (0..n).step_by(ROW_BLOCK) {
             let rows = first..n.min(first + ROW_BLOCK);
             match isa {
-                // SAFETY: the features were detected; row and column ranges lie within x, w and y.
+                // SAFETY: the features were detected; rows and panels lie within x, w and y.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512::block(self, rows, range.clone()) },
+                Isa::Avx512 => unsafe { avx512::block(self, rows, panels.clone()) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { avx2::block(self, rows, range.clone()) },
-                Isa::Portable => self.portable(rows, range.clone()),
+                Isa::Avx2 => unsafe { avx2::block(self, rows, panels.clone()) },
+                Isa::Portable => self.portable(rows, panels.clone()),
             }
         }
     }
 
-    fn portable(&self, rows: Range<usize>, columns: Range<usize>) {
-        for column in columns {
-            let w = &self.w[column * self.k..][..self.k];
+    fn portable(&self, rows: Range<usize>, panels: Range<usize>) {
+        let k = self.w.k;
+        for panel in panels {
+            let weights = &self.w.data[panel * PANEL * k..][..PANEL * k];
             for row in rows.clone() {
-                let sum = dot::<false>(&self.x[row * self.k..][..self.k], w);
-                // SAFETY: row < n and column < m, so the element lies in y; no other thread writes it.
-                unsafe { *self.y.add(row * self.m + column) = sum };
+                let mut sums = [0f32; PANEL];
+                for (x, weights) in self.x[row * k..][..k].iter().zip(weights.as_chunks().0) {
+                    let weights: &[f32; PANEL] = weights;
+                    for lane in 0..PANEL {
+                        sums[lane] += x * weights[lane];
+                    }
+                }
+                // SAFETY: row < n and panel is one of w's.
+                unsafe { self.store(row, panel, &sums) };
             }
+        }
+    }
+
+    /// # Safety
+    /// `row` is a row of x, `panel` a panel of w that no other thread works on.
+    #[inline(always)]
+    unsafe fn store(&self, row: usize, panel: usize, sums: &[f32; PANEL]) {
+        let column = panel * PANEL;
+        let width = PANEL.min(self.w.m - column);
+        // SAFETY: columns up to m of a row lie in y.
+        unsafe {
+            let to = self.y.add(row * self.w.m + column);
+            std::ptr::copy_nonoverlapping(sums.as_ptr(), to, width);
         }
     }
 }
 
-/// Register-tiled products for one instruction set. A tile of `W` weight rows by `X` input rows keeps one
-/// accumulator per output, so the order of the sum is the same in every tile shape.
+/// Products for one instruction set, in tiles of `R` rows by `P` panels. Every output is one chain of fused
+/// multiply-adds over `k`, in every tile shape.
 #[cfg(target_arch = "x86_64")]
 macro_rules! tiled_products {
-    ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $fma:ident, $sum:path,
-     [$(($x:literal, $w:literal)),*]) => {
+    ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $set:ident, $fma:ident, $store:ident,
+     [$(($r:literal, $p:literal)),*]) => {
         mod $name {
-            use super::Product;
+            use super::{PANEL, Product};
             use std::arch::x86_64::*;
             use std::ops::Range;
 
+            /// Registers of a panel.
+            const V: usize = PANEL / $lanes;
+
             #[target_feature(enable = $features)]
-            unsafe fn tile<const W: usize, const X: usize>(p: &Product, row: usize, column: usize) {
-                let k = p.k;
-                // SAFETY: the caller keeps row + X <= n and column + W <= m.
+            unsafe fn tile<const R: usize, const P: usize>(p: &Product, row: usize, panel: usize) {
+                let k = p.w.k;
+                // SAFETY: the caller keeps row + R rows and panel + P panels within x and w.
                 unsafe {
                     let x = p.x.as_ptr().add(row * k);
-                    let w = p.w.as_ptr().add(column * k);
-                    let mut sums = [[$zero(); X]; W];
-                    let mut at = 0;
-                    while at + $lanes <= k {
-                        for i in 0..W {
-                            let weight = $load(w.add(i * k + at));
-                            for j in 0..X {
-                                sums[i][j] = $fma(weight, $load(x.add(j * k + at)), sums[i][j]);
+                    let w = p.w.data.as_ptr().add(panel * PANEL * k);
+                    let mut sums = [[[$zero(); V]; P]; R];
+                    for at in 0..k {
+                        let mut weights = [[$zero(); V]; P];
+                        for j in 0..P {
+                            for v in 0..V {
+                                weights[j][v] = $load(w.add((j * k + at) * PANEL + v * $lanes));
                             }
                         }
-                        at += $lanes;
-                    }
-                    for i in 0..W {
-                        for j in 0..X {
-                            let mut sum = $sum(sums[i][j]);
-                            for rest in at..k {
-                                sum += *w.add(i * k + rest) * *x.add(j * k + rest);
+                        for i in 0..R {
+                            let x = $set(*x.add(i * k + at));
+                            for j in 0..P {
+                                for v in 0..V {
+                                    sums[i][j][v] = $fma(x, weights[j][v], sums[i][j][v]);
+                                }
                             }
-                            *p.y.add((row + j) * p.m + column + i) = sum;
+                        }
+                    }
+                    for i in 0..R {
+                        for j in 0..P {
+                            let mut out = [0f32; PANEL];
+                            for v in 0..V {
+                                $store(out.as_mut_ptr().add(v * $lanes), sums[i][j][v]);
+                            }
+                            p.store(row + i, panel + j, &out);
                         }
                     }
                 }
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn strip<const W: usize, const X: usize>(
-                p: &Product,
-                row: usize,
-                columns: Range<usize>,
-            ) {
-                let mut column = columns.start;
-                // SAFETY: tiles stay within `columns`, rows within what the caller was given.
+            unsafe fn strip<const R: usize, const P: usize>(p: &Product, row: usize, panels: Range<usize>) {
+                let mut panel = panels.start;
+                // SAFETY: tiles stay within `panels`, rows within what the caller was given.
                 unsafe {
-                    while column + W <= columns.end {
-                        tile::<W, X>(p, row, column);
-                        column += W;
+                    while panel + P <= panels.end {
+                        tile::<R, P>(p, row, panel);
+                        panel += P;
                     }
-                    while column < columns.end {
-                        tile::<1, X>(p, row, column);
-                        column += 1;
+                    while panel < panels.end {
+                        tile::<R, 1>(p, row, panel);
+                        panel += 1;
                     }
                 }
             }
 
             /// # Safety
-            /// The CPU has the features; `rows` lie in `x`, `columns` in `w`.
+            /// The CPU has the features; `rows` lie in `x`, `panels` in `w`.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn block(p: &Product, rows: Range<usize>, columns: Range<usize>) {
+            pub(super) unsafe fn block(p: &Product, rows: Range<usize>, panels: Range<usize>) {
                 let mut row = rows.start;
                 // SAFETY: each strip takes rows that are left in `rows`.
                 unsafe {
-                    $(while row + $x <= rows.end {
-                        strip::<$w, $x>(p, row, columns.clone());
-                        row += $x;
+                    $(while row + $r <= rows.end {
+                        strip::<$r, $p>(p, row, panels.clone());
+                        row += $r;
                     })*
                 }
                 debug_assert_eq!(row, rows.end);
@@ -167,9 +225,10 @@ tiled_products!(
     16,
     _mm512_setzero_ps,
     _mm512_loadu_ps,
+    _mm512_set1_ps,
     _mm512_fmadd_ps,
-    _mm512_reduce_add_ps,
-    [(8, 3), (4, 4), (2, 8), (1, 8)]
+    _mm512_storeu_ps,
+    [(8, 2), (4, 4), (2, 6), (1, 8)]
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -179,19 +238,11 @@ tiled_products!(
     8,
     _mm256_setzero_ps,
     _mm256_loadu_ps,
+    _mm256_set1_ps,
     _mm256_fmadd_ps,
-    super::sum_256,
-    [(4, 3), (2, 4), (1, 8)]
+    _mm256_storeu_ps,
+    [(4, 1), (2, 2), (1, 4)]
 );
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn sum_256(x: std::arch::x86_64::__m256) -> f32 {
-    use std::arch::x86_64::*;
-    let half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-    let quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps::<1>(quarter, quarter)))
-}
 
 vectorised! {
     /// Root mean square norm of each row of `x`: `[n, d]`.
@@ -355,33 +406,35 @@ mod tests {
             .collect()
     }
 
+    fn product(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+        let mut y = vec![0.0; x.len() / k * (w.len() / k)];
+        Packed::new(w, k).matmul(x, &mut y);
+        y
+    }
+
     proptest! {
         #[test]
-        fn a_row_is_the_same_alone_and_in_a_batch(n in 1usize..40, m in 1usize..40, k in 1usize..70, seed: u32) {
+        fn a_row_is_the_same_alone_and_in_a_batch(n in 1usize..40, m in 1usize..140, k in 1usize..70, seed: u32) {
             let (x, w) = (values(n * k, seed), values(m * k, seed ^ 7));
-            let mut together = vec![0.0; n * m];
-            matmul(&x, &w, k, &mut together);
+            let together = product(&x, &w, k);
             for row in 0..n {
-                let mut alone = vec![0.0; m];
-                matmul(&x[row * k..(row + 1) * k], &w, k, &mut alone);
+                let alone = product(&x[row * k..(row + 1) * k], &w, k);
                 prop_assert_eq!(&alone[..], &together[row * m..(row + 1) * m]);
             }
         }
 
         #[test]
-        fn products_are_right_on_every_instruction_set(n in 1usize..12, m in 1usize..20, k in 1usize..70, seed: u32) {
+        fn products_are_right_on_every_instruction_set(n in 1usize..12, m in 1usize..140, k in 1usize..70, seed: u32) {
             let (x, w) = (values(n * k, seed), values(m * k, seed ^ 7));
-            let mut isas = vec![Isa::Portable];
+            let mut isas = vec![Isa::Portable, isa()];
             #[cfg(target_arch = "x86_64")]
-            {
-                isas.push(isa());
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    isas.push(Isa::Avx2);
-                }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                isas.push(Isa::Avx2);
             }
+            let packed = Packed::new(&w, k);
             for isa in isas {
                 let mut y = vec![0.0; n * m];
-                Product { x: &x, w: &w, k, m, y: y.as_mut_ptr() }.columns(isa, 0..m);
+                Product { x: &x, w: &packed, y: y.as_mut_ptr() }.panels(isa, 0..m.div_ceil(PANEL));
                 for row in 0..n {
                     for column in 0..m {
                         let exact: f64 = (0..k).map(|i| f64::from(x[row * k + i]) * f64::from(w[column * k + i])).sum();
@@ -396,17 +449,14 @@ mod tests {
     fn threads_do_not_change_a_product() {
         let (n, m, k) = (9, 700, 300);
         let (x, w) = (values(n * k, 1), values(m * k, 2));
-        let mut parallel = vec![0.0; n * m];
-        matmul(&x, &w, k, &mut parallel);
         let mut single = vec![0.0; n * m];
-        let product = Product {
+        let packed = Packed::new(&w, k);
+        Product {
             x: &x,
-            w: &w,
-            k,
-            m,
+            w: &packed,
             y: single.as_mut_ptr(),
-        };
-        product.columns(isa(), 0..m);
-        assert_eq!(parallel, single);
+        }
+        .panels(isa(), 0..m.div_ceil(PANEL));
+        assert_eq!(product(&x, &w, k), single);
     }
 }

@@ -77,7 +77,13 @@ fn file_name(parts: &[&str]) -> String {
     parts
         .join("-")
         .chars()
-        .map(|c| if c.is_alphanumeric() || c == '-' || c == '_' { c } else { '_' })
+        .map(|c| {
+            if c.is_alphanumeric() || c == '-' || c == '_' {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect()
 }
 
@@ -250,7 +256,10 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
     let digits = |value: &f64| match value.abs() {
         a if a >= 100.0 => format!("{value:.0}"),
         a if a >= 10.0 => format!("{value:.0}"),
-        _ => format!("{value:.2}").trim_end_matches('0').trim_end_matches('.').to_owned(),
+        _ => format!("{value:.2}")
+            .trim_end_matches('0')
+            .trim_end_matches('.')
+            .to_owned(),
     };
     context
         .configure_mesh()
@@ -277,7 +286,8 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
             let horizontal = p.x_range.map(|(lo, hi)| vec![(lo, p.y), (hi, p.y)]);
             [vertical, horizontal].into_iter().flatten()
         });
-        context.draw_series(bars.map(|bar| PathElement::new(bar, color.mix(0.5).stroke_width(1))))?;
+        context
+            .draw_series(bars.map(|bar| PathElement::new(bar, color.mix(0.5).stroke_width(1))))?;
         for point in &series.points {
             context.draw_series(std::iter::once(
                 EmptyElement::at((point.x, point.y)) + marker(index, &series.name, (0, 0), color),
@@ -292,7 +302,10 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
     let mut y = 52;
     for (index, series) in chart.series.iter().enumerate() {
         let color = color(index, &series.name);
-        area.draw(&PathElement::new(vec![(6, y), (34, y)], color.stroke_width(2)))?;
+        area.draw(&PathElement::new(
+            vec![(6, y), (34, y)],
+            color.stroke_width(2),
+        ))?;
         area.draw(&marker(index, &series.name, (20, y), color))?;
         area.draw(&Text::new(series.name.clone(), (42, y - 7), style.clone()))?;
         y += 22;
@@ -315,12 +328,7 @@ fn color(index: usize, name: &str) -> RGBColor {
 }
 
 /// A shape of its own for each series, so that colour is not needed to tell them apart.
-fn marker(
-    index: usize,
-    name: &str,
-    (x, y): (i32, i32),
-    color: RGBColor,
-) -> Polygon<(i32, i32)> {
+fn marker(index: usize, name: &str, (x, y): (i32, i32), color: RGBColor) -> Polygon<(i32, i32)> {
     let r = 5;
     let corners: Vec<(i32, i32)> = if name == "full" {
         star(6)
@@ -329,18 +337,42 @@ fn marker(
             0 => (0..12)
                 .map(|i| {
                     let angle = f64::from(i) * std::f64::consts::PI / 6.0;
-                    ((4.6 * angle.cos()).round() as i32, (4.6 * angle.sin()).round() as i32)
+                    (
+                        (4.6 * angle.cos()).round() as i32,
+                        (4.6 * angle.sin()).round() as i32,
+                    )
                 })
                 .collect(),
-            1 => vec![(-r + 1, -r + 1), (r - 1, -r + 1), (r - 1, r - 1), (-r + 1, r - 1)],
+            1 => vec![
+                (-r + 1, -r + 1),
+                (r - 1, -r + 1),
+                (r - 1, r - 1),
+                (-r + 1, r - 1),
+            ],
             2 => vec![(0, -r - 1), (r, r - 1), (-r, r - 1)],
             3 => vec![(0, -r - 1), (r + 1, 0), (0, r + 1), (-r - 1, 0)],
             4 => vec![(-r, -r + 1), (r, -r + 1), (0, r + 1)],
-            _ => vec![(-2, -r), (2, -r), (2, -2), (r, -2), (r, 2), (2, 2), (2, r), (-2, r), (-2, 2), (-r, 2), (-r, -2), (-2, -2)],
+            _ => vec![
+                (-2, -r),
+                (2, -r),
+                (2, -2),
+                (r, -2),
+                (r, 2),
+                (2, 2),
+                (2, r),
+                (-2, r),
+                (-2, 2),
+                (-r, 2),
+                (-r, -2),
+                (-2, -2),
+            ],
         }
     };
     Polygon::new(
-        corners.into_iter().map(|(dx, dy)| (x + dx, y + dy)).collect::<Vec<_>>(),
+        corners
+            .into_iter()
+            .map(|(dx, dy)| (x + dx, y + dy))
+            .collect::<Vec<_>>(),
         color.filled(),
     )
 }
@@ -350,7 +382,10 @@ fn star(radius: i32) -> Vec<(i32, i32)> {
         .map(|i| {
             let r = f64::from(radius) * if i % 2 == 0 { 1.2 } else { 0.5 };
             let angle = f64::from(i) * std::f64::consts::PI / 5.0 - std::f64::consts::FRAC_PI_2;
-            ((r * angle.cos()).round() as i32, (r * angle.sin()).round() as i32)
+            (
+                (r * angle.cos()).round() as i32,
+                (r * angle.sin()).round() as i32,
+            )
         })
         .collect()
 }
@@ -401,8 +436,14 @@ fn draw_loss(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -
     let (lo, hi) = curves
         .iter()
         .flatten()
-        .fold((f64::INFINITY, 1e-6), |(lo, hi): (f64, f64), p| (lo.min(p.1), hi.max(p.1)));
-    let y = if lo < hi { lo * 0.8..hi * 1.2 } else { 0.1..10.0 };
+        .fold((f64::INFINITY, 1e-6), |(lo, hi): (f64, f64), p| {
+            (lo.min(p.1), hi.max(p.1))
+        });
+    let y = if lo < hi {
+        lo * 0.8..hi * 1.2
+    } else {
+        0.1..10.0
+    };
     let mut context = ChartBuilder::on(root)
         .caption("Training loss", (FONT, 17))
         .margin(12)
@@ -457,7 +498,10 @@ fn png(svg: &str, name: &str) -> Result<Vec<u8>> {
         ..usvg::Options::default()
     };
     let tree = usvg::Tree::from_str(svg, &options).map_err(|error| fail(error.to_string()))?;
-    let (width, height) = ((SIZE.0 as f32 * PNG_SCALE) as u32, (SIZE.1 as f32 * PNG_SCALE) as u32);
+    let (width, height) = (
+        (SIZE.0 as f32 * PNG_SCALE) as u32,
+        (SIZE.1 as f32 * PNG_SCALE) as u32,
+    );
     let mut pixels = tiny_skia::Pixmap::new(width, height)
         .ok_or_else(|| fail("no memory for its pixels".to_owned()))?;
     let scale = tiny_skia::Transform::from_scale(PNG_SCALE, PNG_SCALE);

@@ -24,12 +24,25 @@ fn table(group: &[&ResultRow]) -> TableData {
     // The full network first, then by target; within one in the order of the experiment.
     sorted.sort_by(|a, b| {
         let key = |row: &ResultRow| (!row.is_full(), row.target_speedup.unwrap_or(0.0));
-        key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
+        key(a)
+            .partial_cmp(&key(b))
+            .unwrap_or(std::cmp::Ordering::Equal)
     });
-    let metrics: Vec<&str> = group[0].metrics.iter().map(|(name, _)| name.as_str()).collect();
-    let mut header: Vec<String> = ["strategy", "target", "layers/token", "bound", "achieved [95%]", "tokens/s"]
-        .map(str::to_owned)
-        .to_vec();
+    let metrics: Vec<&str> = group[0]
+        .metrics
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let mut header: Vec<String> = [
+        "strategy",
+        "target",
+        "layers/token",
+        "bound",
+        "achieved [95%]",
+        "tokens/s",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     header.extend(metrics.iter().enumerate().map(|(index, name)| match index {
         0 => format!("{name} [95%]"),
         _ => (*name).to_owned(),
@@ -39,19 +52,30 @@ fn table(group: &[&ResultRow]) -> TableData {
         .map(|row| {
             let mut cells = vec![
                 row.label.clone(),
-                row.target_speedup.map_or("-".to_owned(), |target| format!("{target}x")),
+                row.target_speedup
+                    .map_or("-".to_owned(), |target| format!("{target}x")),
                 format!("{:.1}", row.layers_per_token),
                 format!("{:.2}x", row.bound_speedup),
                 achieved(row),
-                row.tokens_per_s.map_or("-".to_owned(), |speed| format!("{speed:.0}")),
+                row.tokens_per_s
+                    .map_or("-".to_owned(), |speed| format!("{speed:.0}")),
             ];
-            cells.extend(row.metrics.iter().enumerate().map(|(index, (_, value))| score(value, index == 0)));
+            cells.extend(
+                row.metrics
+                    .iter()
+                    .enumerate()
+                    .map(|(index, (_, value))| score(value, index == 0)),
+            );
             cells
         })
         .collect();
     let notes = sorted
         .iter()
-        .filter_map(|row| row.note.as_ref().map(|note| format!("{}: {note}", row.label)))
+        .filter_map(|row| {
+            row.note
+                .as_ref()
+                .map(|note| format!("{}: {note}", row.label))
+        })
         .collect();
     TableData {
         title: format!("{task}, batch {batch}, {model}"),
@@ -70,13 +94,20 @@ fn achieved(row: &ResultRow) -> String {
 
 fn score(value: &MetricValue, interval: bool) -> String {
     // Scores of 0..1 need more digits than those of 0..100.
-    let digits = if value.score <= 1.0 && value.hi <= 1.0 { 3 } else { 1 };
+    let digits = if value.score <= 1.0 && value.hi <= 1.0 {
+        3
+    } else {
+        1
+    };
     let mark = match value.p_value {
         Some(p) if p < ALPHA => "*",
         _ => "",
     };
     match interval {
-        true => format!("{:.digits$}{mark} [{:.digits$}, {:.digits$}]", value.score, value.lo, value.hi),
+        true => format!(
+            "{:.digits$}{mark} [{:.digits$}, {:.digits$}]",
+            value.score, value.lo, value.hi
+        ),
         false => format!("{:.digits$}{mark}", value.score),
     }
 }

@@ -113,7 +113,9 @@ pub struct TimingEntry {
 }
 
 /// Where to compute.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceName {
     /// The processor.
@@ -124,7 +126,9 @@ pub enum DeviceName {
 }
 
 /// Element type of the weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum DtypeName {
     /// 32 bits.
@@ -183,7 +187,8 @@ impl Experiment {
     /// # Errors
     /// A file that cannot be read, YAML that does not parse, an unknown key (with line and column), an empty list.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let text = String::from_utf8(bytes)
             .map_err(|error| anyhow::anyhow!("{}: not UTF-8: {error}", path.display()))?;
         let mut experiment: Experiment = parse_yaml(&text, path)?;

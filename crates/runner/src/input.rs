@@ -60,7 +60,10 @@ pub(crate) fn read_prompts(path: &Path) -> anyhow::Result<Vec<Prompt>> {
     if prompts.is_empty() {
         bail!("{} holds no prompt", path.display());
     }
-    if let Some(index) = prompts.iter().position(|prompt| prompt.text.trim().is_empty()) {
+    if let Some(index) = prompts
+        .iter()
+        .position(|prompt| prompt.text.trim().is_empty())
+    {
         bail!("{}: prompt {} is empty", path.display(), index + 1);
     }
     Ok(prompts)

@@ -3,8 +3,8 @@
 use crate::experiment::{DeviceName, DtypeName};
 use anyhow::{Context, bail};
 use candle_core::{DType, Device};
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::io::Read;
 use std::path::Path;

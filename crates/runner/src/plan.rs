@@ -101,8 +101,9 @@ impl Plan {
         let mut cells = Vec::new();
         for (model, model_plan) in self.models.iter().enumerate() {
             for spec in &specs {
-                spec.validate(model_plan.n_layers)
-                    .with_context(|| format!("strategy `{spec}` with model `{}`", model_plan.name))?;
+                spec.validate(model_plan.n_layers).with_context(|| {
+                    format!("strategy `{spec}` with model `{}`", model_plan.name)
+                })?;
             }
             for (task, task_data) in self.tasks.iter().enumerate() {
                 if task_data.calibration.is_empty()
@@ -181,10 +182,10 @@ impl ModelPlan {
         let config = ModelConfig::read(&config_path)?;
         let name = match &entry.name {
             Some(name) => name.clone(),
-            None => entry
-                .path
-                .file_name()
-                .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned()),
+            None => entry.path.file_name().map_or_else(
+                || "model".to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            ),
         };
         Ok(Self {
             name,

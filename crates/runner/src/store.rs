@@ -106,7 +106,8 @@ impl Store {
     /// # Errors
     /// A folder that cannot be written, or lines that are not ours.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot write to {}", dir.display()))?;
         let (cells, records) = open_lines::<Record>(&dir.join("cells.jsonl"))?;
         let (samples, answers) = open_lines::<Sample>(&dir.join("samples.jsonl"))?;
         let records: BTreeMap<String, Record> = records
@@ -162,7 +163,10 @@ fn open_lines<T: DeserializeOwned>(path: &Path) -> anyhow::Result<(File, Vec<T>)
         .with_context(open)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).with_context(open)?;
-    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    let whole = bytes
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |end| end + 1);
     file.set_len(whole as u64).with_context(open)?;
     file.seek(SeekFrom::End(0)).with_context(open)?;
     let values = bytes[..whole]

@@ -57,14 +57,27 @@ fn compare(
     evaluations: &[Vec<Evaluation>],
     members: &[usize],
 ) -> anyhow::Result<()> {
-    let Some(&full) = members.iter().find(|&&index| rows[index].strategy == "full") else {
+    let Some(&full) = members
+        .iter()
+        .find(|&&index| rows[index].strategy == "full")
+    else {
         return Ok(());
     };
-    let others: Vec<usize> = members.iter().copied().filter(|&index| index != full).collect();
+    let others: Vec<usize> = members
+        .iter()
+        .copied()
+        .filter(|&index| index != full)
+        .collect();
     for metric in 0..evaluations[full].len() {
         let p_values = others
             .iter()
-            .map(|&index| paired(&evaluations[full][metric], &evaluations[index][metric], seed))
+            .map(|&index| {
+                paired(
+                    &evaluations[full][metric],
+                    &evaluations[index][metric],
+                    seed,
+                )
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let p_values: Vec<f64> = p_values.iter().map(|test| test.randomisation_p).collect();
         for (&index, p_value) in others.iter().zip(holm(&p_values)) {
@@ -85,7 +98,13 @@ fn row(
     let pairs: Vec<(usize, f64, f64)> = record
         .blocks
         .iter()
-        .map(|block| (block.batch, block.full.decode_s(), block.strategy.decode_s()))
+        .map(|block| {
+            (
+                block.batch,
+                block.full.decode_s(),
+                block.strategy.decode_s(),
+            )
+        })
         .collect();
     let achieved = speedup(&pairs, plan.experiment.seed);
     let target = cell.strategy.target_speedup();
@@ -116,7 +135,10 @@ fn row(
         paper_tokens_per_s: speed.map(|speed| speed.paper_tokens_per_s),
         peak_kv_bytes: record.peak_kv_bytes,
         n_prompts: samples.len(),
-        n_failed: samples.iter().filter(|sample| sample.error.is_some()).count(),
+        n_failed: samples
+            .iter()
+            .filter(|sample| sample.error.is_some())
+            .count(),
         metrics: task
             .metrics
             .iter()
@@ -146,9 +168,8 @@ struct Speed {
 
 impl Speed {
     fn of(blocks: &[BlockRecord]) -> Option<Self> {
-        let sum = |of: fn(&Times) -> f64| -> f64 {
-            blocks.iter().map(|block| of(&block.strategy)).sum()
-        };
+        let sum =
+            |of: fn(&Times) -> f64| -> f64 { blocks.iter().map(|block| of(&block.strategy)).sum() };
         let steps: usize = blocks.iter().map(|block| block.strategy.step_s.len()).sum();
         let decoded: usize = blocks
             .iter()

@@ -78,11 +78,11 @@ impl TaskData {
             Task::Summarization => &["rougeL", "rouge1", "rouge2", "rougeLsum"],
         };
         Ok(Self {
-            name: entry
-                .name
-                .clone()
-                .unwrap_or_else(|| task.name().to_owned()),
-            prompts: test.iter().map(|example| task.prompt(&example.source)).collect(),
+            name: entry.name.clone().unwrap_or_else(|| task.name().to_owned()),
+            prompts: test
+                .iter()
+                .map(|example| task.prompt(&example.source))
+                .collect(),
             calibration: calibration
                 .iter()
                 .map(|example| task.prompt(&example.source))

@@ -115,7 +115,10 @@ impl CustomOp3 for Attention {
             .zip(dv.par_chunks_exact_mut(kv_row))
             .enumerate()
             .for_each(|(row, ((dq, dk), dv))| {
-                let (q, kv) = (row * q_row..(row + 1) * q_row, row * kv_row..(row + 1) * kv_row);
+                let (q, kv) = (
+                    row * q_row..(row + 1) * q_row,
+                    row * kv_row..(row + 1) * kv_row,
+                );
                 backward(
                     self,
                     [&qs[q.clone()], &ks[kv.clone()], &vs[kv], &grads[q]],
@@ -220,11 +223,7 @@ vectorised! {
 }
 
 #[inline(always)]
-fn backward_body<const FMA: bool>(
-    shape: &Attention,
-    inputs: [&[f32]; 4],
-    grads: [&mut [f32]; 3],
-) {
+fn backward_body<const FMA: bool>(shape: &Attention, inputs: [&[f32]; 4], grads: [&mut [f32]; 3]) {
     let [q, k, v, grad] = inputs;
     let [dq, dk, dv] = grads;
     let (seq, d) = (shape.seq, shape.head_dim);

@@ -67,16 +67,17 @@ pub(crate) fn load(path: &Path, net: &Net, optimizer: &mut AdamW, run: u64) -> R
                 .ok_or_else(|| fail(format!("`{part}/{name}` is missing or of another size")))?;
         }
         let var = net.var(name);
-        var.set(&Tensor::from_slice(&weight.value, var.shape(), &Device::Cpu)?)?;
+        var.set(&Tensor::from_slice(
+            &weight.value,
+            var.shape(),
+            &Device::Cpu,
+        )?)?;
     }
     number("step")
 }
 
 /// Writes to a temporary name in the same folder, then renames.
-pub(crate) fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&Path) -> Result<()>,
-) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);

@@ -52,7 +52,8 @@ impl Batch {
         for (row, pair) in pairs.iter().enumerate() {
             let tokens: Vec<u32> = pair.prompt.iter().chain(&pair.response).copied().collect();
             let first = row * seq;
-            batch.inputs[first..first + batch.lens[row]].copy_from_slice(&tokens[..batch.lens[row]]);
+            batch.inputs[first..first + batch.lens[row]]
+                .copy_from_slice(&tokens[..batch.lens[row]]);
             let from = match loss_on {
                 LossOn::Response => pair.prompt.len().saturating_sub(1),
                 LossOn::All => 0,
@@ -119,10 +120,7 @@ mod tests {
         );
         let never = |_, _, _| false;
         let mask = batch.mask(0, &never).unwrap();
-        assert_eq!(
-            mask,
-            [true, true, true, false, true, false, false, true]
-        );
+        assert_eq!(mask, [true, true, true, false, true, false, false, true]);
         assert_eq!(batch.mask(0, &|_, _, _| true), None);
     }
 }

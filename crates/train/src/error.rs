@@ -31,7 +31,9 @@ pub enum TrainError {
     #[error("tokenizer: {0}")]
     Tokenizer(String),
     /// The loss is no longer a number.
-    #[error("the loss at step {step} is {loss}; lower the learning rate or resume from an earlier checkpoint")]
+    #[error(
+        "the loss at step {step} is {loss}; lower the learning rate or resume from an earlier checkpoint"
+    )]
     Diverged {
         /// Optimizer step.
         step: u64,

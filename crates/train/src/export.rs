@@ -32,7 +32,10 @@ pub(crate) fn export(
             .ok_or_else(|| TrainError::Tokenizer(format!("has no token `{token}`")))
     };
     let (pad, bos, eos) = (id(PAD)?, id(BOS)?, id(EOS)?);
-    write_json(&dir.join("config.json"), &config(net.shape(), [pad, bos, eos], dtype))?;
+    write_json(
+        &dir.join("config.json"),
+        &config(net.shape(), [pad, bos, eos], dtype),
+    )?;
     write_json(
         &dir.join("generation_config.json"),
         &json!({"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad, "do_sample": false}),

@@ -183,7 +183,9 @@ impl Net {
     /// Hidden states before the final norm: `[rows * seq, d_model]`.
     pub(crate) fn hidden(&self, batch: &Batch, depths: Option<Depths<'_>>) -> Result<Tensor> {
         let ids = Tensor::new(batch.inputs.as_slice(), &Device::Cpu)?;
-        let mut hidden = self.var("model.embed_tokens.weight").index_select(&ids, 0)?;
+        let mut hidden = self
+            .var("model.embed_tokens.weight")
+            .index_select(&ids, 0)?;
         for layer in 0..self.shape.n_layers {
             let new = self.layer(layer, &hidden, batch.seq)?;
             let mask = depths.and_then(|depths| batch.mask(layer, depths));

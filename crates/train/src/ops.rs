@@ -1,9 +1,7 @@
 //! Differentiable operations fused for the CPU. candle's own fused norms and activations have no backward pass, and
 //! composed ones cost a pass over memory per operation.
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Error, Layout, Result, Shape, Tensor,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Error, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use skipbench_model::simd::{dot, exp};
 use skipbench_model::vectorised;
@@ -13,7 +11,9 @@ pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
     let data = storage.as_slice::<f32>()?;
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&data[start..end]),
-        None => Err(Error::Msg("a fused operation needs contiguous input".to_owned())),
+        None => Err(Error::Msg(
+            "a fused operation needs contiguous input".to_owned(),
+        )),
     }
 }
 
@@ -73,7 +73,9 @@ impl CustomOp2 for RmsNorm {
             .collect::<Vec<_>>()
             .into_iter()
             .fold(vec![0.0; d], |mut sum, part| {
-                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+                sum.iter_mut()
+                    .zip(part)
+                    .for_each(|(sum, part)| *sum += part);
                 sum
             });
         Ok((

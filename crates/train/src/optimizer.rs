@@ -81,7 +81,10 @@ impl AdamW {
             corrections: [self.config.beta1, self.config.beta2]
                 .map(|beta| (1.0 - beta.powf((step + 1) as f64)) as f32),
             // Early weights are worth little: the average forgets faster at first.
-            average: self.config.ema_decay.min((step + 1) as f64 / (step + 10) as f64) as f32,
+            average: self
+                .config
+                .ema_decay
+                .min((step + 1) as f64 / (step + 10) as f64) as f32,
         };
         self.weights
             .par_iter_mut()
@@ -114,7 +117,11 @@ struct Update {
 
 impl Update {
     fn apply(&self, weight: &mut Moments, grad: &[f32], is_matrix: bool) {
-        let decay = if is_matrix { self.rate * self.decay } else { 0.0 };
+        let decay = if is_matrix {
+            self.rate * self.decay
+        } else {
+            0.0
+        };
         let [beta1, beta2] = self.betas;
         for (i, grad) in grad.iter().enumerate() {
             let grad = grad * self.clip;

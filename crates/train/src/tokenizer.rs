@@ -38,19 +38,14 @@ pub fn train_tokenizer(
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     let bytes = ByteLevel::new(false, true, true);
-    let mut tokenizer = TokenizerBuilder::<
-        BPE,
-        NormalizerWrapper,
-        ByteLevel,
-        ByteLevel,
-        ByteLevel,
-    >::new()
-    .with_model(BPE::default())
-    .with_pre_tokenizer(Some(bytes))
-    .with_post_processor(Some(bytes))
-    .with_decoder(Some(bytes))
-    .build()
-    .map_err(|error| fail(&error))?;
+    let mut tokenizer =
+        TokenizerBuilder::<BPE, NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel>::new()
+            .with_model(BPE::default())
+            .with_pre_tokenizer(Some(bytes))
+            .with_post_processor(Some(bytes))
+            .with_decoder(Some(bytes))
+            .build()
+            .map_err(|error| fail(&error))?;
     tokenizer
         .train(&mut trainer, texts)
         .map_err(|error| fail(&error))?;
@@ -76,14 +71,18 @@ mod tests {
     use super::*;
 
     fn texts() -> impl Iterator<Item = String> + Send {
-        (0..50).map(|i| format!("translate: The cat sees the dog {i}. => Die Katze sieht den Hund."))
+        (0..50)
+            .map(|i| format!("translate: The cat sees the dog {i}. => Die Katze sieht den Hund."))
     }
 
     #[test]
     fn frequent_words_are_one_token_and_bytes_round_trip() {
         let tokenizer = train_tokenizer(texts(), 400).unwrap();
         let encoding = tokenizer.encode("The cat sees the dog.", true).unwrap();
-        assert_eq!(encoding.get_tokens(), ["<bos>", "The", "Ġcat", "Ġsees", "Ġthe", "Ġdog", "."]);
+        assert_eq!(
+            encoding.get_tokens(),
+            ["<bos>", "The", "Ġcat", "Ġsees", "Ġthe", "Ġdog", "."]
+        );
         let odd = "zwölf 猫 \u{1f408}";
         let ids = tokenizer.encode(odd, false).unwrap();
         assert_eq!(tokenizer.decode(ids.get_ids(), true).unwrap(), odd);
@@ -92,7 +91,12 @@ mod tests {
 
     #[test]
     fn training_is_deterministic() {
-        let json = || train_tokenizer(texts(), 400).unwrap().to_string(false).unwrap();
+        let json = || {
+            train_tokenizer(texts(), 400)
+                .unwrap()
+                .to_string(false)
+                .unwrap()
+        };
         assert_eq!(json(), json());
     }
 }

@@ -120,7 +120,10 @@ impl Trainer {
             .map_err(TrainError::io(&self.log))?;
             let control = report(&done);
             let last = self.step == self.config.steps;
-            if last || control == Control::Stop || self.step.is_multiple_of(self.config.checkpoint_every) {
+            if last
+                || control == Control::Stop
+                || self.step.is_multiple_of(self.config.checkpoint_every)
+            {
                 self.save()?;
             }
             if control == Control::Stop {
@@ -184,7 +187,10 @@ impl Trainer {
 /// Names a run by its config and shape.
 fn fingerprint(config: &TrainConfig, net: &Net) -> u64 {
     // Stable by construction: the text is ours, and the hash has fixed keys.
-    #[expect(deprecated, reason = "SipHash with fixed keys is what a stable name needs")]
+    #[expect(
+        deprecated,
+        reason = "SipHash with fixed keys is what a stable name needs"
+    )]
     let mut hasher = std::hash::SipHasher::new();
     hasher.write(format!("{config:?} {:?}", net.shape()).as_bytes());
     hasher.finish()

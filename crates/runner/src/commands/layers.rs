@@ -28,9 +28,7 @@ pub struct LayersArgs {
 /// # Errors
 /// A strategy that cannot work with so many layers.
 pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
-    let explanation = args
-        .strategy
-        .explain(args.n_layers, args.max_new_tokens)?;
+    let explanation = args.strategy.explain(args.n_layers, args.max_new_tokens)?;
     if args.json {
         print_json(&explanation)?;
         return Ok(ExitCode::SUCCESS);

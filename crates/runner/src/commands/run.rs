@@ -3,7 +3,7 @@
 use crate::cell::{self, Loaded};
 use crate::plan::{ModelPlan, Plan};
 use crate::progress;
-use crate::store::{Record, Store, write_whole};
+use crate::store::{Store, write_whole};
 use crate::summary;
 use anyhow::Context;
 use clap::Args;

@@ -12,7 +12,9 @@ use skipbench_model::ModelConfig;
 use skipbench_report::LossSeries;
 use skipbench_strategy::{BatchShape, LayerSet, StrategySpec};
 use skipbench_tasks::{Split, Task};
-use skipbench_train::{Batch, Control, EOS, ModelShape, Net, Pair, TrainConfig, Trainer, train_tokenizer};
+use skipbench_train::{
+    Batch, Control, EOS, ModelShape, Net, Pair, TrainConfig, Trainer, train_tokenizer,
+};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -114,41 +116,53 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     let mut trainer = Trainer::new(&work, &file.train, net)?;
     let bar = progress::bar(file.train.steps, "training");
     bar.set_position(trainer.step());
-    let mut pairs = PairSource::new(sources, tokenizer.clone(), file.train.batch_size, file.train.seed)?;
-    let deadline = args.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
+    let mut pairs = PairSource::new(
+        sources,
+        tokenizer.clone(),
+        file.train.batch_size,
+        file.train.seed,
+    )?;
+    let deadline = args
+        .minutes
+        .map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     let mut smooth: Option<f64> = None;
     let mut failed = None;
-    trainer.run(
-        |step| {
-            let pairs = pairs.batch(step).unwrap_or_else(|error| {
-                failed.get_or_insert(error);
-                Vec::new()
-            });
-            let depths = file
-                .depths
-                .as_ref()
-                .and_then(|depths| depths.draw(step, file.train.seed, n_layers, &pairs));
-            (Batch::new(&pairs, file.train.loss_on), depths)
-        },
-        |done| {
-            let loss = f64::from(done.loss);
-            let mean = smooth.map_or(loss, |mean| 0.98 * mean + 0.02 * loss);
-            smooth = Some(mean);
-            bar.set_position(done.step);
-            bar.set_message(format!(
-                "loss {mean:.4}, {:.0} tokens/s",
-                done.tokens as f64 / done.step_s
-            ));
-            match deadline {
-                Some(deadline) if Instant::now() >= deadline => Control::Stop,
-                _ => Control::Continue,
-            }
-        },
-    )
-    .map_err(|error| failed.take().unwrap_or_else(|| error.into()))?;
+    trainer
+        .run(
+            |step| {
+                let pairs = pairs.batch(step).unwrap_or_else(|error| {
+                    failed.get_or_insert(error);
+                    Vec::new()
+                });
+                let depths = file
+                    .depths
+                    .as_ref()
+                    .and_then(|depths| depths.draw(step, file.train.seed, n_layers, &pairs));
+                (Batch::new(&pairs, file.train.loss_on), depths)
+            },
+            |done| {
+                let loss = f64::from(done.loss);
+                let mean = smooth.map_or(loss, |mean| 0.98 * mean + 0.02 * loss);
+                smooth = Some(mean);
+                bar.set_position(done.step);
+                bar.set_message(format!(
+                    "loss {mean:.4}, {:.0} tokens/s",
+                    done.tokens as f64 / done.step_s
+                ));
+                match deadline {
+                    Some(deadline) if Instant::now() >= deadline => Control::Stop,
+                    _ => Control::Continue,
+                }
+            },
+        )
+        .map_err(|error| failed.take().unwrap_or_else(|| error.into()))?;
     bar.finish_and_clear();
     draw_loss(&work)?;
-    trainer.export(&file.out, &tokenizer, file.dtype.map_or(candle_core::DType::F32, Into::into))?;
+    trainer.export(
+        &file.out,
+        &tokenizer,
+        file.dtype.map_or(candle_core::DType::F32, Into::into),
+    )?;
     let finished = trainer.step() == file.train.steps;
     tracing::info!(
         "{} after {} of {} steps: {}",
@@ -163,7 +177,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
 /// `loss.csv` as a plot beside it.
 fn draw_loss(work: &Path) -> anyhow::Result<()> {
     let path = work.join("loss.csv");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let points = text
         .lines()
         .skip(1)
@@ -191,7 +206,10 @@ impl TrainFile {
             *start = base.join(&*start);
         }
         for data in &mut file.data {
-            for path in [&mut data.source, &mut data.reference].into_iter().flatten() {
+            for path in [&mut data.source, &mut data.reference]
+                .into_iter()
+                .flatten()
+            {
                 *path = base.join(&*path);
             }
         }
@@ -200,7 +218,10 @@ impl TrainFile {
             _ => bail!("{}: give either `shape` or `start-from`", path.display()),
         }
         if file.data.iter().map(|data| data.weight).sum::<u32>() == 0 {
-            bail!("{}: `data` is empty, or all its weights are 0", path.display());
+            bail!(
+                "{}: `data` is empty, or all its weights are 0",
+                path.display()
+            );
         }
         Ok(file)
     }
@@ -255,8 +276,13 @@ fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
     let config = ModelConfig::read(&path)?;
     let text = std::fs::read_to_string(&path)?;
     let json: serde_json::Value = serde_json::from_str(&text)?;
-    if config.head_dim * config.n_heads != config.d_model || config.family != skipbench_model::Family::Llama {
-        bail!("{}: only LLaMA models whose heads fill the hidden size can be fine-tuned", path.display());
+    if config.head_dim * config.n_heads != config.d_model
+        || config.family != skipbench_model::Family::Llama
+    {
+        bail!(
+            "{}: only LLaMA models whose heads fill the hidden size can be fine-tuned",
+            path.display()
+        );
     }
     Ok(ModelShape {
         vocab_size: config.vocab_size,
@@ -293,7 +319,8 @@ impl DepthEntry {
         n_layers: usize,
         pairs: &[Pair],
     ) -> Option<Box<dyn Fn(usize, usize, usize) -> bool>> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xdee9_0000 ^ step.wrapping_mul(0x9e37_79b9));
+        let mut rng =
+            ChaCha8Rng::seed_from_u64(seed ^ 0xdee9_0000 ^ step.wrapping_mul(0x9e37_79b9));
         if rng.random_range(0..100) < self.full_percent {
             return None;
         }
@@ -330,8 +357,15 @@ impl DepthEntry {
 
 /// An open source of pairs.
 enum Source {
-    Builtin { task: Task, weight: u32 },
-    Files { pairs: FilePairs, prompt: String, weight: u32 },
+    Builtin {
+        task: Task,
+        weight: u32,
+    },
+    Files {
+        pairs: FilePairs,
+        prompt: String,
+        weight: u32,
+    },
 }
 
 impl Source {
@@ -354,7 +388,9 @@ impl Source {
                     .unwrap_or_else(|| Task::Translation.prompt_template().to_owned()),
                 weight,
             }),
-            _ => bail!("an entry of `data` is either `builtin` or has both `source` and `reference`"),
+            _ => {
+                bail!("an entry of `data` is either `builtin` or has both `source` and `reference`")
+            }
         }
     }
 
@@ -368,8 +404,16 @@ impl Source {
     fn pair(&self, index: u64) -> (String, String) {
         match self {
             Source::Builtin { task, .. } => {
-                let example = skipbench_tasks::example(*task, Split::Train, skipbench_tasks::DEFAULT_SEED, index);
-                (task.prompt(&example.source), format!(" {}", example.reference))
+                let example = skipbench_tasks::example(
+                    *task,
+                    Split::Train,
+                    skipbench_tasks::DEFAULT_SEED,
+                    index,
+                );
+                (
+                    task.prompt(&example.source),
+                    format!(" {}", example.reference),
+                )
             }
             Source::Files { pairs, prompt, .. } => {
                 let (source, reference) = pairs.shuffled(index);
@@ -382,7 +426,8 @@ impl Source {
 /// The source of the `index`-th pair, by weight.
 fn pick(sources: &[Source], index: u64, seed: u64) -> &Source {
     let total: u32 = sources.iter().map(Source::weight).sum();
-    let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let mut rng =
+        ChaCha8Rng::seed_from_u64(seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let mut at = rng.random_range(0..total.max(1));
     for source in sources {
         if at < source.weight() {
@@ -404,7 +449,12 @@ struct PairSource {
 }
 
 impl PairSource {
-    fn new(sources: Vec<Source>, tokenizer: Tokenizer, batch_size: usize, seed: u64) -> anyhow::Result<Self> {
+    fn new(
+        sources: Vec<Source>,
+        tokenizer: Tokenizer,
+        batch_size: usize,
+        seed: u64,
+    ) -> anyhow::Result<Self> {
         let eos = tokenizer
             .token_to_id(EOS)
             .with_context(|| format!("the tokenizer has no `{EOS}` token"))?;
