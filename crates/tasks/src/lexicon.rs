@@ -21,7 +21,7 @@ const fn noun(gender: Gender, en: [&'static str; 2], de: [&'static str; 2]) -> N
     Noun { en, de, gender }
 }
 
-/// People and animals: subjects and receivers.
+/// People: subjects and receivers.
 pub(crate) static BEINGS: &[Noun] = &[
     noun(M, ["man", "men"], ["Mann", "Männer"]),
     noun(F, ["woman", "women"], ["Frau", "Frauen"]),
@@ -46,12 +46,9 @@ pub(crate) static BEINGS: &[Noun] = &[
         ["nurse", "nurses"],
         ["Krankenschwester", "Krankenschwestern"],
     ),
-    noun(M, ["dog", "dogs"], ["Hund", "Hunde"]),
-    noun(F, ["cat", "cats"], ["Katze", "Katzen"]),
-    noun(N, ["horse", "horses"], ["Pferd", "Pferde"]),
 ];
 
-/// Things to buy, see, find, carry.
+/// Things and animals to buy, see, find, carry.
 pub(crate) const THINGS: &[Noun] = &[
     noun(M, ["table", "tables"], ["Tisch", "Tische"]),
     noun(M, ["chair", "chairs"], ["Stuhl", "Stühle"]),
@@ -77,6 +74,9 @@ pub(crate) const THINGS: &[Noun] = &[
     noun(M, ["letter", "letters"], ["Brief", "Briefe"]),
     noun(F, ["newspaper", "newspapers"], ["Zeitung", "Zeitungen"]),
     noun(N, ["poem", "poems"], ["Gedicht", "Gedichte"]),
+    noun(M, ["dog", "dogs"], ["Hund", "Hunde"]),
+    noun(F, ["cat", "cats"], ["Katze", "Katzen"]),
+    noun(N, ["horse", "horses"], ["Pferd", "Pferde"]),
 ];
 
 /// What can be eaten.
@@ -109,7 +109,7 @@ pub(crate) const PLACES: &[(&str, &str)] = &[
     ("at the river", "am Fluss"),
     ("at the lake", "am See"),
     ("on the bridge", "auf der Brücke"),
-    ("on the market", "auf dem Markt"),
+    ("at the market", "auf dem Markt"),
     ("behind the museum", "hinter dem Museum"),
     ("next to the wall", "neben der Mauer"),
 ];
@@ -135,7 +135,7 @@ pub(crate) const THEN: &[(&str, &str)] = &[
 /// Adjectives with regular endings: English, German stem.
 pub(crate) type Adjectives = [(&'static str, &'static str)];
 
-/// For people and animals.
+/// For people.
 pub(crate) const BEING_ADJECTIVES: &Adjectives = &[
     ("old", "alt"),
     ("young", "jung"),
@@ -146,7 +146,7 @@ pub(crate) const BEING_ADJECTIVES: &Adjectives = &[
     ("clever", "klug"),
     ("happy", "glücklich"),
 ];
-/// For things.
+/// For things and animals.
 pub(crate) const THING_ADJECTIVES: &Adjectives = &[
     ("old", "alt"),
     ("small", "klein"),
@@ -225,7 +225,10 @@ pub(crate) const THING_VERBS: &[Verb] = &[
         ["need", "needs", "needed"],
         ["braucht", "brauchen", "gebraucht"],
     ),
-    verb(["seek", "seeks", "sought"], ["sucht", "suchen", "gesucht"]),
+    verb(
+        ["clean", "cleans", "cleaned"],
+        ["putzt", "putzen", "geputzt"],
+    ),
     verb(
         ["sell", "sells", "sold"],
         ["verkauft", "verkaufen", "verkauft"],
@@ -258,7 +261,7 @@ pub(crate) const FOOD_VERBS: &[Verb] = &[
         ["taste", "tastes", "tasted"],
         ["probiert", "probieren", "probiert"],
     ),
-    verb(["bake", "bakes", "baked"], ["backt", "backen", "gebacken"]),
+    verb(["bake", "bakes", "baked"], ["bäckt", "backen", "gebacken"]),
 ];
 
 /// With a text as object.
@@ -391,7 +394,7 @@ pub(crate) const CLAUSE_VERBS: &[([&str; 2], [&str; 2])] = &[
 pub(crate) const MODALS: &[([&str; 2], [&str; 2])] = &[
     (["can", "can"], ["kann", "können"]),
     (["must", "must"], ["muss", "müssen"]),
-    (["should", "should"], ["soll", "sollen"]),
+    (["should", "should"], ["sollte", "sollten"]),
     (["may", "may"], ["darf", "dürfen"]),
     (["wants to", "want to"], ["will", "wollen"]),
     (["will", "will"], ["wird", "werden"]),

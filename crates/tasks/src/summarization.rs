@@ -1,23 +1,34 @@
-//! Short invented news reports with a one-sentence summary. The summary needs facts from more than one sentence,
-//! rewords the first, and leaves the other sentences out.
+//! Short invented news reports with a one-sentence summary. The summary takes facts from more than one sentence,
+//! rewords the first, and leaves other sentences out.
+//!
+//! Every sentence of a report names two parties (a company and a city, two teams, ..) whose pair decides the split, or
+//! is a filler whose own text does: so no sentence at all is in two splits.
 
+use crate::Split;
 use crate::draw::Draw;
 
 const CITIES: &[&str] = &[
-    "Altona", "Bremfeld", "Corden", "Dorvik", "Elmstadt", "Farnham", "Grevin", "Halden", "Irmont",
-    "Jarrow", "Kelby", "Lorenz", "Morden", "Norby", "Ostrava", "Pelham",
+    "Aldmoor", "Bremfeld", "Corvale", "Dorvik", "Elmstadt", "Farnholm", "Grevin", "Haldane",
+    "Irmont", "Jarrowby", "Kelby", "Lorent", "Mordale", "Norby", "Ostwick", "Pelmar", "Quillan",
+    "Rosgard", "Selwick", "Torvald", "Ulmer", "Vesby", "Wexholm", "Yarden",
 ];
 const COMPANIES: &[&str] = &[
     "Nordstahl",
     "Veltex",
-    "Arkona",
+    "Arkonia",
     "Brightline",
     "Calora",
     "Dynexa",
     "Everwood",
-    "Fennel",
-    "Gaston",
-    "Helix",
+    "Fennelco",
+    "Gastova",
+    "Helixon",
+    "Ironia",
+    "Jovanti",
+    "Kestrix",
+    "Lumara",
+    "Montera",
+    "Novalux",
 ];
 const PRODUCTS: &[&str] = &[
     "batteries",
@@ -30,12 +41,21 @@ const PRODUCTS: &[&str] = &[
     "tyres",
 ];
 const TEAMS: &[&str] = &[
-    "Rovers", "Tigers", "Eagles", "Wolves", "Sailors", "Giants", "Comets", "Foxes",
+    "Rovers", "Tigers", "Eagles", "Wolves", "Sailors", "Giants", "Comets", "Foxes", "Hawks",
+    "Lions", "Pirates", "Rangers", "Saints", "Titans", "Vikings", "Bears",
 ];
 const PROJECTS: &[&str] = &[
-    "bridge", "hospital", "library", "school", "stadium", "tunnel",
+    "bridge", "hospital", "library", "school", "stadium", "tunnel", "theatre", "harbour",
+    "airport", "museum",
 ];
-const FORCES: &[&str] = &["storm", "flood", "fire", "earthquake"];
+const DISASTERS: &[&str] = &[
+    "storm",
+    "flood",
+    "fire",
+    "earthquake",
+    "avalanche",
+    "landslide",
+];
 const DAYS: &[&str] = &[
     "Monday",
     "Tuesday",
@@ -45,111 +65,166 @@ const DAYS: &[&str] = &[
     "Saturday",
     "Sunday",
 ];
-const COLOURS: &[&str] = &[
-    "The weather was calm and dry.",
-    "Many people watched the news on television.",
-    "The mayor was not available for comment.",
-    "Local shops stayed open as usual.",
-    "A large crowd gathered in the main square.",
-    "Reporters had waited since the early morning.",
-    "Traffic was slow in the whole region.",
-    "A spokesman thanked everyone for their patience.",
+
+/// Parts of a sentence that does not matter.
+const FILLERS: [&[&str]; 3] = [
+    &[
+        "Many people",
+        "Two reporters",
+        "The neighbours",
+        "Local farmers",
+        "Several visitors",
+        "The teachers",
+        "Some children",
+        "A few tourists",
+    ],
+    &[
+        "came early",
+        "were late",
+        "stayed calm",
+        "waited outside",
+        "asked questions",
+        "arrived by bus",
+        "left in a hurry",
+        "saw nothing",
+    ],
+    &[
+        "in the morning",
+        "after lunch",
+        "in the evening",
+        "at noon",
+        "as usual",
+        "on that day",
+    ],
 ];
 
-/// One report with its summary.
-pub(crate) fn pair(draw: &mut Draw) -> (String, String) {
-    let (mut facts, summary) = match draw.number(0, 3) {
+/// A report: the parties whose pair decides its split, the sentences, the summary.
+struct Report {
+    key: String,
+    facts: Vec<String>,
+    summary: String,
+}
+
+/// One report with its summary, or nothing where the draw belongs to another split.
+pub(crate) fn pair(draw: &mut Draw, split: Split) -> Option<(String, String)> {
+    let report = match draw.number(0, 3) {
         0 => plant(draw),
         1 => sport(draw),
         2 => council(draw),
         _ => disaster(draw),
     };
-    // One or two sentences that do not matter, anywhere but in front.
-    let first = draw.number(0, COLOURS.len() as u32 - 1) as usize;
-    let step = draw.number(1, COLOURS.len() as u32 - 1) as usize;
-    let second = (first + step) % COLOURS.len();
-    let extra = if draw.chance(50) { 2 } else { 1 };
-    for &index in &[first, second][..extra] {
-        let place = draw.number(1, facts.len() as u32) as usize;
-        facts.insert(place, COLOURS[index].to_owned());
+    if Split::of(&report.key) != split {
+        return None;
     }
-    (facts.join(" "), summary)
+    let mut sentences = report.facts;
+    // One filler, or two where the report is short; anywhere but in front.
+    let fillers = if sentences.len() == 2 && draw.chance(50) {
+        2
+    } else {
+        1
+    };
+    for _ in 0..fillers {
+        let place = draw.number(1, sentences.len() as u32) as usize;
+        let filler = filler(draw, split);
+        if !sentences.contains(&filler) {
+            sentences.insert(place, filler);
+        }
+    }
+    Some((sentences.join(" "), report.summary))
+}
+
+fn filler(draw: &mut Draw, split: Split) -> String {
+    loop {
+        let parts = FILLERS.map(|part| *draw.pick(part));
+        let sentence = format!("{}.", parts.join(" "));
+        if Split::of(&sentence) == split {
+            return sentence;
+        }
+    }
 }
 
 fn tens(draw: &mut Draw) -> u32 {
     draw.number(2, 9) * 10
 }
 
-fn plant(draw: &mut Draw) -> (Vec<String>, String) {
-    let (company, city, product, day) = (
-        draw.pick(COMPANIES),
-        draw.pick(CITIES),
-        draw.pick(PRODUCTS),
-        draw.pick(DAYS),
-    );
-    let jobs = tens(draw);
-    (
-        vec![
-            format!("A new plant for {product} was opened by {company} in {city} on {day}."),
-            format!("The company wants to hire {jobs} workers this year."),
-        ],
-        format!("{company} opens a plant for {product} in {city} and hires {jobs} workers."),
-    )
+/// "a", or "an" before a vowel.
+fn article(word: &str) -> &'static str {
+    if word.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    }
 }
 
-fn sport(draw: &mut Draw) -> (Vec<String>, String) {
+fn plant(draw: &mut Draw) -> Report {
+    let (company, city) = (draw.pick(COMPANIES), draw.pick(CITIES));
+    let (product, day, jobs) = (draw.pick(PRODUCTS), draw.pick(DAYS), tens(draw));
+    Report {
+        key: format!("{company} {city}"),
+        facts: vec![
+            format!("A new plant for {product} was opened by {company} in {city} on {day}."),
+            format!("{company} will give work to {jobs} people in {city}."),
+        ],
+        summary: format!("{company} opens a plant for {product} in {city} with {jobs} workers."),
+    }
+}
+
+fn sport(draw: &mut Draw) -> Report {
     let (winner, loser) = two(draw, TEAMS);
     let (city, day) = (draw.pick(CITIES), draw.pick(DAYS));
     let low = draw.number(0, 3);
     let high = low + draw.number(1, 3);
-    let place = if draw.chance(50) { "first" } else { "second" };
-    (
-        vec![
+    Report {
+        key: format!("{winner} {loser}"),
+        facts: vec![
             format!("The {loser} were beaten by the {winner} in {city} on {day}."),
-            format!("The match ended {high} to {low}."),
-            format!("The {winner} are now in {place} place."),
+            format!("The match of the {winner} against the {loser} ended {high} to {low}."),
         ],
-        format!("The {winner} beat the {loser} {high} to {low} and move to {place} place."),
-    )
+        summary: format!("The {winner} beat the {loser} {high} to {low} in {city}."),
+    }
 }
 
-fn council(draw: &mut Draw) -> (Vec<String>, String) {
+fn council(draw: &mut Draw) -> Report {
     let (city, project, day) = (draw.pick(CITIES), draw.pick(PROJECTS), draw.pick(DAYS));
     let cost = tens(draw);
-    let approved = draw.chance(50);
-    let (passive, active) = match approved {
-        true => ("approved", "approves"),
-        false => ("rejected", "rejects"),
-    };
-    (
-        vec![
-            format!("Plans for a new {project} were {passive} by the council of {city} on {day}."),
-            format!("The {project} would cost {cost} million crowns."),
+    let (passive, active) = *draw.pick(&[("approved", "approves"), ("rejected", "rejects")]);
+    Report {
+        key: format!("{city} {project}"),
+        facts: vec![
+            format!("Plans for a new {project} in {city} were {passive} by the council on {day}."),
+            format!("The {project} in {city} would cost {cost} million crowns."),
         ],
-        format!("{city} {active} a {project} for {cost} million crowns."),
-    )
+        summary: format!(
+            "{city} {active} {} {project} for {cost} million crowns.",
+            article(project)
+        ),
+    }
 }
 
-fn disaster(draw: &mut Draw) -> (Vec<String>, String) {
-    let (city, force, day) = (draw.pick(CITIES), draw.pick(FORCES), draw.pick(DAYS));
+fn disaster(draw: &mut Draw) -> Report {
+    let (city, event, day) = (draw.pick(CITIES), draw.pick(DISASTERS), draw.pick(DAYS));
     let houses = tens(draw);
-    let hurt = draw.chance(50);
-    let (people, result) = match hurt {
+    let (people, result) = match draw.chance(50) {
         true => (
-            "Several people were taken to hospital.",
-            "hurting several people",
+            format!("Several people in {city} were hurt by the {event}."),
+            "and hurts several people",
         ),
-        false => ("Nobody was hurt.", "but nobody is hurt"),
+        false => (
+            format!("Nobody in {city} was hurt by the {event}."),
+            "but hurts nobody",
+        ),
     };
-    let article = if force.starts_with('e') { "An" } else { "A" };
-    (
-        vec![
-            format!("The region of {city} was hit by a heavy {force} on {day}."),
-            format!("The authorities counted {houses} damaged houses."),
-            people.to_owned(),
+    let mut capital = article(event).to_owned();
+    capital[..1].make_ascii_uppercase();
+    Report {
+        key: format!("{city} {event}"),
+        facts: vec![
+            format!("{city} was hit by {} {event} on {day}.", article(event)),
+            format!("The {event} in {city} damaged {houses} houses."),
+            people,
         ],
-        format!("{article} {force} damages {houses} houses near {city}, {result}."),
-    )
+        summary: format!("{capital} {event} damages {houses} houses in {city} {result}."),
+    }
 }
 
 /// Two different items.

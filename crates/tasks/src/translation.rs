@@ -23,13 +23,14 @@ struct Clause {
     subject: Phrase,
     /// English after the subject, in the tense of the clause.
     en_predicate: String,
-    /// German finite verb, and what stands at the end of a main clause (prefix, infinitive or participle).
+    /// German finite verb of a main clause.
     finite: String,
-    /// Finite verb of a verb-final clause with all that precedes it.
-    end: String,
-    end_final: String,
-    /// German between the two.
+    /// German between the verbs: object and place.
     middle: String,
+    /// What ends a main clause: prefix, infinitive or participle.
+    end: String,
+    /// What ends a subordinate clause: all verbs.
+    end_final: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -328,11 +329,12 @@ fn singular(draw: &mut Draw, nouns: &'static [Noun], case: Case, adjectives: u32
     let adjective = adjective(draw, nouns, adjectives);
     let determiner = match draw.number(0, 5) {
         0..=2 => ("the", None),
-        3 | 4 => ("a", Some("ein")),
-        _ => {
+        // Things are owned, people are not.
+        5 if !std::ptr::eq(nouns, BEINGS) => {
             let (en, de) = draw.pick(POSSESSIVES);
             (*en, Some(*de))
         }
+        _ => ("a", Some("ein")),
     };
     build(noun, adjective, determiner, case)
 }
