@@ -33,8 +33,21 @@ pub struct ModelConfig {
     pub positions: PositionScheme,
     /// Whether the LM head is the embedding.
     pub tied_head: bool,
+    /// Which projections add a bias.
+    pub biases: Biases,
     /// Element type of the weights in the file.
     pub dtype: DType,
+}
+
+/// Which projections of a layer add a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Biases {
+    /// Q, K and V.
+    pub qkv: bool,
+    /// The attention output.
+    pub attention_out: bool,
+    /// The projections of the MLP.
+    pub mlp: bool,
 }
 
 /// How positions enter attention.

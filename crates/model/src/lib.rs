@@ -27,7 +27,7 @@ mod weights;
 
 pub use batch::{Span, positions, token_count};
 pub use cache::{CacheShape, KvCache, Provenance};
-pub use config::{ModelConfig, PositionScheme};
+pub use config::{Biases, ModelConfig, PositionScheme};
 pub use decoder::{Backend, CausalLm, Decoder, ModelSizes};
 pub use error::{ModelError, Result};
 pub use families::Family;

@@ -2,7 +2,7 @@
 
 use super::Family;
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigFile, ModelConfig, PositionScheme};
+use crate::config::{Biases, ConfigFile, ModelConfig, PositionScheme};
 use crate::error::Result;
 use crate::weights::{Frame, LayerWeights, Linear, Mlp, Norm};
 use candle_core::Tensor;
@@ -46,6 +46,11 @@ pub(super) fn config(file: &ConfigFile) -> Result<ModelConfig> {
             slopes: alibi_slopes(n_heads),
         },
         tied_head: file.bool_or("tie_word_embeddings", true)?,
+        biases: Biases {
+            qkv: true,
+            attention_out: true,
+            mlp: true,
+        },
         dtype: file.dtype()?,
     })
 }

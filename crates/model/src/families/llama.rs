@@ -2,7 +2,7 @@
 
 use super::Family;
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigFile, ModelConfig};
+use crate::config::{Biases, ConfigFile, ModelConfig};
 use crate::error::Result;
 use crate::weights::{Frame, LayerWeights, Linear, Mlp, Norm};
 
@@ -26,20 +26,14 @@ pub(super) fn config(family: Family, file: &ConfigFile) -> Result<ModelConfig> {
             )));
         }
     }
-    let max_positions = file.usize("max_position_embeddings")?;
-    let window = file.usize_or("sliding_window", Some(usize::MAX))?;
-    // Qwen2 carries a window it does not use unless told to.
-    let window_used = family != Family::Qwen2 || file.bool_or("use_sliding_window", false)?;
-    if window_used && window < max_positions {
-        return Err(file.error(format!(
-            "sliding-window attention is not supported (`sliding_window` {window} is below `max_position_embeddings` {max_positions}); lower `max_position_embeddings` to {window} to run the model within its window"
-        )));
-    }
-    for key in ["attention_bias", "mlp_bias"] {
-        if file.bool_or(key, false)? {
-            return Err(file.error(format!("`{key}: true` is not supported")));
-        }
-    }
+    let bias =
+        |key: &str| -> Result<bool> { Ok(family == Family::Llama && file.bool_or(key, false)?) };
+    let attention_bias = bias("attention_bias")?;
+    let biases = Biases {
+        qkv: attention_bias || family == Family::Qwen2,
+        attention_out: attention_bias,
+        mlp: bias("mlp_bias")?,
+    };
     Ok(ModelConfig {
         family,
         vocab_size: file.usize("vocab_size")?,
@@ -50,11 +44,28 @@ pub(super) fn config(family: Family, file: &ConfigFile) -> Result<ModelConfig> {
         head_dim,
         d_ff: file.usize("intermediate_size")?,
         norm_eps: file.f64_or("rms_norm_eps", 1e-6)?,
-        max_positions: Some(max_positions),
+        max_positions: Some(max_positions(family, file)?),
         positions: file.rope(head_dim)?,
         tied_head: file.bool_or("tie_word_embeddings", false)?,
+        biases,
         dtype: file.dtype()?,
     })
+}
+
+/// The position limit. Sliding-window attention is the same as full attention while a row is no longer than the
+/// window, so a model with a window is run up to that length and no further.
+fn max_positions(family: Family, file: &ConfigFile) -> Result<usize> {
+    let limit = file.usize("max_position_embeddings")?;
+    let windowed = match family {
+        Family::Mistral => true,
+        // Qwen2 carries a window it does not use unless told to.
+        Family::Qwen2 => file.bool_or("use_sliding_window", false)?,
+        _ => false,
+    };
+    match windowed {
+        true => Ok(limit.min(file.usize_or("sliding_window", Some(limit))?)),
+        false => Ok(limit),
+    }
 }
 
 pub(super) fn frame(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Frame> {
@@ -79,7 +90,6 @@ pub(super) fn layer(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
     index: usize,
-    qkv_bias: bool,
 ) -> Result<LayerWeights> {
     let prefix = format!("model.layers.{index}");
     let linear = |name: &str, rows: usize, columns: usize, bias: bool| -> Result<Linear> {
@@ -91,6 +101,11 @@ pub(super) fn layer(
         Ok(Linear { weight, bias })
     };
     let (d, f) = (config.d_model, config.d_ff);
+    let Biases {
+        qkv,
+        attention_out,
+        mlp,
+    } = config.biases;
     let q_width = config.n_heads * config.head_dim;
     let kv_width = config.n_kv_heads * config.head_dim;
     Ok(LayerWeights {
@@ -99,19 +114,19 @@ pub(super) fn layer(
             config,
             &format!("{prefix}.input_layernorm.weight"),
         )?,
-        q: linear("self_attn.q_proj", q_width, d, qkv_bias)?,
-        k: linear("self_attn.k_proj", kv_width, d, qkv_bias)?,
-        v: linear("self_attn.v_proj", kv_width, d, qkv_bias)?,
-        o: linear("self_attn.o_proj", d, q_width, false)?,
+        q: linear("self_attn.q_proj", q_width, d, qkv)?,
+        k: linear("self_attn.k_proj", kv_width, d, qkv)?,
+        v: linear("self_attn.v_proj", kv_width, d, qkv)?,
+        o: linear("self_attn.o_proj", d, q_width, attention_out)?,
         mlp_norm: norm(
             checkpoint,
             config,
             &format!("{prefix}.post_attention_layernorm.weight"),
         )?,
         mlp: Mlp::SwiGlu {
-            gate: linear("mlp.gate_proj", f, d, false)?,
-            up: linear("mlp.up_proj", f, d, false)?,
-            down: linear("mlp.down_proj", d, f, false)?,
+            gate: linear("mlp.gate_proj", f, d, mlp)?,
+            up: linear("mlp.up_proj", f, d, mlp)?,
+            down: linear("mlp.down_proj", d, f, mlp)?,
         },
     })
 }

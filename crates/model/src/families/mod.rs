@@ -14,7 +14,7 @@ use crate::weights::{Frame, LayerWeights};
 pub enum Family {
     /// LLaMA 1, 2, 3 (arXiv 2302.13971, 2307.09288, 2407.21783).
     Llama,
-    /// Mistral (arXiv 2310.06825): the LLaMA layer; a sliding window is refused.
+    /// Mistral (arXiv 2310.06825): the LLaMA layer; run up to its sliding window.
     Mistral,
     /// Qwen2 (arXiv 2407.10671): the LLaMA layer with biases on Q, K and V.
     Qwen2,
@@ -75,8 +75,9 @@ impl Family {
         index: usize,
     ) -> Result<LayerWeights> {
         match self {
-            Family::Llama | Family::Mistral => llama::layer(checkpoint, config, index, false),
-            Family::Qwen2 => llama::layer(checkpoint, config, index, true),
+            Family::Llama | Family::Mistral | Family::Qwen2 => {
+                llama::layer(checkpoint, config, index)
+            }
             Family::Bloom => bloom::layer(checkpoint, config, index),
         }
     }

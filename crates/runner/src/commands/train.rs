@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
-use skipbench_model::ModelConfig;
+use skipbench_model::{Biases, ModelConfig};
 use skipbench_report::LossSeries;
 use skipbench_strategy::{BatchShape, LayerSet, StrategySpec};
 use skipbench_tasks::{Split, Task};
@@ -278,9 +278,10 @@ fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
     let json: serde_json::Value = serde_json::from_str(&text)?;
     if config.head_dim * config.n_heads != config.d_model
         || config.family != skipbench_model::Family::Llama
+        || config.biases != Biases::default()
     {
         bail!(
-            "{}: only LLaMA models whose heads fill the hidden size can be fine-tuned",
+            "{}: only LLaMA models without biases, whose heads fill the hidden size, can be fine-tuned",
             path.display()
         );
     }

@@ -1,0 +1,206 @@
+//! A damaged or foreign checkpoint gives an error that names the file, key or tensor.
+
+use crate::support::fixture;
+use candle_core::{Device, Tensor};
+use skipbench_model::{Backend, CausalLm, Decoder, Span, TextTokenizer};
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// A writable copy of a fixture.
+fn copy_of(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture(name)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
+fn load_error(dir: &Path) -> String {
+    match Decoder::load(dir, &Device::Cpu, None, Backend::Auto) {
+        Ok(_) => panic!("{} loaded", dir.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn assert_names(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+}
+
+/// Rewrites `config.json` of `dir`.
+fn edit_config(dir: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
+    let path = dir.join("config.json");
+    let mut config = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    edit(&mut config);
+    fs::write(path, config.to_string()).unwrap();
+}
+
+fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    let path = dir.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    edit(&mut tensors);
+    candle_core::safetensors::save(&tensors, path).unwrap();
+}
+
+#[test]
+fn a_folder_without_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_names(&load_error(dir.path()), &["config.json", "is missing"]);
+    let dir = copy_of("llama1");
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    assert_names(&load_error(dir.path()), &["model.safetensors"]);
+    let dir = copy_of("mistral-sharded");
+    fs::remove_file(dir.path().join("model-00002-of-00003.safetensors")).unwrap();
+    assert_names(
+        &load_error(dir.path()),
+        &["model-00002-of-00003.safetensors"],
+    );
+}
+
+#[test]
+fn a_truncated_checkpoint_at_any_length() {
+    let dir = copy_of("llama1");
+    let path = dir.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    for len in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..len]).unwrap();
+        let message = load_error(dir.path());
+        assert_names(&message, &["model.safetensors", "not a complete"]);
+    }
+}
+
+#[test]
+fn a_tensor_that_is_missing_or_has_another_shape() {
+    let name = "model.layers.3.mlp.up_proj.weight";
+    let dir = copy_of("llama1");
+    edit_tensors(dir.path(), |tensors| {
+        tensors.remove(name).unwrap();
+    });
+    assert_names(&load_error(dir.path()), &[name, "missing"]);
+    let dir = copy_of("llama1");
+    edit_tensors(dir.path(), |tensors| {
+        let turned = tensors[name].t().unwrap().contiguous().unwrap();
+        tensors.insert(name.to_owned(), turned);
+    });
+    assert_names(&load_error(dir.path()), &[name, "[32, 48]", "[48, 32]"]);
+}
+
+#[test]
+fn a_config_that_cannot_be_used() {
+    let cases: [(&str, serde_json::Value, &[&str]); 6] = [
+        (
+            "architectures",
+            serde_json::json!(["GPT2LMHeadModel"]),
+            &["GPT2LMHeadModel", "LlamaForCausalLM"],
+        ),
+        (
+            "hidden_size",
+            serde_json::Value::Null,
+            &["`hidden_size` is missing"],
+        ),
+        (
+            "num_hidden_layers",
+            serde_json::json!("six"),
+            &["num_hidden_layers", "six"],
+        ),
+        (
+            "num_key_value_heads",
+            serde_json::json!(3),
+            &["4 query heads", "3 key-value heads"],
+        ),
+        (
+            "torch_dtype",
+            serde_json::json!("int8"),
+            &["int8", "bfloat16"],
+        ),
+        (
+            "num_hidden_layers",
+            serde_json::json!(7),
+            &["model.layers.6."],
+        ),
+    ];
+    for (key, value, parts) in cases {
+        let dir = copy_of("llama1");
+        edit_config(dir.path(), |config| config[key] = value);
+        assert_names(&load_error(dir.path()), parts);
+    }
+    let dir = copy_of("llama1");
+    for text in ["", "{", "[1]", "nonsense"] {
+        fs::write(dir.path().join("config.json"), text).unwrap();
+        assert_names(&load_error(dir.path()), &["config.json"]);
+    }
+}
+
+/// A window limits the positions; within it the model is the same.
+#[test]
+fn a_sliding_window_becomes_the_position_limit() {
+    let dir = copy_of("llama1");
+    edit_config(dir.path(), |config| {
+        config["architectures"] = serde_json::json!(["MistralForCausalLM"]);
+        config["sliding_window"] = serde_json::json!(16);
+    });
+    let model = Decoder::load(dir.path(), &Device::Cpu, None, Backend::Auto).unwrap();
+    assert_eq!(model.sizes().max_positions, Some(16));
+}
+
+#[test]
+fn ids_outside_the_vocabulary_and_a_full_cache() {
+    let model = Decoder::load(&fixture("llama1"), &Device::Cpu, None, Backend::Auto).unwrap();
+    assert_names(&model.embed(&[3, 96]).unwrap_err().to_string(), &["96"]);
+    let mut cache = model.new_cache(1, vec![2; 6]).unwrap();
+    let hidden = model.embed(&[3, 4, 5]).unwrap();
+    assert!(
+        model
+            .layer(0, &hidden, &mut cache, &Span::prompts([3]))
+            .is_err()
+    );
+}
+
+/// Reading a position that was never written is refused, not answered with zeros.
+#[test]
+fn a_hole_in_the_cache_is_refused() {
+    for backend in [Backend::Auto, Backend::Composed] {
+        let model = crate::support::load(&fixture("bloom"), backend);
+        let mut cache = model.new_cache(1, vec![8; 6]).unwrap();
+        let hidden = model.embed(&[3]).unwrap();
+        model
+            .layer(2, &hidden, &mut cache, &[Span::token(0, 0)])
+            .unwrap();
+        let message = model
+            .layer(2, &hidden, &mut cache, &[Span::token(0, 2)])
+            .unwrap_err()
+            .to_string();
+        assert_names(&message, &["layer 2", "position 1"]);
+    }
+}
+
+#[test]
+fn a_tokenizer_of_another_model() {
+    let dir = copy_of("llama1");
+    let message = |dir: &Path| {
+        TextTokenizer::load(dir, 96)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
+    assert_names(&message(dir.path()), &["tokenizer.json", "missing"]);
+    fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    assert_names(&message(dir.path()), &["tokenizer.json"]);
+    let vocab: serde_json::Map<_, _> = (0..97)
+        .map(|id| (format!("w{id}"), serde_json::json!(id)))
+        .collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+    });
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    assert_names(
+        &message(dir.path()),
+        &["tokenizer.json", "96", "another model"],
+    );
+}

@@ -1,0 +1,8 @@
+//! What a user of the crate sees: checkpoints in, logits and tokens out, clear errors.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod oracle;
+mod parity;
+mod stories;
+mod support;

@@ -1,0 +1,155 @@
+//! Equal to transformers, on a tiny random checkpoint of every family.
+
+use crate::support::{argmax, assert_close, expected, fixture, fixtures, greedy, load, logits};
+use candle_core::{DType, Device};
+use skipbench_model::{Backend, CausalLm, Decoder, Span};
+
+const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Composed];
+
+#[test]
+fn every_family_has_a_fixture() {
+    assert_eq!(
+        fixtures(),
+        [
+            "bloom",
+            "bloom-f16",
+            "bloom-odd-heads-bare",
+            "llama-bf16",
+            "llama-linear-rope-biases",
+            "llama1",
+            "llama2-gqa-tied",
+            "llama3-rope-head-dim",
+            "llama3-v5",
+            "mistral-sharded",
+            "qwen2",
+            "qwen2-v5-tied",
+        ]
+    );
+}
+
+#[test]
+fn logits_are_within_1e_4_alone_and_in_a_ragged_batch() {
+    for name in fixtures() {
+        for backend in BACKENDS {
+            let model = load(&fixture(&name), backend);
+            let rows = expected(&name);
+            let n_layers = model.sizes().n_layers;
+            let all: Vec<usize> = (0..n_layers).collect();
+            let capacity = vec![rows.iter().map(|row| row.prompt.len()).max().unwrap(); n_layers];
+
+            let ids: Vec<u32> = rows.iter().flat_map(|row| row.prompt.clone()).collect();
+            let spans = Span::prompts(rows.iter().map(|row| row.prompt.len()));
+            let mut cache = model.new_cache(rows.len(), capacity.clone()).unwrap();
+            let batch = logits(&model, &ids, &mut cache, &spans, &all);
+            let mut end = 0;
+            for row in &rows {
+                end += row.prompt.len();
+                let what = format!("{name}, {backend:?}, prompt of {}", row.prompt.len());
+                assert_close(&batch[end - 1], &row.logits, 1e-4, &what);
+
+                let spans = Span::prompts([row.prompt.len()]);
+                let mut cache = model.new_cache(1, capacity.clone()).unwrap();
+                let alone = logits(&model, &row.prompt, &mut cache, &spans, &all);
+                assert_close(alone.last().unwrap(), &row.logits, 1e-4, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_continuations_are_equal_at_full_depth_and_under_unified_skipping() {
+    for name in fixtures() {
+        for backend in BACKENDS {
+            let model = load(&fixture(&name), backend);
+            let all: Vec<usize> = (0..model.sizes().n_layers).collect();
+            for row in expected(&name) {
+                let what = format!("{name}, {backend:?}, prompt {:?}", row.prompt);
+                let full = greedy(&model, &row.prompt, &all, row.full.len());
+                assert_eq!(full, row.full, "{what}");
+                for skip in &row.unified {
+                    let tokens = greedy(&model, &row.prompt, &skip.layers, skip.tokens.len());
+                    assert_eq!(tokens, skip.tokens, "{what}, layers {:?}", skip.layers);
+                }
+            }
+        }
+    }
+}
+
+/// Narrow types are only as exact as their mantissa, 8 bits for bf16 and 11 for f16.
+#[test]
+fn narrow_types_compute_the_same_up_to_their_precision() {
+    for (name, dtype, tolerance) in [
+        ("llama-bf16", DType::BF16, 0.06),
+        ("bloom-f16", DType::F16, 0.01),
+    ] {
+        let dir = fixture(name);
+        let model = Decoder::load(&dir, &Device::Cpu, Some(dtype), Backend::Auto).unwrap();
+        assert_eq!(model.dtype(), dtype);
+        let n_layers = model.sizes().n_layers;
+        let all: Vec<usize> = (0..n_layers).collect();
+        for row in expected(name) {
+            let mut cache = model.new_cache(1, vec![16; n_layers]).unwrap();
+            let spans = Span::prompts([row.prompt.len()]);
+            let found = logits(&model, &row.prompt, &mut cache, &spans, &all);
+            let largest = row.logits.iter().fold(0f32, |m, x| m.max(x.abs()));
+            assert_close(
+                found.last().unwrap(),
+                &row.logits,
+                tolerance * largest,
+                name,
+            );
+        }
+    }
+}
+
+/// Prefill in one piece, in two pieces, and token by token leave the same state.
+#[test]
+fn a_prompt_may_be_fed_in_pieces() {
+    for backend in BACKENDS {
+        let model = load(&fixture("llama3-rope-head-dim"), backend);
+        let row = expected("llama3-rope-head-dim").pop().unwrap();
+        let n_layers = model.sizes().n_layers;
+        let all: Vec<usize> = (0..n_layers).collect();
+        for piece in [1, 5, row.prompt.len()] {
+            let mut cache = model.new_cache(1, vec![16; n_layers]).unwrap();
+            let mut last = Vec::new();
+            for (index, ids) in row.prompt.chunks(piece).enumerate() {
+                let span = Span {
+                    row: 0,
+                    start: index * piece,
+                    len: ids.len(),
+                };
+                last = logits(&model, ids, &mut cache, &[span], &all)
+                    .pop()
+                    .unwrap();
+            }
+            assert_close(&last, &row.logits, 1e-4, &format!("pieces of {piece}"));
+        }
+    }
+}
+
+/// What truncation leaves is what was there before the truncated tokens came.
+#[test]
+fn truncate_takes_tokens_back() {
+    for backend in BACKENDS {
+        let model = load(&fixture("qwen2"), backend);
+        let row = expected("qwen2").pop().unwrap();
+        let n_layers = model.sizes().n_layers;
+        let all: Vec<usize> = (0..n_layers).collect();
+        let len = row.prompt.len();
+        let mut cache = model.new_cache(1, vec![32; n_layers]).unwrap();
+        logits(&model, &row.prompt, &mut cache, &Span::prompts([len]), &all);
+        for wrong in 0..3 {
+            let span = Span::token(0, len + wrong);
+            logits(&model, &[wrong as u32 + 7], &mut cache, &[span], &all);
+        }
+        cache.truncate(0, len);
+        let mut tokens = vec![row.full[0]];
+        while tokens.len() < row.full.len() {
+            let span = Span::token(0, len + tokens.len() - 1);
+            let id = *tokens.last().unwrap();
+            tokens.push(argmax(&logits(&model, &[id], &mut cache, &[span], &all)[0]));
+        }
+        assert_eq!(tokens, row.full, "{backend:?}");
+    }
+}

@@ -1,0 +1,107 @@
+//! Prefill and decode by hand, so that this crate's tests need no engine.
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+use skipbench_model::{Backend, CausalLm, Decoder, KvCache, Span};
+use std::path::{Path, PathBuf};
+
+/// A committed checkpoint; `scripts/fixtures/make_model_fixtures.py` makes them.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+/// All fixtures by name.
+pub(crate) fn fixtures() -> Vec<String> {
+    let folder = std::fs::read_dir(fixture("")).unwrap();
+    let mut names: Vec<String> = folder
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+pub(crate) fn load(dir: &Path, backend: Backend) -> Decoder {
+    Decoder::load(dir, &Device::Cpu, Some(DType::F32), backend).unwrap()
+}
+
+/// What transformers computed for one prompt.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Expected {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) full: Vec<u32>,
+    pub(crate) unified: Vec<ExpectedSkip>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ExpectedSkip {
+    pub(crate) layers: Vec<usize>,
+    pub(crate) tokens: Vec<u32>,
+}
+
+pub(crate) fn expected(name: &str) -> Vec<Expected> {
+    #[derive(Deserialize)]
+    struct File {
+        rows: Vec<Expected>,
+    }
+    let text = std::fs::read_to_string(fixture(name).join("expected.json")).unwrap();
+    serde_json::from_str::<File>(&text).unwrap().rows
+}
+
+/// Runs `layers` over `ids` of `spans`: logits `[tokens][vocab_size]`.
+pub(crate) fn logits(
+    model: &dyn CausalLm,
+    ids: &[u32],
+    cache: &mut KvCache,
+    spans: &[Span],
+    layers: &[usize],
+) -> Vec<Vec<f32>> {
+    let mut hidden: Tensor = model.embed(ids).unwrap();
+    for &layer in layers {
+        hidden = model.layer(layer, &hidden, cache, spans).unwrap();
+    }
+    model.head(&hidden).unwrap().to_vec2().unwrap()
+}
+
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.unwrap().0 as u32
+}
+
+/// Greedy continuation of one prompt: all layers over the prompt, then `kept`.
+pub(crate) fn greedy(
+    model: &dyn CausalLm,
+    prompt: &[u32],
+    kept: &[usize],
+    new_tokens: usize,
+) -> Vec<u32> {
+    let n_layers = model.sizes().n_layers;
+    let all: Vec<usize> = (0..n_layers).collect();
+    let room = prompt.len() + new_tokens;
+    let mut cache = model.new_cache(1, vec![room; n_layers]).unwrap();
+    let spans = Span::prompts([prompt.len()]);
+    let mut token = argmax(
+        logits(model, prompt, &mut cache, &spans, &all)
+            .last()
+            .unwrap(),
+    );
+    let mut tokens = vec![token];
+    while tokens.len() < new_tokens {
+        let span = Span::token(0, prompt.len() + tokens.len() - 1);
+        token = argmax(&logits(model, &[token], &mut cache, &[span], kept)[0]);
+        tokens.push(token);
+    }
+    tokens
+}
+
+pub(crate) fn assert_close(found: &[f32], wanted: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    for (index, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+        assert!(
+            (found - wanted).abs() <= tolerance,
+            "{what}: logit {index} is {found}, expected {wanted}"
+        );
+    }
+}

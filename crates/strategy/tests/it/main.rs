@@ -1,0 +1,5 @@
+//! Layer sets against their golden files, and specs as a user writes them.
+#![allow(clippy::unwrap_used)]
+
+mod golden;
+mod spec;
