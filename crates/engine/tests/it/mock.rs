@@ -1,0 +1,113 @@
+//! `MockModel` adds one to the token id per layer, so every token and every byte can be told beforehand.
+
+use crate::support::{fixed, generate, spec};
+use skipbench_engine::{Engine, Options};
+use skipbench_model::MockModel;
+
+fn error(prompts: &[Vec<u32>], options: &Options) -> String {
+    let model = MockModel::new(4, 10);
+    let mut strategy = spec("full").build(4).unwrap();
+    Engine::new(&model)
+        .generate(prompts, strategy.as_mut(), options)
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn prefill_runs_all_layers_and_decode_the_plan() {
+    let model = MockModel::new(8, 1000);
+    let generation = generate(&model, &[vec![5, 100]], &spec("unified@2"), &fixed(4));
+    let row = &generation.rows[0];
+    assert_eq!(row.tokens, [108, 112, 116, 120]);
+    assert_eq!(row.layers, [8, 4, 4, 4]);
+    assert_eq!(generation.step_s.len(), 3);
+    assert_eq!(generation.decoded_tokens(), 3);
+}
+
+#[test]
+fn each_row_ends_at_its_own_end_of_sequence() {
+    let model = MockModel::new(4, 10);
+    let options = Options {
+        max_new_tokens: 6,
+        eos_ids: vec![9, 2],
+    };
+    let prompts = [vec![3], vec![5], vec![4, 4, 4], vec![8]];
+    let generation = generate(&model, &prompts, &spec("full"), &options);
+    let tokens: Vec<_> = generation.rows.iter().map(|row| &row.tokens[..]).collect();
+    assert_eq!(
+        tokens,
+        [&[7, 1, 5, 9][..], &[9], &[8, 2], &[2]],
+        "4 is added, modulo 10"
+    );
+    assert_eq!(
+        generation.step_s.len(),
+        3,
+        "no step after the last row has ended"
+    );
+}
+
+#[test]
+fn fixed_length_mode_goes_on_behind_the_end_of_sequence() {
+    let model = MockModel::new(4, 10);
+    let generation = generate(&model, &[vec![3], vec![5]], &spec("full"), &fixed(6));
+    assert!(generation.rows.iter().all(|row| row.tokens.len() == 6));
+    assert_eq!(generation.rows[0].tokens, [7, 1, 5, 9, 3, 7]);
+}
+
+#[test]
+fn layers_that_no_decode_step_runs_get_no_cache() {
+    let model = MockModel::new(8, 100);
+    let bytes = |text: &str, new_tokens| {
+        generate(&model, &[vec![1; 10]], &spec(text), &fixed(new_tokens)).peak_kv_bytes
+    };
+    // 8 bytes a position; the last generated token is never fed back.
+    assert_eq!(bytes("full", 4), 8 * 13 * 8);
+    assert_eq!(bytes("top@2", 4), 4 * 13 * 8);
+    assert_eq!(bytes("full", 1), 0);
+}
+
+#[test]
+fn the_ledger_counts_the_bytes_that_were_read() {
+    let model = MockModel::new(8, 100);
+    let ledger = generate(&model, &[vec![1; 10]], &spec("unified@2"), &fixed(3)).ledger;
+    // Two steps that read 11 and 12 cached positions of 8 bytes in each layer of 100, and the head of 50.
+    assert_eq!(
+        ledger.full_bytes,
+        8 * (100 + 11 * 8) + 8 * (100 + 12 * 8) + 2 * 50
+    );
+    assert_eq!(
+        ledger.bytes,
+        4 * (100 + 11 * 8) + 4 * (100 + 12 * 8) + 2 * 50
+    );
+    let batch = generate(&model, &[vec![1; 10], vec![1]], &spec("full"), &fixed(2)).ledger;
+    assert_eq!(batch.bytes, batch.full_bytes);
+    assert_eq!(
+        batch.bytes,
+        8 * (100 + (11 + 2) * 8) + 50,
+        "weights are read once a batch"
+    );
+    assert_eq!(batch.bound_speedup(), Some(1.0));
+}
+
+#[test]
+fn input_that_cannot_be_generated_from() {
+    assert!(error(&[], &fixed(1)).contains("batch is empty"));
+    assert!(error(&[vec![1], vec![]], &fixed(1)).contains("prompt 1 is empty"));
+    assert!(error(&[vec![1]], &fixed(0)).contains("max-new-tokens"));
+    let message = error(&[vec![1; 4000]], &fixed(98));
+    assert!(
+        message.contains("4097") && message.contains("4096"),
+        "{message}"
+    );
+    assert!(
+        error(&[vec![11]], &fixed(1)).contains("11"),
+        "outside the vocabulary"
+    );
+}
+
+#[test]
+fn a_prompt_may_fill_all_positions() {
+    let model = MockModel::new(2, 10);
+    let generation = generate(&model, &[vec![1; 4000]], &spec("full"), &fixed(97));
+    assert_eq!(generation.rows[0].tokens.len(), 97);
+}

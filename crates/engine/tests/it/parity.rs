@@ -1,0 +1,140 @@
+//! Tokens of transformers, batches against single rows, and the full network bit for bit.
+
+use crate::support::{Recorder, fixed, fixture, generate, load, spec};
+use proptest::prelude::*;
+use serde::Deserialize;
+use skipbench_model::Backend;
+use skipbench_strategy::StrategySpec;
+use std::sync::Mutex;
+
+/// One prompt of a fixture's `expected.json`.
+#[derive(Deserialize)]
+struct Row {
+    prompt: Vec<u32>,
+    full: Vec<u32>,
+    unified: Vec<Skip>,
+}
+
+#[derive(Deserialize)]
+struct Skip {
+    speedup: f64,
+    tokens: Vec<u32>,
+}
+
+fn expected(name: &str) -> Vec<Row> {
+    #[derive(Deserialize)]
+    struct File {
+        rows: Vec<Row>,
+    }
+    let text = std::fs::read_to_string(fixture(name).join("expected.json")).unwrap();
+    serde_json::from_str::<File>(&text).unwrap().rows
+}
+
+#[test]
+fn a_ragged_batch_gives_transformers_tokens() {
+    for name in [
+        "llama1",
+        "llama3-rope-head-dim",
+        "qwen2",
+        "bloom-odd-heads-bare",
+    ] {
+        for backend in [Backend::Auto, Backend::Composed] {
+            let model = load(name, backend);
+            let rows = expected(name);
+            let prompts: Vec<_> = rows.iter().map(|row| row.prompt.clone()).collect();
+            let tokens = |spec: &StrategySpec| -> Vec<Vec<u32>> {
+                let generation = generate(&model, &prompts, spec, &fixed(12));
+                generation.rows.into_iter().map(|row| row.tokens).collect()
+            };
+            let full: Vec<_> = rows.iter().map(|row| row.full.clone()).collect();
+            assert_eq!(tokens(&spec("full")), full, "{name}, {backend:?}");
+            for skip in 0..3 {
+                let wanted: Vec<_> = rows
+                    .iter()
+                    .map(|row| row.unified[skip].tokens.clone())
+                    .collect();
+                let speedup = rows[0].unified[skip].speedup;
+                let found = tokens(&spec("unified").with_target(speedup));
+                assert_eq!(found, wanted, "{name}, {backend:?}, {speedup}");
+            }
+        }
+    }
+}
+
+/// Every strategy that can be told to run all layers then gives the full network's logits, to the last bit.
+#[test]
+fn all_layers_named_is_the_full_network_bit_for_bit() {
+    for backend in [Backend::Auto, Backend::Composed] {
+        let model = load("llama2-gqa-tied", backend);
+        let prompts = [vec![5, 6, 7], vec![40], vec![9; 11]];
+        let bits = |spec: &StrategySpec| {
+            let recorder = Recorder {
+                inner: &model,
+                bits: Mutex::new(Vec::new()),
+            };
+            generate(&recorder, &prompts, spec, &fixed(8));
+            recorder.bits.into_inner().unwrap()
+        };
+        let full = bits(&spec("full"));
+        for name in [
+            "unified",
+            "unified:even",
+            "top",
+            "bottom",
+            "middle",
+            "random",
+        ] {
+            let all = spec(name).with_target(1.0);
+            assert!(bits(&all) == full, "{name}, {backend:?}");
+        }
+        // Reads the head at every check as well, so only its tokens can be compared.
+        let never = spec("early-exit").with_threshold(1.0);
+        let tokens = |spec| generate(&model, &prompts, spec, &fixed(8)).rows;
+        assert_eq!(tokens(&never), tokens(&spec("full")), "{backend:?}");
+    }
+}
+
+fn strategies() -> Vec<StrategySpec> {
+    let mut specs: Vec<StrategySpec> = [
+        "full",
+        "unified@2",
+        "unified:even@3",
+        "top@2",
+        "bottom@1.5",
+        "middle@2",
+        "random@2",
+        "skip-decode@2",
+    ]
+    .map(spec)
+    .into();
+    for (name, threshold) in [
+        ("early-exit:softmax-margin", 0.5),
+        ("early-exit:max-prob", 0.6),
+        ("early-exit:entropy", 0.3),
+        ("early-exit:cosine", 0.7),
+    ] {
+        specs.push(spec(name).with_threshold(threshold));
+    }
+    specs
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn a_row_of_a_batch_is_the_row_alone(
+        prompts in prop::collection::vec(prop::collection::vec(3u32..96, 1..20), 1..6),
+        composed: bool,
+    ) {
+        let backend = if composed { Backend::Composed } else { Backend::Auto };
+        let model = load("qwen2", backend);
+        let options = skipbench_engine::Options { max_new_tokens: 8, eos_ids: vec![2, 10, 20, 30] };
+        for spec in strategies() {
+            let batch = generate(&model, &prompts, &spec, &options);
+            for (prompt, row) in prompts.iter().zip(&batch.rows) {
+                let alone = generate(&model, std::slice::from_ref(prompt), &spec, &options);
+                prop_assert_eq!(&alone.rows[0], row, "{}", &spec);
+            }
+        }
+    }
+}

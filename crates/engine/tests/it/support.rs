@@ -1,0 +1,95 @@
+//! Models and shorthand for the tests.
+
+use candle_core::{DType, Device, Tensor};
+use skipbench_engine::{Engine, Generation, Options};
+use skipbench_model::{Backend, CausalLm, Decoder, KvCache, ModelSizes, Result, Span};
+use skipbench_strategy::StrategySpec;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// A tiny random checkpoint of the model crate.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../model/tests/fixtures")
+        .join(name)
+}
+
+pub(crate) fn load(name: &str, backend: Backend) -> Decoder {
+    Decoder::load(&fixture(name), &Device::Cpu, Some(DType::F32), backend).unwrap()
+}
+
+pub(crate) fn spec(text: &str) -> StrategySpec {
+    text.parse().unwrap()
+}
+
+/// `max_new_tokens` of every row, whatever the tokens are.
+pub(crate) fn fixed(max_new_tokens: usize) -> Options {
+    Options {
+        max_new_tokens,
+        eos_ids: Vec::new(),
+    }
+}
+
+pub(crate) fn generate(
+    model: &dyn CausalLm,
+    prompts: &[Vec<u32>],
+    spec: &StrategySpec,
+    options: &Options,
+) -> Generation {
+    let mut strategy = spec.build(model.sizes().n_layers).unwrap();
+    Engine::new(model)
+        .generate(prompts, strategy.as_mut(), options)
+        .unwrap()
+}
+
+/// A model that remembers the bits of all logits it gave.
+pub(crate) struct Recorder<'a> {
+    pub(crate) inner: &'a dyn CausalLm,
+    pub(crate) bits: Mutex<Vec<u32>>,
+}
+
+impl CausalLm for Recorder<'_> {
+    fn sizes(&self) -> &ModelSizes {
+        self.inner.sizes()
+    }
+
+    fn device(&self) -> &Device {
+        self.inner.device()
+    }
+
+    fn new_cache(&self, rows: usize, capacity: Vec<usize>) -> Result<KvCache> {
+        self.inner.new_cache(rows, capacity)
+    }
+
+    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        self.inner.embed(ids)
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        cache: &mut KvCache,
+        spans: &[Span],
+    ) -> Result<Tensor> {
+        self.inner.layer(index, hidden, cache, spans)
+    }
+
+    fn fill_kv(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        cache: &mut KvCache,
+        spans: &[Span],
+    ) -> Result<()> {
+        self.inner.fill_kv(index, hidden, cache, spans)
+    }
+
+    fn head(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = self.inner.head(hidden)?;
+        let values = logits.flatten_all()?.to_vec1::<f32>()?;
+        let mut bits = self.bits.lock().unwrap();
+        bits.extend(values.into_iter().map(f32::to_bits));
+        Ok(logits)
+    }
+}
