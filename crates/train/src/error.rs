@@ -30,15 +30,17 @@ pub enum TrainError {
     /// The tokenizer cannot be trained or written.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// The loss is no longer a number.
+    /// The training has blown up.
     #[error(
-        "the loss at step {step} is {loss}; lower the learning rate or resume from an earlier checkpoint"
+        "the {what} at step {step} is {value}; lower the learning rate (the last checkpoint is from before)"
     )]
     Diverged {
         /// Optimizer step.
         step: u64,
-        /// The loss.
-        loss: f32,
+        /// What is no longer a number.
+        what: &'static str,
+        /// Its value.
+        value: f64,
     },
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]

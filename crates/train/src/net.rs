@@ -235,3 +235,101 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     radius * (2.0 * std::f64::consts::PI * rng.random::<f64>()).cos()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LossOn;
+    use crate::data::Pair;
+    use crate::ops::to_vec;
+
+    fn shape(tied_head: bool) -> ModelShape {
+        ModelShape {
+            vocab_size: 11,
+            d_model: 8,
+            n_layers: 3,
+            n_heads: 2,
+            n_kv_heads: 1,
+            d_ff: 12,
+            rope_theta: 100.0,
+            norm_eps: 1e-5,
+            max_positions: 16,
+            tied_head,
+        }
+    }
+
+    fn batch() -> Batch {
+        let pairs = [
+            ([1, 5, 6, 3].to_vec(), [7, 4, 9, 2].to_vec()),
+            ([1, 8].to_vec(), [10, 2].to_vec()),
+        ]
+        .map(|(prompt, response)| Pair { prompt, response });
+        Batch::new(&pairs, LossOn::All)
+    }
+
+    /// A network far enough from zero that every part of it matters.
+    fn net(tied_head: bool) -> Net {
+        let net = Net::new(&shape(tied_head), 3).unwrap();
+        for name in net.names() {
+            let var = net.var(name);
+            let scaled = match var.rank() {
+                1 => (var.as_tensor() * 0.9).unwrap(),
+                _ => (var.as_tensor() * 20.0).unwrap(),
+            };
+            var.set(&scaled).unwrap();
+        }
+        net
+    }
+
+    /// The slope of the loss along the gradient of each weight, against the difference quotient.
+    fn check_gradients(tied_head: bool, depths: Option<Depths<'_>>) {
+        let net = net(tied_head);
+        let batch = batch();
+        let loss = |net: &Net| {
+            f64::from(
+                net.loss(&batch, depths)
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap(),
+            )
+        };
+        let grads = net.loss(&batch, depths).unwrap().backward().unwrap();
+        for name in net.names() {
+            let var = net.var(name);
+            let grad = grads.get(var).unwrap();
+            let norm = to_vec(grad)
+                .unwrap()
+                .iter()
+                .map(|g| g * g)
+                .sum::<f32>()
+                .sqrt();
+            assert!(norm > 1e-4, "{name} has no gradient");
+            let direction = (grad / f64::from(norm)).unwrap();
+            let start = var.as_tensor().copy().unwrap();
+            let at = |step: f64| {
+                var.set(&(&start + (&direction * step).unwrap()).unwrap())
+                    .unwrap();
+                loss(&net)
+            };
+            let h = 0.01;
+            let slope = (at(h) - at(-h)) / (2.0 * h);
+            var.set(&start).unwrap();
+            let apart = (slope - f64::from(norm)).abs();
+            assert!(
+                apart < 0.02 * f64::from(norm) + 2e-4,
+                "{name}: slope {slope}, gradient {norm}"
+            );
+        }
+    }
+
+    #[test]
+    fn gradients_are_the_slopes_of_the_loss() {
+        check_gradients(false, None);
+        check_gradients(true, None);
+    }
+
+    #[test]
+    fn gradients_are_right_where_layers_are_skipped() {
+        check_gradients(false, Some(&|layer, row, t| (layer + row + t) % 3 != 0));
+    }
+}

@@ -1,7 +1,7 @@
 //! AdamW (arXiv 1711.05101) over plain slices, with gradient clipping and an average of the weights.
 
 use crate::config::OptimizerConfig;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::net::Net;
 use crate::ops::to_vec;
 use candle_core::backprop::GradStore;
@@ -50,7 +50,8 @@ impl AdamW {
         })
     }
 
-    /// One update; gives the gradient's global norm before clipping. `step` counts from 0.
+    /// One update; gives the gradient's global norm before clipping. `step` counts from 0. A gradient that is not
+    /// finite is refused before it touches a weight.
     pub(crate) fn step(
         &mut self,
         net: &Net,
@@ -73,6 +74,13 @@ impl AdamW {
             .iter()
             .sum::<f64>()
             .sqrt();
+        if !norm.is_finite() {
+            return Err(TrainError::Diverged {
+                step,
+                what: "gradient norm",
+                value: norm,
+            });
+        }
         let update = Update {
             rate: rate as f32,
             decay: self.config.weight_decay as f32,

@@ -52,15 +52,16 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Starts in `dir`, or resumes what was cut off there with the same config. `net` is where a new run starts.
+    /// Starts in `dir`, or resumes what was cut off there with the same config and `context`: whatever else determines
+    /// the batches (data, depths), in any form. `net` is where a new run starts.
     ///
     /// # Errors
     /// A config that cannot work, a folder that cannot be written, a checkpoint of another run.
-    pub fn new(dir: &Path, config: &TrainConfig, net: Net) -> Result<Self> {
+    pub fn new(dir: &Path, config: &TrainConfig, context: &str, net: Net) -> Result<Self> {
         config.check()?;
         std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
         let mut optimizer = AdamW::new(&net, &config.optimizer)?;
-        let run = fingerprint(config, &net);
+        let run = fingerprint(config, context, &net);
         let checkpoint = dir.join("checkpoint.safetensors");
         let log = dir.join("loss.csv");
         let step = match checkpoint.is_file() {
@@ -139,7 +140,8 @@ impl Trainer {
         if !value.is_finite() {
             return Err(TrainError::Diverged {
                 step: self.step,
-                loss: value,
+                what: "loss",
+                value: f64::from(value),
             });
         }
         let grads = loss.backward()?;
@@ -184,15 +186,15 @@ impl Trainer {
     }
 }
 
-/// Names a run by its config and shape.
-fn fingerprint(config: &TrainConfig, net: &Net) -> u64 {
+/// Names a run by its config, context and shape.
+fn fingerprint(config: &TrainConfig, context: &str, net: &Net) -> u64 {
     // Stable by construction: the text is ours, and the hash has fixed keys.
     #[expect(
         deprecated,
         reason = "SipHash with fixed keys is what a stable name needs"
     )]
     let mut hasher = std::hash::SipHasher::new();
-    hasher.write(format!("{config:?} {:?}", net.shape()).as_bytes());
+    hasher.write(format!("{config:?} {context} {:?}", net.shape()).as_bytes());
     hasher.finish()
 }
 

@@ -58,6 +58,9 @@ struct TrainFile {
     /// Element type of the written weights.
     #[serde(default)]
     dtype: Option<experiment::DtypeName>,
+    /// What determines the batches besides `train`, as written: a run is only resumed with the same.
+    #[serde(skip)]
+    context: String,
 }
 
 /// A source of pairs.
@@ -113,7 +116,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     if let Some(depths) = &file.depths {
         depths.check(n_layers)?;
     }
-    let mut trainer = Trainer::new(&work, &file.train, net)?;
+    let mut trainer = Trainer::new(&work, &file.train, &file.context, net)?;
     let bar = progress::bar(file.train.steps, "training");
     bar.set_position(trainer.step());
     let mut pairs = PairSource::new(
@@ -200,6 +203,7 @@ impl TrainFile {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         let mut file: TrainFile = experiment::parse_yaml(&text, path)?;
+        file.context = format!("{:?} {:?} {:?}", file.start_from, file.data, file.depths);
         let base = path.parent().unwrap_or(Path::new(""));
         file.out = base.join(&file.out);
         if let Some(start) = &mut file.start_from {
