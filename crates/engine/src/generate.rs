@@ -15,6 +15,9 @@ pub struct Options {
     pub max_new_tokens: usize,
     /// Ids that end a row. Empty: every row gets exactly `max_new_tokens` (fixed-length mode, for timing).
     pub eos_ids: Vec<u32>,
+    /// Tokens that a schedule by position is laid over, where that is another number: a timing pass that stops early
+    /// must still run the layers of the whole answer's first part.
+    pub planned_tokens: Option<usize>,
 }
 
 /// What one row got.
@@ -88,13 +91,13 @@ impl<'a> Engine<'a> {
         let shape = BatchShape {
             prompt_lens: prompts.iter().map(Vec::len).collect(),
             n_layers: self.model.sizes().n_layers,
-            max_new_tokens: options.max_new_tokens,
+            max_new_tokens: options.planned_tokens.unwrap_or(options.max_new_tokens),
         };
         strategy.begin(&shape)?;
         let mut run = Run {
             model: self.model,
             needs: strategy.needs(),
-            cache: self.cache(&shape, strategy)?,
+            cache: self.cache(&shape, strategy, options)?,
             out: Generation {
                 rows: vec![RowOutput::default(); prompts.len()],
                 ..Generation::default()
@@ -124,7 +127,11 @@ impl<'a> Engine<'a> {
         Ok(run.out)
     }
 
-    fn check(&self, prompts: &[Vec<u32>], options: &Options) -> Result<()> {
+    /// Whether [`Engine::generate`] can take these prompts.
+    ///
+    /// # Errors
+    /// An empty batch or prompt, a prompt that does not fit with its new tokens.
+    pub fn check(&self, prompts: &[Vec<u32>], options: &Options) -> Result<()> {
         if prompts.is_empty() {
             return Err(EngineError::EmptyBatch);
         }
@@ -146,13 +153,18 @@ impl<'a> Engine<'a> {
     }
 
     /// Room for the longest row in the layers that decode steps may run, none in the others.
-    fn cache(&self, shape: &BatchShape, strategy: &dyn Strategy) -> Result<KvCache> {
+    fn cache(
+        &self,
+        shape: &BatchShape,
+        strategy: &dyn Strategy,
+        options: &Options,
+    ) -> Result<KvCache> {
         let longest = shape.prompt_lens.iter().max().copied().unwrap_or(0);
         let reachable = strategy.reachable();
-        let decodes = shape.max_new_tokens > 1;
+        let decodes = options.max_new_tokens > 1;
         let capacity = (0..shape.n_layers)
             .map(|layer| match decodes && reachable.contains(layer) {
-                true => longest + shape.max_new_tokens - 1,
+                true => longest + options.max_new_tokens - 1,
                 false => 0,
             })
             .collect();

@@ -17,6 +17,8 @@ pub struct TimingPlan {
     pub batches: Vec<Vec<Vec<u32>>>,
     /// Tokens generated per row, always exactly this many.
     pub new_tokens: usize,
+    /// Tokens that a schedule by position is laid over: those of a whole answer.
+    pub planned_tokens: usize,
     /// Passes over `batches`.
     pub repeats: usize,
     /// Blocks run before the clock counts.
@@ -64,6 +66,7 @@ pub fn measure(engine: Engine<'_>, spec: &StrategySpec, plan: &TimingPlan) -> Re
     let options = Options {
         max_new_tokens: plan.new_tokens,
         eos_ids: Vec::new(),
+        planned_tokens: Some(plan.planned_tokens),
     };
     let mut full = StrategySpec::full().build(n_layers)?;
     let mut strategy = spec.build(n_layers)?;

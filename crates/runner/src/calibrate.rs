@@ -1,9 +1,7 @@
 //! Finds the threshold at which a dynamic strategy runs as many layers as its target asks for.
 
-use crate::cell::tokenize_all;
 use anyhow::Context;
 use skipbench_engine::{Engine, Options};
-use skipbench_model::Tokenize;
 use skipbench_strategy::StrategySpec;
 
 /// Halvings of the interval.
@@ -21,13 +19,16 @@ pub(crate) struct Calibrated {
     pub(crate) note: Option<String>,
 }
 
-/// Bisection on calibration prompts for `n_layers / target` mean layers. A strategy without a knob comes back as it is.
+/// Bisection on `prompts` (token ids) for `n_layers / target` mean layers. A strategy without a knob comes back as it
+/// is.
+///
+/// # Errors
+/// A strategy that cannot be built, a prompt that cannot be run.
 pub(crate) fn calibrate(
     engine: Engine<'_>,
-    tokenizer: &dyn Tokenize,
     spec: &StrategySpec,
-    prompts: &[String],
-    max_new_tokens: usize,
+    prompts: &[Vec<u32>],
+    options: &Options,
 ) -> anyhow::Result<Calibrated> {
     let (Some(knob), Some(target)) = (spec.knob(), spec.target_speedup()) else {
         return Ok(Calibrated {
@@ -36,11 +37,6 @@ pub(crate) fn calibrate(
             note: None,
         });
     };
-    let prompts = tokenize_all(tokenizer, prompts)?;
-    let options = Options {
-        max_new_tokens,
-        eos_ids: tokenizer.eos_ids().to_vec(),
-    };
     let wanted = engine.model().sizes().n_layers as f64 / target;
     let layers_at = |threshold: f64| -> anyhow::Result<f64> {
         let (mut layers, mut tokens) = (0, 0);
@@ -48,7 +44,7 @@ pub(crate) fn calibrate(
             .with_threshold(threshold)
             .build(engine.model().sizes().n_layers)?;
         for batch in prompts.chunks(BATCH) {
-            let generation = engine.generate(batch, strategy.as_mut(), &options)?;
+            let generation = engine.generate(batch, strategy.as_mut(), options)?;
             for row in &generation.rows {
                 layers += row.layers.iter().skip(1).sum::<usize>();
                 tokens += row.layers.len().saturating_sub(1);

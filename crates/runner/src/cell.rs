@@ -1,11 +1,13 @@
 //! One cell: a quality pass to the natural end of sequence, then a timing pass of fixed length.
 
-use crate::calibrate::calibrate;
+use crate::calibrate::Calibrated;
 use crate::experiment::Experiment;
 use crate::plan::Cell;
 use crate::store::{BlockRecord, Record, Sample, Times};
 use crate::task::TaskData;
-use skipbench_engine::{Engine, Generation, Ledger, Options, TimingPlan, measure};
+use skipbench_engine::{
+    Engine, EngineError, Generation, Ledger, Options, RowOutput, TimingPlan, measure,
+};
 use skipbench_model::{CausalLm, Tokenize};
 use skipbench_strategy::StrategySpec;
 
@@ -17,28 +19,22 @@ pub struct Loaded {
     pub tokenizer: Box<dyn Tokenize>,
 }
 
-/// Runs a cell.
+/// Runs a cell whose strategy has been calibrated.
 ///
 /// # Errors
 /// A strategy that cannot be built, or a model that refuses to run at all; a single prompt that fails is recorded as
 /// a failure of that prompt.
-pub fn run(
+pub(crate) fn run(
     loaded: &Loaded,
     cell: &Cell,
     task: &TaskData,
+    calibrated: &Calibrated,
     experiment: &Experiment,
 ) -> anyhow::Result<(Record, Vec<Sample>)> {
     let engine = Engine::new(loaded.model.as_ref());
-    let calibrated = calibrate(
-        engine,
-        loaded.tokenizer.as_ref(),
-        &cell.strategy,
-        &task.calibration,
-        task.max_new_tokens,
-    )?;
     let prompts = tokenize_all(loaded.tokenizer.as_ref(), &task.prompts)?;
     let quality = quality(loaded, cell, task, &calibrated.spec, &prompts)?;
-    let blocks = timing(engine, cell, &calibrated.spec, &prompts, experiment)?;
+    let blocks = timing(engine, cell, task, &calibrated.spec, &prompts, experiment)?;
     let decoded: Vec<usize> = quality
         .samples
         .iter()
@@ -49,8 +45,8 @@ pub fn run(
         id: cell.id.clone(),
         error: None,
         threshold: calibrated.spec.threshold(),
-        calibration: calibrated.trace,
-        note: calibrated.note,
+        calibration: calibrated.trace.clone(),
+        note: calibrated.note.clone(),
         kv_fill: quality.kv_fill,
         layers_per_token: match decoded.len() {
             0 => n_layers as f64,
@@ -74,11 +70,29 @@ pub(crate) fn tokenize_all(
         .collect::<Result<_, _>>()?)
 }
 
+/// Generation up to the end of sequence, as a task's quality is measured.
+pub(crate) fn natural_end(loaded: &Loaded, task: &TaskData) -> Options {
+    Options {
+        max_new_tokens: task.max_new_tokens,
+        eos_ids: loaded.tokenizer.eos_ids().to_vec(),
+        ..Options::default()
+    }
+}
+
 struct Quality {
     samples: Vec<Sample>,
     ledger: Ledger,
     peak_kv_bytes: u64,
     kv_fill: String,
+}
+
+impl Quality {
+    /// Adds what a batch cost; its rows.
+    fn take(&mut self, generation: Generation) -> Vec<Result<RowOutput, EngineError>> {
+        self.ledger.add(generation.ledger);
+        self.peak_kv_bytes = self.peak_kv_bytes.max(generation.peak_kv_bytes);
+        generation.rows.into_iter().map(Ok).collect()
+    }
 }
 
 fn quality(
@@ -89,10 +103,7 @@ fn quality(
     prompts: &[Vec<u32>],
 ) -> anyhow::Result<Quality> {
     let engine = Engine::new(loaded.model.as_ref());
-    let options = Options {
-        max_new_tokens: task.max_new_tokens,
-        eos_ids: loaded.tokenizer.eos_ids().to_vec(),
-    };
+    let options = natural_end(loaded, task);
     let mut strategy = spec.build(engine.model().sizes().n_layers)?;
     let mut quality = Quality {
         samples: Vec::with_capacity(prompts.len()),
@@ -105,33 +116,32 @@ fn quality(
         .chunks(cell.batch_size)
         .zip(prompts.chunks(cell.batch_size))
     {
-        let sample = |row: usize| Sample {
-            cell: cell.id.clone(),
-            id: ids[row].clone(),
-            prompt_tokens: batch[row].len(),
-            tokens: Vec::new(),
-            text: String::new(),
-            layers: Vec::new(),
-            error: None,
+        let outcomes = match engine.generate(batch, strategy.as_mut(), &options) {
+            Ok(generation) => quality.take(generation),
+            // One prompt that cannot be run fails alone, not with its neighbours.
+            Err(_) => batch
+                .chunks(1)
+                .flat_map(
+                    |prompt| match engine.generate(prompt, strategy.as_mut(), &options) {
+                        Ok(generation) => quality.take(generation),
+                        Err(error) => vec![Err(error)],
+                    },
+                )
+                .collect(),
         };
-        match engine.generate(batch, strategy.as_mut(), &options) {
-            Ok(generation) => {
-                quality.ledger.add(generation.ledger);
-                quality.peak_kv_bytes = quality.peak_kv_bytes.max(generation.peak_kv_bytes);
-                for (row, output) in generation.rows.into_iter().enumerate() {
-                    quality.samples.push(Sample {
-                        text: loaded.tokenizer.decode(&output.tokens)?.trim().to_owned(),
-                        tokens: output.tokens,
-                        layers: output.layers,
-                        ..sample(row)
-                    });
-                }
-            }
-            // The prompts stay in every mean as failures: an empty answer scores nothing.
-            Err(error) => quality.samples.extend((0..batch.len()).map(|row| Sample {
-                error: Some(error.to_string()),
-                ..sample(row)
-            })),
+        for ((id, prompt), outcome) in ids.iter().zip(batch).zip(outcomes) {
+            let failed = outcome.as_ref().err().map(ToString::to_string);
+            // A failure stays in every mean: an empty answer scores nothing.
+            let output = outcome.unwrap_or_default();
+            quality.samples.push(Sample {
+                cell: cell.id.clone(),
+                id: id.clone(),
+                prompt_tokens: prompt.len(),
+                text: loaded.tokenizer.decode(&output.tokens)?.trim().to_owned(),
+                tokens: output.tokens,
+                layers: output.layers,
+                error: failed,
+            });
         }
     }
     Ok(quality)
@@ -140,6 +150,7 @@ fn quality(
 fn timing(
     engine: Engine<'_>,
     cell: &Cell,
+    task: &TaskData,
     spec: &StrategySpec,
     prompts: &[Vec<u32>],
     experiment: &Experiment,
@@ -148,14 +159,31 @@ fn timing(
     if timing.batches == 0 {
         return Ok(Vec::new());
     }
-    // Whole batches only: a short one would mix batch sizes. Prompts are used again where there are too few.
-    let mut cycle = prompts.iter().cycle();
+    // Whole batches only: a short one would mix batch sizes. Prompts are used again where there are too few; one that
+    // cannot be run has been counted as a failure in the quality pass.
+    let fixed_length = Options {
+        max_new_tokens: timing.new_tokens,
+        ..Options::default()
+    };
+    let runnable: Vec<&Vec<u32>> = prompts
+        .iter()
+        .filter(|prompt| {
+            engine
+                .check(std::slice::from_ref(prompt), &fixed_length)
+                .is_ok()
+        })
+        .collect();
+    if runnable.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut cycle = runnable.into_iter().cycle();
     let batches: Vec<Vec<Vec<u32>>> = (0..timing.batches)
         .map(|_| cycle.by_ref().take(cell.batch_size).cloned().collect())
         .collect();
     let plan = TimingPlan {
         batches,
         new_tokens: timing.new_tokens,
+        planned_tokens: task.max_new_tokens,
         repeats: timing.repeats,
         warm_up: timing.warm_up,
         seed: experiment.seed,

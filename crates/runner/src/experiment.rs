@@ -302,3 +302,16 @@ fn nearest_field(message: &str) -> Option<String> {
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name.to_owned())
 }
+
+/// A strategy as given on the command line: the short form, or the long form as YAML writes it in one line.
+///
+/// # Errors
+/// A text that is neither.
+pub(crate) fn strategy(text: &str) -> Result<StrategySpec, String> {
+    if text.contains('{') {
+        serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    } else {
+        text.parse::<StrategySpec>()
+            .map_err(|error| error.to_string())
+    }
+}

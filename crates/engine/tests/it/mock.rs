@@ -30,6 +30,7 @@ fn each_row_ends_at_its_own_end_of_sequence() {
     let options = Options {
         max_new_tokens: 6,
         eos_ids: vec![9, 2],
+        ..Options::default()
     };
     let prompts = [vec![3], vec![5], vec![4, 4, 4], vec![8]];
     let generation = generate(&model, &prompts, &spec("full"), &options);

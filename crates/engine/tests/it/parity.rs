@@ -3,6 +3,7 @@
 use crate::support::{Recorder, fixed, fixture, generate, load, spec};
 use proptest::prelude::*;
 use serde::Deserialize;
+use skipbench_engine::Options;
 use skipbench_model::Backend;
 use skipbench_strategy::StrategySpec;
 use std::sync::Mutex;
@@ -128,7 +129,7 @@ proptest! {
     ) {
         let backend = if composed { Backend::Composed } else { Backend::Auto };
         let model = load("qwen2", backend);
-        let options = skipbench_engine::Options { max_new_tokens: 8, eos_ids: vec![2, 10, 20, 30] };
+        let options = Options { max_new_tokens: 8, eos_ids: vec![2, 10, 20, 30], ..Options::default() };
         for spec in strategies() {
             let batch = generate(&model, &prompts, &spec, &options);
             for (prompt, row) in prompts.iter().zip(&batch.rows) {

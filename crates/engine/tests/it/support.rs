@@ -26,7 +26,7 @@ pub(crate) fn spec(text: &str) -> StrategySpec {
 pub(crate) fn fixed(max_new_tokens: usize) -> Options {
     Options {
         max_new_tokens,
-        eos_ids: Vec::new(),
+        ..Options::default()
     }
 }
 

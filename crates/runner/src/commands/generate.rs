@@ -1,6 +1,7 @@
 //! `skipbench generate`.
 
-use crate::experiment::{DeviceName, DtypeName};
+use crate::calibrate::calibrate;
+use crate::experiment::{self, DeviceName, DtypeName};
 use crate::input::read_prompts;
 use crate::progress;
 use anyhow::Context;
@@ -13,6 +14,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Prompts that the threshold of a dynamic strategy is found on.
+const CALIBRATION_PROMPTS: usize = 32;
+
 /// Arguments of `skipbench generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
@@ -22,8 +26,8 @@ pub struct GenerateArgs {
     /// JSON lines with `prompt`, or text with a prompt a line (`.gz` too)
     #[arg(long)]
     input: PathBuf,
-    /// Strategy, such as `unified@2`
-    #[arg(long, default_value = "full")]
+    /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
+    #[arg(long, default_value = "full", value_parser = experiment::strategy)]
     strategy: StrategySpec,
     /// Prompts run together
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -60,46 +64,44 @@ struct Line<'a> {
 /// A checkpoint, input or strategy that cannot be used.
 pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompts = read_prompts(&args.input)?;
-    if args.strategy.knob().is_some() {
-        anyhow::bail!(
-            "`{}` has no threshold yet: `skipbench run` calibrates one; here give it, as in `early-exit: {{signal: .., threshold: 0.9}}`",
-            args.strategy
-        );
-    }
     let device = args.device.open()?;
-    let backend = if args.composed {
-        Backend::Composed
-    } else {
-        Backend::Auto
+    let backend = match args.composed {
+        true => Backend::Composed,
+        false => Backend::Auto,
     };
     let model = Decoder::load(&args.model, &device, args.dtype.map(Into::into), backend)?;
     let tokenizer = TextTokenizer::load(&args.model, model.sizes().vocab_size)?;
-    let mut strategy = args.strategy.build(model.sizes().n_layers)?;
+    let engine = Engine::new(&model);
     let options = Options {
         max_new_tokens: args.max_new_tokens as usize,
         eos_ids: match args.ignore_eos {
             true => Vec::new(),
             false => tokenizer.eos_ids().to_vec(),
         },
+        ..Options::default()
     };
+    // Every prompt is looked at before the first is answered, so that a bad one leaves no half of an output.
+    let ids = prompts
+        .iter()
+        .map(|prompt| {
+            let ids = tokenizer.encode(&prompt.text)?;
+            engine.check(std::slice::from_ref(&ids), &options)?;
+            Ok(ids)
+        })
+        .enumerate()
+        .map(|(index, ids): (usize, anyhow::Result<Vec<u32>>)| {
+            ids.with_context(|| format!("{}: prompt {}", args.input.display(), index + 1))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut strategy =
+        fixed_knob(engine, &args.strategy, &ids, &options)?.build(model.sizes().n_layers)?;
+
     let bar = progress::bar(prompts.len() as u64, "generating");
     let mut out = std::io::stdout().lock();
-    for (index, batch) in prompts.chunks(args.batch_size as usize).enumerate() {
-        let ids = batch
-            .iter()
-            .map(|prompt| Ok(tokenizer.encode(&prompt.text)?))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let generation = Engine::new(&model)
-            .generate(&ids, strategy.as_mut(), &options)
-            .with_context(|| {
-                format!(
-                    "prompts {} to {} of {}",
-                    index * args.batch_size as usize + 1,
-                    index * args.batch_size as usize + batch.len(),
-                    args.input.display()
-                )
-            })?;
-        for ((prompt, ids), row) in batch.iter().zip(&ids).zip(&generation.rows) {
+    let batch_size = args.batch_size as usize;
+    for (prompts, ids) in prompts.chunks(batch_size).zip(ids.chunks(batch_size)) {
+        let generation = engine.generate(ids, strategy.as_mut(), &options)?;
+        for ((prompt, ids), row) in prompts.iter().zip(ids).zip(&generation.rows) {
             let line = Line {
                 id: &prompt.id,
                 prompt_tokens: ids.len(),
@@ -110,8 +112,30 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
             serde_json::to_writer(&mut out, &line)?;
             writeln!(out)?;
         }
-        bar.inc(batch.len() as u64);
+        bar.inc(prompts.len() as u64);
     }
     bar.finish_and_clear();
     Ok(ExitCode::SUCCESS)
+}
+
+/// The strategy with its threshold: a target speedup is met on the first prompts, there being no other text here.
+fn fixed_knob(
+    engine: Engine<'_>,
+    spec: &StrategySpec,
+    ids: &[Vec<u32>],
+    options: &Options,
+) -> anyhow::Result<StrategySpec> {
+    let sample = &ids[..ids.len().min(CALIBRATION_PROMPTS)];
+    let calibrated = calibrate(engine, spec, sample, options)?;
+    if spec.knob().is_some() {
+        tracing::warn!(
+            "the threshold of `{spec}`, {:.4}, was found on the first {} prompts themselves",
+            calibrated.spec.threshold().unwrap_or_default(),
+            sample.len()
+        );
+    }
+    if let Some(note) = &calibrated.note {
+        tracing::warn!("{spec}: {note}");
+    }
+    Ok(calibrated.spec)
 }

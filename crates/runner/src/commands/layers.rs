@@ -1,6 +1,7 @@
 //! `skipbench layers`.
 
 use super::print_json;
+use crate::experiment;
 use clap::Args;
 use skipbench_strategy::StrategySpec;
 use std::io::Write;
@@ -9,8 +10,8 @@ use std::process::ExitCode;
 /// Arguments of `skipbench layers`.
 #[derive(Debug, Args)]
 pub struct LayersArgs {
-    /// Strategy, such as `unified@2`
-    #[arg(long)]
+    /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
+    #[arg(long, value_parser = experiment::strategy)]
     strategy: StrategySpec,
     /// Decoder layers of the model
     #[arg(long)]

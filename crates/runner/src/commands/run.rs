@@ -1,15 +1,19 @@
 //! `skipbench run`.
 
+use crate::calibrate::{Calibrated, calibrate};
 use crate::cell::{self, Loaded};
-use crate::plan::{ModelPlan, Plan};
+use crate::plan::{Cell, ModelPlan, Plan};
 use crate::progress;
-use crate::store::{Store, write_whole};
+use crate::store::{Record, Sample, Store, write_whole};
 use crate::summary;
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
+use skipbench_engine::Engine;
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_report::{ReportMeta, terminal_table};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -62,12 +66,14 @@ fn run_cells(plan: &Plan, store: &mut Store) -> anyhow::Result<Vec<(String, Stri
             continue;
         }
         let loaded = load(plan, model)?;
+        // A threshold is found on a task once, whatever the batch size: rows do not depend on it.
+        let mut calibrations: HashMap<(usize, String), Calibrated> = HashMap::new();
         for cell in todo {
             bar.set_message(format!(
                 "{} batch {} {}",
                 cell.task_name, cell.batch_size, cell.strategy
             ));
-            match cell::run(&loaded, cell, &plan.tasks[cell.task], &plan.experiment) {
+            match run_cell(plan, &loaded, cell, &mut calibrations) {
                 Ok((record, samples)) => store.append(record, samples)?,
                 Err(error) => {
                     let name = format!(
@@ -82,6 +88,25 @@ fn run_cells(plan: &Plan, store: &mut Store) -> anyhow::Result<Vec<(String, Stri
     }
     bar.finish_and_clear();
     Ok(failed)
+}
+
+fn run_cell(
+    plan: &Plan,
+    loaded: &Loaded,
+    cell: &Cell,
+    calibrations: &mut HashMap<(usize, String), Calibrated>,
+) -> anyhow::Result<(Record, Vec<Sample>)> {
+    let task = &plan.tasks[cell.task];
+    let calibrated = match calibrations.entry((cell.task, serde_json::to_string(&cell.strategy)?)) {
+        Entry::Occupied(found) => found.into_mut(),
+        Entry::Vacant(free) => free.insert(calibrate(
+            Engine::new(loaded.model.as_ref()),
+            &cell.strategy,
+            &cell::tokenize_all(loaded.tokenizer.as_ref(), &task.calibration)?,
+            &cell::natural_end(loaded, task),
+        )?),
+    };
+    cell::run(loaded, cell, task, calibrated, &plan.experiment)
 }
 
 fn load(plan: &Plan, model: &ModelPlan) -> anyhow::Result<Loaded> {
