@@ -5,6 +5,7 @@ use crate::experiment::Experiment;
 use crate::plan::Cell;
 use crate::store::{BlockRecord, Record, Sample, Times};
 use crate::task::TaskData;
+use anyhow::bail;
 use skipbench_engine::{
     Engine, EngineError, Generation, Ledger, Options, RowOutput, TimingPlan, measure,
 };
@@ -22,8 +23,8 @@ pub struct Loaded {
 /// Runs a cell whose strategy has been calibrated.
 ///
 /// # Errors
-/// A strategy that cannot be built, or a model that refuses to run at all; a single prompt that fails is recorded as
-/// a failure of that prompt.
+/// A strategy that cannot be built, or a model that runs none of the prompts; one that fails alone is recorded as a
+/// failure of that prompt.
 pub(crate) fn run(
     loaded: &Loaded,
     cell: &Cell,
@@ -34,6 +35,23 @@ pub(crate) fn run(
     let engine = Engine::new(loaded.model.as_ref());
     let prompts = tokenize_all(loaded.tokenizer.as_ref(), &task.prompts)?;
     let quality = quality(loaded, cell, task, &calibrated.spec, &prompts)?;
+    let failures: Vec<&str> = quality
+        .samples
+        .iter()
+        .filter_map(|sample| sample.error.as_deref())
+        .collect();
+    if let Some(first) = failures.first()
+        && failures.len() == prompts.len()
+    {
+        bail!("every prompt failed, the first with: {first}");
+    }
+    let failed = failures.first().map(|first| {
+        format!(
+            "{} of {} prompts failed and count as empty answers, the first with: {first}",
+            failures.len(),
+            prompts.len()
+        )
+    });
     let blocks = timing(engine, cell, task, &calibrated.spec, &prompts, experiment)?;
     let decoded: Vec<usize> = quality
         .samples
@@ -43,10 +61,9 @@ pub(crate) fn run(
     let n_layers = engine.model().sizes().n_layers;
     let record = Record {
         id: cell.id.clone(),
-        error: None,
         threshold: calibrated.spec.threshold(),
         calibration: calibrated.trace.clone(),
-        note: calibrated.note.clone(),
+        note: joined(&[&calibrated.note, &failed]),
         kv_fill: quality.kv_fill,
         layers_per_token: match decoded.len() {
             0 => n_layers as f64,
@@ -57,6 +74,11 @@ pub(crate) fn run(
         blocks,
     };
     Ok((record, quality.samples))
+}
+
+fn joined(notes: &[&Option<String>]) -> Option<String> {
+    let notes: Vec<&str> = notes.iter().filter_map(|note| note.as_deref()).collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
 }
 
 /// Token ids of each prompt.

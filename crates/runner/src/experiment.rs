@@ -290,17 +290,20 @@ pub fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> an
     })
 }
 
-/// Of serde's "unknown field `x`, expected one of `a`, `b`" the nearest to `x`.
+/// Of the parser's "unknown field `x`, expected one of a, b" the nearest to `x`.
 fn nearest_field(message: &str) -> Option<String> {
-    let rest = &message[message.find("unknown field")?..];
-    let line = rest.lines().next()?;
-    let mut names = line.split('`').skip(1).step_by(2);
-    let found = names.next()?;
-    names
-        .map(|name| (strsim::jaro_winkler(found, name), name))
+    let rest = message.split_once("unknown field ")?.1;
+    let (found, known) = rest.lines().next()?.split_once(", expected ")?;
+    let bare = |name: &str| name.trim().trim_matches('`').to_owned();
+    let found = bare(found);
+    known
+        .trim_start_matches("one of ")
+        .split([',', ' '])
+        .map(bare)
+        .map(|name| (strsim::jaro_winkler(&found, &name), name))
         .filter(|(near, _)| *near > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name.to_owned())
+        .map(|(_, name)| name)
 }
 
 /// A strategy as given on the command line: the short form, or the long form as YAML writes it in one line.

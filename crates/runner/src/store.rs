@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// The result of one cell. Raw times are kept beside what is derived from them.
@@ -13,9 +13,6 @@ use std::path::{Path, PathBuf};
 pub struct Record {
     /// The cell.
     pub id: String,
-    /// Why it failed, where it did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
     /// Threshold that the strategy ran with, where it has one.
     #[serde(default)]
     pub threshold: Option<f64>,
@@ -101,25 +98,24 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the folder, keeping what is finished and dropping a line that was cut off.
+    /// Opens the folder, keeping what is finished: a line that was cut off is dropped, and so are the answers of a
+    /// cell that did not come to its record.
     ///
     /// # Errors
     /// A folder that cannot be written, or lines that are not ours.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot write to {}", dir.display()))?;
-        let (cells, records) = open_lines::<Record>(&dir.join("cells.jsonl"))?;
-        let (samples, answers) = open_lines::<Sample>(&dir.join("samples.jsonl"))?;
+        let (cells, records) = open_lines::<Record>(&dir.join("cells.jsonl"), |_| true)?;
         let records: BTreeMap<String, Record> = records
             .into_iter()
-            .filter(|record| record.error.is_none())
             .map(|record| (record.id.clone(), record))
             .collect();
+        let finished = |sample: &Sample| records.contains_key(&sample.cell);
+        let (samples, answers) = open_lines::<Sample>(&dir.join("samples.jsonl"), finished)?;
         let mut by_cell: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
         for sample in answers {
-            if records.contains_key(&sample.cell) {
-                by_cell.entry(sample.cell.clone()).or_default().push(sample);
-            }
+            by_cell.entry(sample.cell.clone()).or_default().push(sample);
         }
         Ok(Self {
             cells,
@@ -151,38 +147,43 @@ impl Store {
     }
 }
 
-/// Opens a file of JSON lines for appending, after reading what it holds.
-fn open_lines<T: DeserializeOwned>(path: &Path) -> anyhow::Result<(File, Vec<T>)> {
-    let open = || format!("cannot write {}", path.display());
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
+/// Opens a file of JSON lines for appending, after reading what it holds; lines that are not to be kept leave it.
+fn open_lines<T: DeserializeOwned>(
+    path: &Path,
+    keep: impl Fn(&T) -> bool,
+) -> anyhow::Result<(File, Vec<T>)> {
+    let failed = || format!("cannot write {}", path.display());
+    let text = match std::fs::read(path) {
+        Ok(bytes) => String::from_utf8(bytes)
+            .with_context(|| format!("{} is not UTF-8", path.display()))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(failed),
+    };
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let mut kept = String::new();
+    let mut values = Vec::new();
+    for (index, line) in text[..whole].lines().enumerate() {
+        let value = serde_json::from_str(line).with_context(|| {
+            format!(
+                "{}: line {} is not a record of this version; use another output folder or move this one away",
+                path.display(),
+                index + 1
+            )
+        })?;
+        if keep(&value) {
+            kept.push_str(line);
+            kept.push('\n');
+            values.push(value);
+        }
+    }
+    if kept != text {
+        write_whole(path, &kept)?;
+    }
+    let file = OpenOptions::new()
+        .append(true)
         .create(true)
-        .truncate(false)
         .open(path)
-        .with_context(open)?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).with_context(open)?;
-    let whole = bytes
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |end| end + 1);
-    file.set_len(whole as u64).with_context(open)?;
-    file.seek(SeekFrom::End(0)).with_context(open)?;
-    let values = bytes[..whole]
-        .split(|&byte| byte == b'\n')
-        .filter(|line| !line.is_empty())
-        .enumerate()
-        .map(|(index, line)| {
-            serde_json::from_slice(line).with_context(|| {
-                format!(
-                    "{}: line {} is not a record of this version; use another output folder or move this one away",
-                    path.display(),
-                    index + 1
-                )
-            })
-        })
-        .collect::<anyhow::Result<Vec<T>>>()?;
+        .with_context(failed)?;
     Ok((file, values))
 }
 
@@ -203,7 +204,6 @@ mod tests {
     fn record(id: &str) -> Record {
         Record {
             id: id.to_owned(),
-            error: None,
             threshold: None,
             calibration: Vec::new(),
             note: None,
@@ -230,18 +230,5 @@ mod tests {
         store.append(record("b"), Vec::new()).unwrap();
         drop(store);
         assert_eq!(Store::open(dir.path()).unwrap().records.len(), 2);
-    }
-
-    #[test]
-    fn a_failed_cell_is_run_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
-        let failed = Record {
-            error: Some("out of memory".to_owned()),
-            ..record("a")
-        };
-        store.append(failed, Vec::new()).unwrap();
-        drop(store);
-        assert!(Store::open(dir.path()).unwrap().records.is_empty());
     }
 }

@@ -25,30 +25,36 @@ pub enum Family {
 impl Family {
     const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Bloom];
 
-    /// `model_type` and architecture class in transformers.
-    fn names(self) -> [&'static str; 2] {
+    /// `model_type` and the classes in transformers, with an LM head and without.
+    fn names(self) -> [&'static str; 3] {
         match self {
-            Family::Llama => ["llama", "LlamaForCausalLM"],
-            Family::Mistral => ["mistral", "MistralForCausalLM"],
-            Family::Qwen2 => ["qwen2", "Qwen2ForCausalLM"],
-            Family::Bloom => ["bloom", "BloomForCausalLM"],
+            Family::Llama => ["llama", "LlamaForCausalLM", "LlamaModel"],
+            Family::Mistral => ["mistral", "MistralForCausalLM", "MistralModel"],
+            Family::Qwen2 => ["qwen2", "Qwen2ForCausalLM", "Qwen2Model"],
+            Family::Bloom => ["bloom", "BloomForCausalLM", "BloomModel"],
         }
     }
 
+    /// The family that `model_type` and the first of `architectures` name, where they are given.
     pub(crate) fn detect(file: &ConfigFile) -> Result<Self> {
-        let class = file
-            .get("architectures")
-            .and_then(|list| list.get(0))
-            .or_else(|| file.get("model_type"))
-            .and_then(|value| value.as_str())
-            .ok_or_else(|| file.error("neither `architectures` nor `model_type` is given"))?;
+        let class = file.get("architectures").and_then(|list| list.get(0));
+        let given: Vec<&str> = [file.get("model_type"), class]
+            .into_iter()
+            .flatten()
+            .filter_map(|value| value.as_str())
+            .collect();
+        if given.is_empty() {
+            return Err(file.error("neither `architectures` nor `model_type` is given"));
+        }
         Self::ALL
             .into_iter()
-            .find(|family| family.names().contains(&class))
+            .find(|family| given.iter().all(|name| family.names().contains(name)))
             .ok_or_else(|| ModelError::UnknownArchitecture {
                 path: file.path.clone(),
-                found: class.to_owned(),
-                supported: Self::ALL.map(|family| family.names()[1]).join(", "),
+                found: given.join(", "),
+                supported: Self::ALL
+                    .map(|family| family.names()[..2].join(", "))
+                    .join("; "),
             })
     }
 

@@ -2,6 +2,7 @@
 
 use super::print_json;
 use crate::experiment;
+use anyhow::Context;
 use clap::Args;
 use skipbench_strategy::StrategySpec;
 use std::io::Write;
@@ -29,7 +30,10 @@ pub struct LayersArgs {
 /// # Errors
 /// A strategy that cannot work with so many layers.
 pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
-    let explanation = args.strategy.explain(args.n_layers, args.max_new_tokens)?;
+    let explanation = args
+        .strategy
+        .explain(args.n_layers, args.max_new_tokens)
+        .with_context(|| format!("strategy `{}`", args.strategy))?;
     if args.json {
         print_json(&explanation)?;
         return Ok(ExitCode::SUCCESS);

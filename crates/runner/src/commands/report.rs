@@ -35,6 +35,6 @@ pub fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let store = Store::open(&dir)?;
-    write_report(&plan, &store, &dir)?;
+    write_report(&plan, &store, &dir, &[])?;
     Ok(ExitCode::SUCCESS)
 }

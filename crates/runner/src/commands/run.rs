@@ -40,10 +40,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let dir = plan.experiment.out_dir();
     let mut store = Store::open(&dir)?;
     let failed = run_cells(&plan, &mut store)?;
-    write_report(&plan, &store, &dir)?;
-    for (cell, error) in &failed {
-        writeln!(std::io::stderr(), "failed: {cell}: {error}")?;
-    }
+    write_report(&plan, &store, &dir, &failed)?;
     Ok(match failed.is_empty() {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(1),
@@ -125,9 +122,24 @@ fn load(plan: &Plan, model: &ModelPlan) -> anyhow::Result<Loaded> {
 ///
 /// # Errors
 /// A folder that cannot be written.
-pub(crate) fn write_report(plan: &Plan, store: &Store, dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn write_report(
+    plan: &Plan,
+    store: &Store,
+    dir: &Path,
+    failed: &[(String, String)],
+) -> anyhow::Result<()> {
     let rows = summary::rows(plan, store)?;
-    let meta = meta(plan);
+    let mut meta = meta(plan);
+    if rows.len() < plan.cells.len() {
+        meta.notes.push(format!(
+            "Not complete: {} of {} cells have a result.",
+            rows.len(),
+            plan.cells.len()
+        ));
+    }
+    for (cell, error) in failed {
+        meta.notes.push(format!("Failed: {cell}: {error}"));
+    }
     let run = json!({
         "experiment": plan.experiment,
         "versions": {"skipbench": env!("CARGO_PKG_VERSION")},

@@ -1,0 +1,269 @@
+//! Input that cannot be used: exit code 2, and an error that says what and where.
+
+use crate::support::{assert_names, checkpoint, checkpoint_copy, refused, skipbench};
+use std::path::Path;
+
+fn generate(model: &Path, input: &Path) -> String {
+    refused(
+        skipbench()
+            .arg("generate")
+            .arg("--model")
+            .arg(model)
+            .arg("--input")
+            .arg(input),
+    )
+}
+
+fn prompt(dir: &Path) -> std::path::PathBuf {
+    let path = dir.join("prompt.txt");
+    std::fs::write(&path, "a house\n").unwrap();
+    path
+}
+
+/// Spoils a copy of the checkpoint and gives the error.
+fn spoilt(spoil: impl FnOnce(&Path)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let model = checkpoint_copy(dir.path());
+    spoil(&model);
+    generate(&model, &prompt(dir.path()))
+}
+
+fn rewrite(path: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{from}");
+    std::fs::write(path, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn a_checkpoint_that_is_not_whole() {
+    let missing = generate(Path::new("no/such folder"), Path::new("also missing"));
+    assert_names(&missing, &["also missing"]);
+    let dir = tempfile::tempdir().unwrap();
+    let missing = generate(Path::new("no/such folder"), &prompt(dir.path()));
+    assert_names(&missing, &["no/such folder", "config.json"]);
+
+    let no_weights = spoilt(|model| std::fs::remove_file(model.join("model.safetensors")).unwrap());
+    assert_names(&no_weights, &["model.safetensors"]);
+
+    let truncated = spoilt(|model| {
+        let weights = model.join("model.safetensors");
+        let bytes = std::fs::read(&weights).unwrap();
+        std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    });
+    assert_names(&truncated, &["model.safetensors"]);
+
+    let empty = spoilt(|model| std::fs::write(model.join("model.safetensors"), "").unwrap());
+    assert_names(&empty, &["model.safetensors"]);
+
+    let tokenizer = spoilt(|model| std::fs::remove_file(model.join("tokenizer.json")).unwrap());
+    assert_names(&tokenizer, &["tokenizer.json"]);
+}
+
+#[test]
+fn a_config_that_does_not_fit_the_weights() {
+    let shape = spoilt(|model| {
+        rewrite(
+            &model.join("config.json"),
+            "\"intermediate_size\": 256",
+            "\"intermediate_size\": 250",
+        )
+    });
+    assert_names(&shape, &["model.layers.0.mlp", "250", "256"]);
+
+    let more_layers = spoilt(|model| {
+        rewrite(
+            &model.join("config.json"),
+            "\"num_hidden_layers\": 16",
+            "\"num_hidden_layers\": 17",
+        )
+    });
+    assert_names(&more_layers, &["model.layers.16."]);
+
+    let architecture = spoilt(|model| {
+        rewrite(
+            &model.join("config.json"),
+            "\"model_type\": \"llama\"",
+            "\"model_type\": \"lama\"",
+        )
+    });
+    assert_names(&architecture, &["lama", "llama", "bloom"]);
+
+    let vocabulary = spoilt(|model| {
+        rewrite(
+            &model.join("config.json"),
+            "\"vocab_size\": 1024",
+            "\"vocab_size\": 512",
+        )
+    });
+    assert_names(&vocabulary, &["512"]);
+
+    let json = spoilt(|model| {
+        std::fs::write(model.join("config.json"), "{\n  \"model_type\": }").unwrap()
+    });
+    assert_names(&json, &["config.json", "line 2"]);
+
+    let empty = spoilt(|model| std::fs::write(model.join("config.json"), "").unwrap());
+    assert_names(&empty, &["config.json"]);
+}
+
+#[test]
+fn a_tokenizer_of_another_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = spoilt(|model| {
+        // One more entry than the embedding has rows.
+        rewrite(
+            &model.join("tokenizer.json"),
+            "\"<pad>\": 0,",
+            "\"<pad>\": 0,\n\"surplus\": 1024,",
+        );
+    });
+    assert_names(&text, &["tokenizer.json", "1024"]);
+    drop(dir);
+}
+
+#[test]
+fn prompts_that_cannot_be_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompts.txt");
+    let with = |text: &[u8]| {
+        std::fs::write(&path, text).unwrap();
+        generate(&checkpoint(), &path)
+    };
+    assert_names(&with(b""), &["prompts.txt", "no prompt"]);
+    assert_names(
+        &with(b"a house\n\nthe dog\n"),
+        &["prompts.txt", "prompt 2 is empty"],
+    );
+    assert_names(
+        &with(b"a house\n\xff\xfe\n"),
+        &["prompts.txt", "line 2", "UTF-8"],
+    );
+    let long = "the house ".repeat(600);
+    assert_names(
+        &with(format!("a house\n{long}\n").as_bytes()),
+        &["prompts.txt", "prompt 2", "512"],
+    );
+
+    let json = dir.path().join("prompts.jsonl");
+    std::fs::write(&json, "{\"prompt\": \"a\"}\n{\"promt\": \"b\"}\n").unwrap();
+    assert_names(
+        &generate(&checkpoint(), &json),
+        &["prompts.jsonl", "line 2", "prompt"],
+    );
+}
+
+#[test]
+fn experiments_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("e.yaml");
+    let model = format!(
+        "models: [{{path: {:?}}}]\n",
+        checkpoint().canonicalize().unwrap()
+    );
+    let task = "tasks: [{builtin: translation, prompts: 1}]\n";
+    let with = |text: String| {
+        std::fs::write(&path, text).unwrap();
+        refused(
+            skipbench()
+                .arg("run")
+                .arg(&path)
+                .arg("--out")
+                .arg(dir.path().join("out")),
+        )
+    };
+    let whole = |more: &str| format!("name: e\n{model}{task}{more}");
+
+    assert_names(&with(String::new()), &["e.yaml"]);
+    assert_names(
+        &with(whole("strategies: [unified]\nspedups: [2]\n")),
+        &["e.yaml", "spedups", "line 5", "did you mean `speedups`?"],
+    );
+    assert_names(
+        &with(whole("strategies: [unifed]\n")),
+        &["unifed", "did you mean `unified`?"],
+    );
+    assert_names(
+        &with(whole("strategies: [early-exit: {treshold: 1}]\n")),
+        &["treshold", "did you mean `threshold`?", "line 4"],
+    );
+    assert_names(
+        &with(whole("strategies: [unified]\nspeedups: [12]\n")),
+        &["unified@12", "8"],
+    );
+    assert_names(&with(whole("strategies: []\n")), &["strategies", "empty"]);
+    assert_names(
+        &with(whole("strategies: [full]\nbatch-sizes: [0]\n")),
+        &["batch-sizes"],
+    );
+    assert_names(
+        &with(whole("strategies: [full]\ndevice: cuda\n")),
+        &["cuda"],
+    );
+    assert_names(
+        &with(format!(
+            "name: e\n{model}tasks: [{{builtin: tranlation}}]\nstrategies: [full]\n"
+        )),
+        &["tranlation", "translation"],
+    );
+    assert_names(
+        &with(format!(
+            "name: e\n{model}tasks: [{{builtin: translation, metrics: [blue]}}]\nstrategies: [full]\n"
+        )),
+        &["blue", "bleu"],
+    );
+    assert_names(
+        &with(format!(
+            "name: e\nmodels: [{{path: nowhere}}]\n{task}strategies: [full]\n"
+        )),
+        &["nowhere", "config.json"],
+    );
+    assert_names(
+        &with(format!(
+            "name: e\n{model}tasks: [{{name: t, source: gone.txt, reference: gone.txt}}]\nstrategies: [full]\n"
+        )),
+        &["gone.txt"],
+    );
+    std::fs::write(&path, b"name: \xff\n").unwrap();
+    assert_names(
+        &refused(skipbench().arg("plan").arg(&path)),
+        &["e.yaml", "UTF-8"],
+    );
+    assert!(!dir.path().join("out/results.csv").exists());
+}
+
+#[test]
+fn an_output_folder_that_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("e.yaml");
+    let text = format!(
+        "name: e\nmodels: [{{path: {:?}}}]\ntasks: [{{builtin: translation, prompts: 1}}]\nstrategies: [full]\n",
+        checkpoint().canonicalize().unwrap()
+    );
+    std::fs::write(&path, text).unwrap();
+    let file = dir.path().join("a file");
+    std::fs::write(&file, "in the way").unwrap();
+    let error = refused(
+        skipbench()
+            .arg("run")
+            .arg(&path)
+            .arg("--out")
+            .arg(file.join("out")),
+    );
+    assert_names(&error, &["a file"]);
+}
+
+#[test]
+fn a_run_of_another_version_is_not_mixed_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("e.yaml");
+    let text = format!(
+        "name: e\nmodels: [{{path: {:?}}}]\ntasks: [{{builtin: translation, prompts: 1}}]\nstrategies: [full]\n",
+        checkpoint().canonicalize().unwrap()
+    );
+    std::fs::write(&path, text).unwrap();
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("cells.jsonl"), "{\"other\": 1}\n").unwrap();
+    let error = refused(skipbench().arg("run").arg(&path).arg("--out").arg(&out));
+    assert_names(&error, &["cells.jsonl", "line 1"]);
+}
