@@ -7,6 +7,7 @@
 mod error;
 mod frame;
 mod html;
+mod image;
 mod plot;
 mod row;
 mod table;
@@ -28,7 +29,7 @@ pub fn write(dir: &Path, meta: &ReportMeta, rows: &[ResultRow]) -> Result<Vec<Pa
     let mut paths = frame::write(dir, rows)?;
     let plots = plot::all(rows)?;
     for plot in &plots {
-        paths.extend(plot::save(&plots_dir.join(&plot.name), &plot.svg)?);
+        paths.extend(image::save(&plots_dir.join(&plot.name), &plot.svg)?);
     }
     let table = dir.join("table.md");
     write_whole(&table, table::document(meta, rows).as_bytes())?;

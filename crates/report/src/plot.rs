@@ -1,14 +1,12 @@
-//! Plots as SVG, and as PNG drawn from the same SVG.
+//! Plots as SVG.
 
 use crate::error::{ReportError, Result};
 use crate::row::{ResultRow, groups};
-use crate::write_whole;
+use crate::image::{FONT, SIZE, save};
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use resvg::{tiny_skia, usvg};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 
 /// Okabe and Ito's palette, told apart by colour-blind readers; black is kept for the full network.
 const PALETTE: [RGBColor; 8] = [
@@ -21,11 +19,7 @@ const PALETTE: [RGBColor; 8] = [
     RGBColor(148, 103, 60),
     RGBColor(110, 110, 110),
 ];
-const SIZE: (u32, u32) = (860, 480);
 const LEGEND_WIDTH: u32 = 240;
-/// Pixels of the PNG per unit of the SVG.
-const PNG_SCALE: f32 = 2.0;
-const FONT: &str = "DejaVu Sans";
 
 /// A drawn plot.
 pub(crate) struct Plot {
@@ -462,49 +456,4 @@ fn draw_loss(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -
         context.draw_series(LineSeries::new(curve, color(index, "").stroke_width(2)))?;
     }
     Ok(())
-}
-
-/// Writes `base.svg` and `base.png`.
-pub(crate) fn save(base: &Path, svg: &str) -> Result<Vec<PathBuf>> {
-    let with = |extension: &str| {
-        let mut name = base.as_os_str().to_owned();
-        name.push(extension);
-        PathBuf::from(name)
-    };
-    let (svg_path, png_path) = (with(".svg"), with(".png"));
-    write_whole(&svg_path, svg.as_bytes())?;
-    write_whole(&png_path, &png(svg, &base.to_string_lossy())?)?;
-    Ok(vec![svg_path, png_path])
-}
-
-/// The embedded font: plots look the same on a machine that has none.
-fn fonts() -> Arc<usvg::fontdb::Database> {
-    static FONTS: OnceLock<Arc<usvg::fontdb::Database>> = OnceLock::new();
-    Arc::clone(FONTS.get_or_init(|| {
-        let mut fonts = usvg::fontdb::Database::new();
-        fonts.load_font_data(include_bytes!("../assets/DejaVuSans-latin.ttf").to_vec());
-        Arc::new(fonts)
-    }))
-}
-
-fn png(svg: &str, name: &str) -> Result<Vec<u8>> {
-    let fail = |message: String| ReportError::Plot {
-        name: name.to_owned(),
-        message,
-    };
-    let options = usvg::Options {
-        fontdb: fonts(),
-        font_family: FONT.to_owned(),
-        ..usvg::Options::default()
-    };
-    let tree = usvg::Tree::from_str(svg, &options).map_err(|error| fail(error.to_string()))?;
-    let (width, height) = (
-        (SIZE.0 as f32 * PNG_SCALE) as u32,
-        (SIZE.1 as f32 * PNG_SCALE) as u32,
-    );
-    let mut pixels = tiny_skia::Pixmap::new(width, height)
-        .ok_or_else(|| fail("no memory for its pixels".to_owned()))?;
-    let scale = tiny_skia::Transform::from_scale(PNG_SCALE, PNG_SCALE);
-    resvg::render(&tree, scale, &mut pixels.as_mut());
-    pixels.encode_png().map_err(|error| fail(error.to_string()))
 }

@@ -140,6 +140,7 @@ fn a_config_that_cannot_be_used() {
 fn a_sliding_window_becomes_the_position_limit() {
     let dir = copy_of("llama1");
     edit_config(dir.path(), |config| {
+        config["model_type"] = serde_json::json!("mistral");
         config["architectures"] = serde_json::json!(["MistralForCausalLM"]);
         config["sliding_window"] = serde_json::json!(16);
     });

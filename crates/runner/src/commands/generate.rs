@@ -93,8 +93,9 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
             ids.with_context(|| format!("{}: prompt {}", args.input.display(), index + 1))
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let mut strategy =
-        fixed_knob(engine, &args.strategy, &ids, &options)?.build(model.sizes().n_layers)?;
+    let mut strategy = fixed_knob(engine, &args.strategy, &ids, &options)
+        .and_then(|spec| Ok(spec.build(model.sizes().n_layers)?))
+        .with_context(|| format!("strategy `{}`", args.strategy))?;
 
     let bar = progress::bar(prompts.len() as u64, "generating");
     let mut out = std::io::stdout().lock();

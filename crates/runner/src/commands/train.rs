@@ -307,7 +307,9 @@ impl DepthEntry {
     fn check(&self, n_layers: usize) -> anyhow::Result<()> {
         for spec in &self.strategies {
             for &speedup in &self.speedups {
-                spec.with_target(speedup).validate(n_layers)?;
+                let spec = spec.with_target(speedup);
+                spec.validate(n_layers)
+                    .with_context(|| format!("strategy `{spec}`"))?;
             }
         }
         if self.strategies.is_empty() || self.speedups.is_empty() {
