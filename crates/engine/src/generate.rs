@@ -323,19 +323,16 @@ impl Run<'_> {
         all_leave: bool,
     ) -> Result<()> {
         debug_assert_eq!(state.dim(0)?, token_count(leaving));
-        match self.needs.kv_fill {
-            KvFill::Propagate => {
-                for skipped in plan.layers.iter().filter(|&next| next > layer) {
-                    self.model
-                        .fill_kv(skipped, state, &mut self.cache, leaving)?;
-                    // Rows that stay may still read the whole layer; its bytes are counted there.
-                    if all_leave {
-                        self.out.ledger.fill(self.model.sizes());
-                    }
+        // Under `none` a later read of the hole is refused by the cache.
+        if self.needs.kv_fill == KvFill::Propagate {
+            for skipped in plan.layers.iter().filter(|&next| next > layer) {
+                self.model
+                    .fill_kv(skipped, state, &mut self.cache, leaving)?;
+                // Rows that stay may still read the whole layer; its bytes are counted there.
+                if all_leave {
+                    self.out.ledger.fill(self.model.sizes());
                 }
             }
-            // Nothing: a later read of the hole is refused by the cache.
-            _ => {}
         }
         Ok(())
     }

@@ -218,13 +218,13 @@ impl Heads {
                 k: &k[row * row_len..(row + 1) * row_len],
                 v: &v[row * row_len..(row + 1) * row_len],
                 stride: layer.capacity,
+                len: position + 1,
+                head_dim: self.head_dim,
             };
             scores.resize(layer.capacity, 0.0);
             kernels::attend(
                 &q[index * q_width..(index + 1) * q_width],
                 kv,
-                position + 1,
-                self.head_dim,
                 self.n_heads / self.n_kv_heads,
                 &self.slopes,
                 scores,

@@ -207,7 +207,7 @@ macro_rules! tiled_products {
                 let mut row = rows.start;
                 // SAFETY: each strip takes rows that are left in `rows`.
                 unsafe {
-                    $(while row + $r <= rows.end {
+                    $(while rows.end - row >= $r {
                         strip::<$r, $p>(p, row, panels.clone());
                         row += $r;
                     })*
@@ -323,26 +323,27 @@ pub(crate) struct KeysValues<'a> {
     pub(crate) v: &'a [f32],
     /// Positions allocated per head.
     pub(crate) stride: usize,
+    /// Positions that the query reads, from 0.
+    pub(crate) len: usize,
+    pub(crate) head_dim: usize,
 }
 
 vectorised! {
-    /// Attention of one token to positions `0..len`. `q`, `out`: `[n_heads, head_dim]`; `slopes`: ALiBi, one
-    /// per head, or empty; `scores`: scratch of at least `len`.
-    fn attend(q: &[f32], kv: KeysValues<'_>, len: usize, head_dim: usize, group: usize, slopes: &[f32], scores: &mut [f32], out: &mut [f32]) = attend_body
+    /// Attention of one token. `q`, `out`: `[n_heads, head_dim]`; `group`: query heads per key head; `slopes`: ALiBi,
+    /// one per head, or empty; `scores`: scratch of at least `kv.len`.
+    fn attend(q: &[f32], kv: KeysValues<'_>, group: usize, slopes: &[f32], scores: &mut [f32], out: &mut [f32]) = attend_body
 }
 
-#[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
 #[inline(always)]
 fn attend_body<const FMA: bool>(
     q: &[f32],
     kv: KeysValues<'_>,
-    len: usize,
-    head_dim: usize,
     group: usize,
     slopes: &[f32],
     scores: &mut [f32],
     out: &mut [f32],
 ) {
+    let KeysValues { len, head_dim, .. } = kv;
     let scale = 1.0 / (head_dim as f32).sqrt();
     let heads = q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim));
     for (head, (q, out)) in heads.enumerate() {

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::plot::Plot;
 use crate::row::{ReportMeta, ResultRow};
-use crate::table::{facts, tables};
+use crate::table::{LEGEND, facts, tables};
 use minijinja::{Environment, context};
 
 const TEMPLATE: &str = include_str!("../assets/report.html.j2");
@@ -20,6 +20,8 @@ pub(crate) fn page(meta: &ReportMeta, rows: &[ResultRow], plots: &[Plot]) -> Res
         title => meta.title,
         facts => facts(meta),
         notes => meta.notes,
+        // What stands between backticks is code.
+        legend => LEGEND.split('`').collect::<Vec<_>>(),
         tables,
         plots => svgs,
     })?)

@@ -1,8 +1,8 @@
 //! Plots as SVG.
 
 use crate::error::{ReportError, Result};
-use crate::row::{ResultRow, groups};
 use crate::image::{FONT, SIZE, save};
+use crate::row::{ResultRow, groups};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::ops::Range;

@@ -33,6 +33,7 @@ fn table(group: &[&ResultRow]) -> TableData {
         .iter()
         .map(|(name, _)| name.as_str())
         .collect();
+    let digits: Vec<usize> = (0..metrics.len()).map(|at| digits(group, at)).collect();
     let mut header: Vec<String> = [
         "strategy",
         "target",
@@ -63,8 +64,9 @@ fn table(group: &[&ResultRow]) -> TableData {
             cells.extend(
                 row.metrics
                     .iter()
+                    .zip(&digits)
                     .enumerate()
-                    .map(|(index, (_, value))| score(value, index == 0)),
+                    .map(|(index, ((_, value), &digits))| score(value, digits, index == 0)),
             );
             cells
         })
@@ -92,13 +94,16 @@ fn achieved(row: &ResultRow) -> String {
     }
 }
 
-fn score(value: &MetricValue, interval: bool) -> String {
-    // Scores of 0..1 need more digits than those of 0..100.
-    let digits = if value.score <= 1.0 && value.hi <= 1.0 {
-        3
-    } else {
-        1
-    };
+/// Decimals of a metric's column: scores of 0..1 need more than those of 0..100.
+fn digits(group: &[&ResultRow], metric: usize) -> usize {
+    let scores = group.iter().filter_map(|row| row.metrics.get(metric));
+    match scores.map(|(_, value)| value.hi).fold(0.0, f64::max) > 1.0 {
+        true => 1,
+        false => 3,
+    }
+}
+
+fn score(value: &MetricValue, digits: usize, interval: bool) -> String {
     let mark = match value.p_value {
         Some(p) if p < ALPHA => "*",
         _ => "",
@@ -113,7 +118,7 @@ fn score(value: &MetricValue, interval: bool) -> String {
 }
 
 /// What the marks and columns mean.
-const LEGEND: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05). `bound`: the speedup that the bytes read allow. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise.";
+pub(crate) const LEGEND: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05). `bound`: the speedup that the bytes read allow. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise. `tokens/s`: of the row's own blocks, timed at its own moment; compare speeds by `achieved`.";
 
 /// GitHub-flavoured Markdown, a table per model, task and batch size.
 pub fn markdown_table(rows: &[ResultRow]) -> String {

@@ -198,10 +198,9 @@ impl Experiment {
             model.path = base.join(&model.path);
         }
         for task in &mut experiment.tasks {
-            for file in [&mut task.source, &mut task.reference, &mut task.calibration] {
-                if let Some(file) = file {
-                    *file = base.join(&*file);
-                }
+            let files = [&mut task.source, &mut task.reference, &mut task.calibration];
+            for file in files.into_iter().flatten() {
+                *file = base.join(&*file);
             }
         }
         Ok(experiment)
@@ -235,7 +234,11 @@ impl Experiment {
         if self.batch_sizes.contains(&0) {
             bail!("{file}: `batch-sizes` holds 0; a batch has at least one row");
         }
-        if let Some(bad) = self.speedups.iter().find(|speedup| !(**speedup >= 1.0)) {
+        if let Some(bad) = self
+            .speedups
+            .iter()
+            .find(|speedup| speedup.is_nan() || **speedup < 1.0)
+        {
             bail!("{file}: `speedups` holds {bad}; a speedup is a number from 1 up");
         }
         if self.timing.batches > 0 && self.timing.repeats == 0 {

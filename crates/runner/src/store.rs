@@ -154,8 +154,9 @@ fn open_lines<T: DeserializeOwned>(
 ) -> anyhow::Result<(File, Vec<T>)> {
     let failed = || format!("cannot write {}", path.display());
     let text = match std::fs::read(path) {
-        Ok(bytes) => String::from_utf8(bytes)
-            .with_context(|| format!("{} is not UTF-8", path.display()))?,
+        Ok(bytes) => {
+            String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error).with_context(failed),
     };

@@ -68,16 +68,10 @@ fn compare(
         .copied()
         .filter(|&index| index != full)
         .collect();
-    for metric in 0..evaluations[full].len() {
+    for (metric, baseline) in evaluations[full].iter().enumerate() {
         let p_values = others
             .iter()
-            .map(|&index| {
-                paired(
-                    &evaluations[full][metric],
-                    &evaluations[index][metric],
-                    seed,
-                )
-            })
+            .map(|&index| paired(baseline, &evaluations[index][metric], seed))
             .collect::<Result<Vec<_>, _>>()?;
         let p_values: Vec<f64> = p_values.iter().map(|test| test.randomisation_p).collect();
         for (&index, p_value) in others.iter().zip(holm(&p_values)) {

@@ -174,6 +174,7 @@ impl TrainConfig {
     /// A step count, batch size or rate that cannot work.
     pub fn check(&self) -> Result<()> {
         let optimizer = &self.optimizer;
+        let positive = |value: f64| value.is_finite() && value > 0.0;
         let wrong = [
             (self.steps == 0, "`steps` must be at least 1"),
             (self.batch_size == 0, "`batch-size` must be at least 1"),
@@ -182,10 +183,13 @@ impl TrainConfig {
                 "`checkpoint-every` must be at least 1",
             ),
             (
-                !(optimizer.learning_rate > 0.0),
+                !positive(optimizer.learning_rate),
                 "`learning-rate` must be above 0",
             ),
-            (!(optimizer.clip_norm > 0.0), "`clip-norm` must be above 0"),
+            (
+                !positive(optimizer.clip_norm),
+                "`clip-norm` must be above 0",
+            ),
             (
                 !(0.0..1.0).contains(&optimizer.ema_decay),
                 "`ema-decay` must be from 0 up to, not including, 1",

@@ -1,4 +1,5 @@
 //! What a run leaves for people and programs, written from rows made by hand.
+#![allow(clippy::unwrap_used)]
 
 use polars::prelude::*;
 use skipbench_report::{
@@ -134,13 +135,24 @@ fn tables() {
 fn every_file_is_written_and_no_temporary_one_stays() {
     let dir = tempfile::tempdir().unwrap();
     let mut paths = write(dir.path(), &meta(), &rows()).unwrap();
-    insta::assert_snapshot!("files", [names(dir.path()), names(&dir.path().join("plots"))].concat().join("\n"));
+    insta::assert_snapshot!(
+        "files",
+        [names(dir.path()), names(&dir.path().join("plots"))]
+            .concat()
+            .join("\n")
+    );
     paths.sort();
     paths.dedup();
     assert_eq!(paths.len(), 4 + 2 * 5);
     assert!(paths.iter().all(|path| path.is_file()));
-    insta::assert_snapshot!("csv", std::fs::read_to_string(dir.path().join("results.csv")).unwrap());
-    insta::assert_snapshot!("document", std::fs::read_to_string(dir.path().join("table.md")).unwrap());
+    insta::assert_snapshot!(
+        "csv",
+        std::fs::read_to_string(dir.path().join("results.csv")).unwrap()
+    );
+    insta::assert_snapshot!(
+        "document",
+        std::fs::read_to_string(dir.path().join("table.md")).unwrap()
+    );
 }
 
 #[test]
@@ -150,7 +162,9 @@ fn parquet_holds_what_the_csv_holds() {
     rows.push(untimed("top@2"));
     write(dir.path(), &meta(), &rows).unwrap();
     let open = |name: &str| std::fs::File::open(dir.path().join(name)).unwrap();
-    let parquet = ParquetReader::new(open("results.parquet")).finish().unwrap();
+    let parquet = ParquetReader::new(open("results.parquet"))
+        .finish()
+        .unwrap();
     assert_eq!(parquet.height(), rows.len());
     let mut again = Vec::new();
     CsvWriter::new(&mut again)
@@ -189,7 +203,10 @@ fn plots_are_images_of_finite_numbers() {
         if name.ends_with(".svg") {
             let svg = String::from_utf8(bytes).unwrap();
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{name}");
-            assert!(svg.contains("unified") && svg.contains("early-exit:cosine"), "{name}");
+            assert!(
+                svg.contains("unified") && svg.contains("early-exit:cosine"),
+                "{name}"
+            );
         } else {
             // Signature, then width and height in the header.
             assert_eq!(&bytes[..8], b"\x89PNG\r\n\x1a\n", "{name}");
@@ -220,7 +237,11 @@ fn names_are_made_safe_for_a_file_system() {
         .collect();
     write(dir.path(), &meta(), &rows).unwrap();
     assert_eq!(names(&dir.path().join("plots")).len(), 10);
-    assert!(dir.path().join("plots/quality-___up-de_en__1_-b1.svg").is_file());
+    assert!(
+        dir.path()
+            .join("plots/quality-___up-de_en__1_-b1.svg")
+            .is_file()
+    );
 }
 
 #[test]

@@ -1,27 +1,21 @@
 //! `skipbench train`.
 
-use crate::load::FilePairs;
+mod data;
+mod depths;
+
 use crate::{experiment, progress};
 use anyhow::{Context, bail};
 use clap::Args;
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use data::{DataEntry, PairSource, Source, pick};
+use depths::DepthEntry;
 use serde::Deserialize;
-use skipbench_model::{Biases, ModelConfig};
+use skipbench_model::{Biases, ModelConfig, PositionScheme};
 use skipbench_report::LossSeries;
-use skipbench_strategy::{BatchShape, LayerSet, StrategySpec};
-use skipbench_tasks::{Split, Task};
-use skipbench_train::{
-    Batch, Control, EOS, ModelShape, Net, Pair, TrainConfig, Trainer, train_tokenizer,
-};
+use skipbench_train::{Batch, Control, ModelShape, Net, TrainConfig, Trainer, train_tokenizer};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokenizers::Tokenizer;
-
-/// Steps whose pairs are drawn together and sorted by length, so that a batch holds little padding.
-const WINDOW: u64 = 8;
 
 /// Texts that a tokenizer is trained on.
 const TOKENIZER_TEXTS: u64 = 20_000;
@@ -61,44 +55,6 @@ struct TrainFile {
     /// What determines the batches besides `train`, as written: a run is only resumed with the same.
     #[serde(skip)]
     context: String,
-}
-
-/// A source of pairs.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct DataEntry {
-    /// A built-in task.
-    #[serde(default)]
-    builtin: Option<String>,
-    /// Source texts, a line each (`.gz` too).
-    #[serde(default)]
-    source: Option<PathBuf>,
-    /// Reference texts, a line each.
-    #[serde(default)]
-    reference: Option<PathBuf>,
-    /// How a source becomes a prompt; `{source}` stands for it.
-    #[serde(default)]
-    prompt: Option<String>,
-    /// Share of the pairs, relative to the other sources.
-    #[serde(default = "one")]
-    weight: u32,
-}
-
-/// A depth drawn for each batch.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct DepthEntry {
-    /// Strategies, one of which is drawn for each batch.
-    strategies: Vec<StrategySpec>,
-    /// Speedups, one of which is drawn for each batch.
-    speedups: Vec<f64>,
-    /// Percent of batches at full depth.
-    #[serde(default)]
-    full_percent: u32,
-}
-
-fn one() -> u32 {
-    1
 }
 
 /// Trains, or goes on with what was cut off.
@@ -221,7 +177,13 @@ impl TrainFile {
             (Some(_), None) | (None, Some(_)) => {}
             _ => bail!("{}: give either `shape` or `start-from`", path.display()),
         }
-        if file.data.iter().map(|data| data.weight).sum::<u32>() == 0 {
+        if file
+            .data
+            .iter()
+            .map(|data| u64::from(data.weight))
+            .sum::<u64>()
+            == 0
+        {
             bail!(
                 "{}: `data` is empty, or all its weights are 0",
                 path.display()
@@ -289,6 +251,16 @@ fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
             path.display()
         );
     }
+    let rope_theta = json["rope_theta"]
+        .as_f64()
+        .or_else(|| json["rope_parameters"]["rope_theta"].as_f64())
+        .unwrap_or(10_000.0);
+    if !is_plain_rope(&config, rope_theta) {
+        bail!(
+            "{}: only LLaMA models without RoPE scaling can be fine-tuned",
+            path.display()
+        );
+    }
     Ok(ModelShape {
         vocab_size: config.vocab_size,
         d_model: config.d_model,
@@ -296,222 +268,20 @@ fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
         n_heads: config.n_heads,
         n_kv_heads: config.n_kv_heads,
         d_ff: config.d_ff,
-        rope_theta: json["rope_theta"].as_f64().unwrap_or(10_000.0),
+        rope_theta,
         norm_eps: config.norm_eps,
         max_positions: config.max_positions.unwrap_or(512),
         tied_head: config.tied_head,
     })
 }
 
-impl DepthEntry {
-    fn check(&self, n_layers: usize) -> anyhow::Result<()> {
-        for spec in &self.strategies {
-            for &speedup in &self.speedups {
-                let spec = spec.with_target(speedup);
-                spec.validate(n_layers)
-                    .with_context(|| format!("strategy `{spec}`"))?;
-            }
-        }
-        if self.strategies.is_empty() || self.speedups.is_empty() {
-            bail!("`depths` needs at least one strategy and one speedup");
-        }
-        Ok(())
-    }
-
-    /// Which layers the responses of a batch run; `None` for full depth.
-    fn draw(
-        &self,
-        step: u64,
-        seed: u64,
-        n_layers: usize,
-        pairs: &[Pair],
-    ) -> Option<Box<dyn Fn(usize, usize, usize) -> bool>> {
-        let mut rng =
-            ChaCha8Rng::seed_from_u64(seed ^ 0xdee9_0000 ^ step.wrapping_mul(0x9e37_79b9));
-        if rng.random_range(0..100) < self.full_percent {
-            return None;
-        }
-        let spec = &self.strategies[rng.random_range(0..self.strategies.len())];
-        let speedup = self.speedups[rng.random_range(0..self.speedups.len())];
-        let longest = pairs.iter().map(|pair| pair.response.len()).max()?;
-        if spec.name() == "early-exit" {
-            // Where a token will exit is not known in training: depths around the mean that the speedup asks for.
-            let mean = n_layers as f64 / speedup;
-            let exits: Vec<Vec<usize>> = pairs
-                .iter()
-                .map(|pair| {
-                    let spread = (mean - 2.0).max(0.0).min(n_layers as f64 - mean);
-                    let depth = |rng: &mut ChaCha8Rng| {
-                        let at = mean + spread * (2.0 * rng.random::<f64>() - 1.0);
-                        (at.round() as usize).clamp(2, n_layers)
-                    };
-                    pair.response.iter().map(|_| depth(&mut rng)).collect()
-                })
-                .collect();
-            return Some(Box::new(move |layer, row, t| layer < exits[row][t]));
-        }
-        let mut strategy = spec.with_target(speedup).build(n_layers).ok()?;
-        let shape = BatchShape {
-            prompt_lens: pairs.iter().map(|pair| pair.prompt.len()).collect(),
-            n_layers,
-            max_new_tokens: longest,
-        };
-        strategy.begin(&shape).ok()?;
-        let sets: Vec<LayerSet> = (0..longest).map(|t| strategy.plan(t).layers).collect();
-        Some(Box::new(move |layer, _, t| sets[t].contains(layer)))
-    }
-}
-
-/// An open source of pairs.
-enum Source {
-    Builtin {
-        task: Task,
-        weight: u32,
-    },
-    Files {
-        pairs: FilePairs,
-        prompt: String,
-        weight: u32,
-    },
-}
-
-impl Source {
-    fn open_all(entries: &[DataEntry]) -> anyhow::Result<Vec<Source>> {
-        entries.iter().map(Source::open).collect()
-    }
-
-    fn open(entry: &DataEntry) -> anyhow::Result<Self> {
-        let weight = entry.weight;
-        match (&entry.builtin, &entry.source, &entry.reference) {
-            (Some(name), None, None) => Ok(Source::Builtin {
-                task: name.parse()?,
-                weight,
-            }),
-            (None, Some(source), Some(reference)) => Ok(Source::Files {
-                pairs: FilePairs::read(source, reference)?,
-                prompt: entry
-                    .prompt
-                    .clone()
-                    .unwrap_or_else(|| Task::Translation.prompt_template().to_owned()),
-                weight,
-            }),
-            _ => {
-                bail!("an entry of `data` is either `builtin` or has both `source` and `reference`")
-            }
-        }
-    }
-
-    fn weight(&self) -> u32 {
-        match self {
-            Source::Builtin { weight, .. } | Source::Files { weight, .. } => *weight,
-        }
-    }
-
-    /// Prompt and response texts of the `index`-th draw. The response begins with the space that separates it.
-    fn pair(&self, index: u64) -> (String, String) {
-        match self {
-            Source::Builtin { task, .. } => {
-                let example = skipbench_tasks::example(
-                    *task,
-                    Split::Train,
-                    skipbench_tasks::DEFAULT_SEED,
-                    index,
-                );
-                (
-                    task.prompt(&example.source),
-                    format!(" {}", example.reference),
-                )
-            }
-            Source::Files { pairs, prompt, .. } => {
-                let (source, reference) = pairs.shuffled(index);
-                (prompt.replace("{source}", source), format!(" {reference}"))
-            }
-        }
-    }
-}
-
-/// The source of the `index`-th pair, by weight.
-fn pick(sources: &[Source], index: u64, seed: u64) -> &Source {
-    let total: u32 = sources.iter().map(Source::weight).sum();
-    let mut rng =
-        ChaCha8Rng::seed_from_u64(seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-    let mut at = rng.random_range(0..total.max(1));
-    for source in sources {
-        if at < source.weight() {
-            return source;
-        }
-        at -= source.weight();
-    }
-    &sources[0]
-}
-
-/// Tokenized batches, a function of the step alone.
-struct PairSource {
-    sources: Vec<Source>,
-    tokenizer: Tokenizer,
-    eos: u32,
-    batch_size: usize,
-    seed: u64,
-    window: Option<(u64, Vec<Vec<Pair>>)>,
-}
-
-impl PairSource {
-    fn new(
-        sources: Vec<Source>,
-        tokenizer: Tokenizer,
-        batch_size: usize,
-        seed: u64,
-    ) -> anyhow::Result<Self> {
-        let eos = tokenizer
-            .token_to_id(EOS)
-            .with_context(|| format!("the tokenizer has no `{EOS}` token"))?;
-        Ok(Self {
-            sources,
-            tokenizer,
-            eos,
-            batch_size,
-            seed,
-            window: None,
-        })
-    }
-
-    fn batch(&mut self, step: u64) -> anyhow::Result<Vec<Pair>> {
-        let window = step / WINDOW;
-        if self.window.as_ref().map(|(index, _)| *index) != Some(window) {
-            self.window = Some((window, self.draw(window)?));
-        }
-        let batches = self.window.as_ref().map(|(_, batches)| batches);
-        Ok(batches
-            .and_then(|batches| batches.get((step % WINDOW) as usize))
-            .cloned()
-            .unwrap_or_default())
-    }
-
-    fn draw(&self, window: u64) -> anyhow::Result<Vec<Vec<Pair>>> {
-        let count = WINDOW * self.batch_size as u64;
-        let mut pairs = (window * count..(window + 1) * count)
-            .map(|index| {
-                let (prompt, response) = pick(&self.sources, index, self.seed).pair(index);
-                let encode = |text: &str, special: bool| {
-                    self.tokenizer
-                        .encode(text, special)
-                        .map(|encoding| encoding.get_ids().to_vec())
-                        .map_err(|error| anyhow::anyhow!("cannot tokenize {text:?}: {error}"))
-                };
-                let mut response = encode(&response, false)?;
-                response.push(self.eos);
-                Ok(Pair {
-                    prompt: encode(&prompt, true)?,
-                    response,
-                })
-            })
-            .collect::<anyhow::Result<Vec<Pair>>>()?;
-        pairs.sort_by_key(|pair| pair.prompt.len() + pair.response.len());
-        let mut batches: Vec<Vec<Pair>> = pairs
-            .chunks(self.batch_size)
-            .map(<[Pair]>::to_vec)
-            .collect();
-        batches.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed ^ window));
-        Ok(batches)
-    }
+/// Whether the positions are rotary with nothing but this base.
+fn is_plain_rope(config: &ModelConfig, theta: f64) -> bool {
+    let PositionScheme::Rope { inv_freq } = &config.positions else {
+        return false;
+    };
+    inv_freq.iter().enumerate().all(|(pair, &found)| {
+        let plain = theta.powf(-2.0 * pair as f64 / config.head_dim as f64);
+        (f64::from(found) / plain - 1.0).abs() < 1e-5
+    })
 }

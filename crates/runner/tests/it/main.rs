@@ -1,4 +1,5 @@
 //! The `skipbench` binary as its users meet it.
+#![allow(clippy::unwrap_used)]
 
 mod bad_input;
 mod generate;
