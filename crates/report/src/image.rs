@@ -2,16 +2,33 @@
 
 use crate::error::{ReportError, Result};
 use crate::write_whole;
+use plotters::coord::Shift;
+use plotters::prelude::*;
 use resvg::{tiny_skia, usvg};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// Width and height of every plot, SVG units.
-pub(crate) const SIZE: (u32, u32) = (860, 480);
+/// Drawing units per pixel of the SVG. The backend rounds every position to whole units; a quarter of a pixel is fine
+/// enough for smooth lines.
+pub(crate) const UNIT: u32 = 4;
+/// Width and height of every plot, pixels.
+const SIZE: (u32, u32) = (860, 480);
+/// Width and height of the area that is drawn on, units.
+pub(crate) const AREA: (u32, u32) = (SIZE.0 * UNIT, SIZE.1 * UNIT);
 /// Family of the embedded font.
 pub(crate) const FONT: &str = "DejaVu Sans";
-/// Pixels of the PNG per unit of the SVG.
+/// Pixels of the PNG per pixel of the SVG.
 const PNG_SCALE: f32 = 2.0;
+
+/// What is drawn as an SVG of [`SIZE`]: its view box stays in units.
+pub(crate) fn draw<E>(
+    on: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> std::result::Result<(), E>,
+) -> std::result::Result<String, E> {
+    let mut svg = String::new();
+    on(&SVGBackend::with_string(&mut svg, AREA).into_drawing_area())?;
+    let size = |(width, height): (u32, u32)| format!("width=\"{width}\" height=\"{height}\"");
+    Ok(svg.replacen(&size(AREA), &size(SIZE), 1))
+}
 
 /// Writes `base.svg` and `base.png`.
 pub(crate) fn save(base: &Path, svg: &str) -> Result<Vec<PathBuf>> {

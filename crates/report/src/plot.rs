@@ -1,7 +1,7 @@
 //! Plots as SVG.
 
 use crate::error::{ReportError, Result};
-use crate::image::{FONT, SIZE, save};
+use crate::image::{self, AREA, FONT, UNIT};
 use crate::row::{ResultRow, groups};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -19,7 +19,9 @@ const PALETTE: [RGBColor; 8] = [
     RGBColor(148, 103, 60),
     RGBColor(110, 110, 110),
 ];
-const LEGEND_WIDTH: u32 = 240;
+const LEGEND_WIDTH: u32 = 240 * UNIT;
+/// A pixel in drawing units.
+const PX: i32 = UNIT as i32;
 
 /// A drawn plot.
 pub(crate) struct Plot {
@@ -81,10 +83,14 @@ fn file_name(parts: &[&str]) -> String {
         .collect()
 }
 
-/// Rows as series by strategy, in order of first appearance.
+/// Rows as series by strategy, in order of first appearance; a line joins its points from the lowest target to the
+/// highest, also where a faster target measured slower.
 fn series(rows: &[&ResultRow], point: impl Fn(&ResultRow) -> Option<Point>) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
-    for row in rows {
+    let mut by_target = rows.to_vec();
+    let target = |row: &ResultRow| row.target_speedup.unwrap_or(0.0);
+    by_target.sort_by(|a, b| target(a).total_cmp(&target(b)));
+    for row in by_target {
         let Some(point) = point(row) else { continue };
         let name = row.series();
         match series.iter_mut().find(|series| series.name == name) {
@@ -208,14 +214,10 @@ fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
 }
 
 fn draw(chart: &Chart) -> Result<Plot> {
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        draw_on(&root, chart).map_err(|error| ReportError::Plot {
-            name: chart.name.clone(),
-            message: error.to_string(),
-        })?;
-    }
+    let svg = image::draw(|area| draw_on(area, chart)).map_err(|error| ReportError::Plot {
+        name: chart.name.clone(),
+        message: error.to_string(),
+    })?;
     Ok(Plot {
         name: chart.name.clone(),
         svg,
@@ -226,7 +228,7 @@ type Drawn<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
     root.fill(&WHITE)?;
-    let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+    let (plot, legend) = root.split_horizontally(AREA.0 - LEGEND_WIDTH);
     let points = || chart.series.iter().flat_map(|series| &series.points);
     let guide = || chart.guide.iter().flat_map(|(_, points)| points);
     let x = padded(
@@ -242,10 +244,10 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
             .chain(guide().map(|p| p.1)),
     );
     let mut context = ChartBuilder::on(&plot)
-        .caption(&chart.title, (FONT, 17))
-        .margin(12)
-        .x_label_area_size(46)
-        .y_label_area_size(64)
+        .caption(&chart.title, (FONT, 17 * PX))
+        .margin(12 * PX)
+        .x_label_area_size(46 * PX)
+        .y_label_area_size(64 * PX)
         .build_cartesian_2d(x, y)?;
     let digits = |value: &f64| match value.abs() {
         a if a >= 100.0 => format!("{value:.0}"),
@@ -259,29 +261,36 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
         .configure_mesh()
         .x_desc(&chart.x_label)
         .y_desc(&chart.y_label)
-        .axis_desc_style((FONT, 14))
-        .label_style((FONT, 12))
+        .axis_desc_style((FONT, 14 * PX))
+        .label_style((FONT, 12 * PX))
         .light_line_style(WHITE)
-        .bold_line_style(RGBColor(225, 225, 225))
+        .bold_line_style(RGBColor(225, 225, 225).stroke_width(UNIT))
+        .axis_style(BLACK.stroke_width(UNIT))
+        .set_all_tick_mark_size(5 * PX)
         .x_label_formatter(&digits)
         .y_label_formatter(&digits)
         .draw()?;
     if let Some((_, line)) = &chart.guide {
-        let style = RGBColor(160, 160, 160).stroke_width(1);
-        context.draw_series(DashedLineSeries::new(line.iter().copied(), 6, 4, style))?;
+        let style = RGBColor(160, 160, 160).stroke_width(1 * UNIT);
+        context.draw_series(DashedLineSeries::new(
+            line.iter().copied(),
+            6 * PX,
+            4 * PX,
+            style,
+        ))?;
     }
     for (index, series) in chart.series.iter().enumerate() {
         let color = color(index, &series.name);
-        let mut line: Vec<(f64, f64)> = series.points.iter().map(|p| (p.x, p.y)).collect();
-        line.sort_by(|a, b| a.0.total_cmp(&b.0));
-        context.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
+        let line = series.points.iter().map(|p| (p.x, p.y));
+        context.draw_series(LineSeries::new(line, color.stroke_width(2 * UNIT)))?;
         let bars = series.points.iter().flat_map(|p| {
             let vertical = p.y_range.map(|(lo, hi)| vec![(p.x, lo), (p.x, hi)]);
             let horizontal = p.x_range.map(|(lo, hi)| vec![(lo, p.y), (hi, p.y)]);
             [vertical, horizontal].into_iter().flatten()
         });
-        context
-            .draw_series(bars.map(|bar| PathElement::new(bar, color.mix(0.5).stroke_width(1))))?;
+        context.draw_series(
+            bars.map(|bar| PathElement::new(bar, color.mix(0.5).stroke_width(1 * UNIT))),
+        )?;
         for point in &series.points {
             context.draw_series(std::iter::once(
                 EmptyElement::at((point.x, point.y)) + marker(index, &series.name, (0, 0), color),
@@ -292,24 +301,31 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
 }
 
 fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
-    let style = TextStyle::from((FONT, 13).into_font()).color(&BLACK);
-    let mut y = 52;
+    let style = TextStyle::from((FONT, 13 * PX).into_font()).color(&BLACK);
+    let mut y = 52 * PX;
     for (index, series) in chart.series.iter().enumerate() {
         let color = color(index, &series.name);
         area.draw(&PathElement::new(
-            vec![(6, y), (34, y)],
-            color.stroke_width(2),
+            vec![(6 * PX, y), (34 * PX, y)],
+            color.stroke_width(2 * UNIT),
         ))?;
-        area.draw(&marker(index, &series.name, (20, y), color))?;
-        area.draw(&Text::new(series.name.clone(), (42, y - 7), style.clone()))?;
-        y += 22;
+        area.draw(&marker(index, &series.name, (20 * PX, y), color))?;
+        area.draw(&Text::new(
+            series.name.clone(),
+            (42 * PX, y - 7 * PX),
+            style.clone(),
+        ))?;
+        y += 22 * PX;
     }
     if let Some((name, _)) = &chart.guide {
-        let grey = RGBColor(160, 160, 160).stroke_width(1);
-        for start in [6, 16, 26] {
-            area.draw(&PathElement::new(vec![(start, y), (start + 6, y)], grey))?;
+        let grey = RGBColor(160, 160, 160).stroke_width(1 * UNIT);
+        for start in [6 * PX, 16 * PX, 26 * PX] {
+            area.draw(&PathElement::new(
+                vec![(start, y), (start + 6 * PX, y)],
+                grey,
+            ))?;
         }
-        area.draw(&Text::new(name.clone(), (42, y - 7), style))?;
+        area.draw(&Text::new(name.clone(), (42 * PX, y - 7 * PX), style))?;
     }
     Ok(())
 }
@@ -323,63 +339,37 @@ fn color(index: usize, name: &str) -> RGBColor {
 
 /// A shape of its own for each series, so that colour is not needed to tell them apart.
 fn marker(index: usize, name: &str, (x, y): (i32, i32), color: RGBColor) -> Polygon<(i32, i32)> {
-    let r = 5;
-    let corners: Vec<(i32, i32)> = if name == "full" {
-        star(6)
-    } else {
-        match index % 6 {
-            0 => (0..12)
-                .map(|i| {
-                    let angle = f64::from(i) * std::f64::consts::PI / 6.0;
-                    (
-                        (4.6 * angle.cos()).round() as i32,
-                        (4.6 * angle.sin()).round() as i32,
-                    )
-                })
-                .collect(),
-            1 => vec![
-                (-r + 1, -r + 1),
-                (r - 1, -r + 1),
-                (r - 1, r - 1),
-                (-r + 1, r - 1),
-            ],
-            2 => vec![(0, -r - 1), (r, r - 1), (-r, r - 1)],
-            3 => vec![(0, -r - 1), (r + 1, 0), (0, r + 1), (-r - 1, 0)],
-            4 => vec![(-r, -r + 1), (r, -r + 1), (0, r + 1)],
-            _ => vec![
-                (-2, -r),
-                (2, -r),
-                (2, -2),
-                (r, -2),
-                (r, 2),
-                (2, 2),
-                (2, r),
-                (-2, r),
-                (-2, 2),
-                (-r, 2),
-                (-r, -2),
-                (-2, -2),
-            ],
-        }
+    let corners: Vec<(f64, f64)> = match index % 6 {
+        _ if name == "full" => polygon(10, |i| if i % 2 == 0 { 7.2 } else { 3.0 }),
+        0 => polygon(32, |_| 4.6),
+        1 => vec![(-4.0, -4.0), (4.0, -4.0), (4.0, 4.0), (-4.0, 4.0)],
+        2 => vec![(0.0, -6.0), (5.0, 4.0), (-5.0, 4.0)],
+        3 => polygon(4, |_| 6.0),
+        4 => vec![(-5.0, -4.0), (5.0, -4.0), (0.0, 6.0)],
+        // A plus: an arm's three corners, turned by quarters.
+        _ => [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)]
+            .into_iter()
+            .flat_map(|(c, s)| {
+                [(5.0, -2.0), (5.0, 2.0), (2.0, 2.0)].map(|(x, y)| (c * x - s * y, s * x + c * y))
+            })
+            .collect(),
     };
+    let at = |offset: f64| (offset * f64::from(PX)).round() as i32;
     Polygon::new(
         corners
             .into_iter()
-            .map(|(dx, dy)| (x + dx, y + dy))
+            .map(|(dx, dy)| (x + at(dx), y + at(dy)))
             .collect::<Vec<_>>(),
         color.filled(),
     )
 }
 
-fn star(radius: i32) -> Vec<(i32, i32)> {
-    (0..10)
+/// Corners around the origin from the top, each at its own radius, pixels.
+fn polygon(corners: usize, radius: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
+    (0..corners)
         .map(|i| {
-            let r = f64::from(radius) * if i % 2 == 0 { 1.2 } else { 0.5 };
-            let angle = f64::from(i) * std::f64::consts::PI / 5.0 - std::f64::consts::FRAC_PI_2;
-            (
-                (r * angle.cos()).round() as i32,
-                (r * angle.sin()).round() as i32,
-            )
+            let angle = std::f64::consts::TAU * i as f64 / corners as f64;
+            (radius(i) * angle.sin(), -radius(i) * angle.cos())
         })
         .collect()
 }
@@ -399,15 +389,11 @@ pub struct LossSeries {
 /// A folder that cannot be written.
 pub fn loss_plot(path: &Path, series: &[LossSeries]) -> Result<Vec<PathBuf>> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        draw_loss(&root, series).map_err(|error| ReportError::Plot {
-            name: name.clone().into_owned(),
-            message: error.to_string(),
-        })?;
-    }
-    save(&path.with_extension(""), &svg)
+    let svg = image::draw(|area| draw_loss(area, series)).map_err(|error| ReportError::Plot {
+        name: name.into_owned(),
+        message: error.to_string(),
+    })?;
+    image::save(&path.with_extension(""), &svg)
 }
 
 fn draw_loss(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -> Drawn<()> {
@@ -439,21 +425,24 @@ fn draw_loss(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -
         0.1..10.0
     };
     let mut context = ChartBuilder::on(root)
-        .caption("Training loss", (FONT, 17))
-        .margin(12)
-        .x_label_area_size(46)
-        .y_label_area_size(64)
+        .caption("Training loss", (FONT, 17 * PX))
+        .margin(12 * PX)
+        .x_label_area_size(46 * PX)
+        .y_label_area_size(64 * PX)
         .build_cartesian_2d(x, y.log_scale())?;
     context
         .configure_mesh()
         .x_desc("step")
         .y_desc("cross-entropy (nats per token, log scale)")
-        .axis_desc_style((FONT, 14))
-        .label_style((FONT, 12))
+        .axis_desc_style((FONT, 14 * PX))
+        .label_style((FONT, 12 * PX))
         .light_line_style(WHITE)
         .draw()?;
     for (index, curve) in curves.into_iter().enumerate() {
-        context.draw_series(LineSeries::new(curve, color(index, "").stroke_width(2)))?;
+        context.draw_series(LineSeries::new(
+            curve,
+            color(index, "").stroke_width(2 * UNIT),
+        ))?;
     }
     Ok(())
 }

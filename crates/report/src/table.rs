@@ -118,7 +118,7 @@ fn score(value: &MetricValue, digits: usize, interval: bool) -> String {
 }
 
 /// What the marks and columns mean.
-pub(crate) const LEGEND: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05). `bound`: the speedup that the bytes read allow. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise. `tokens/s`: of the row's own blocks, timed at its own moment; compare speeds by `achieved`.";
+pub(crate) const LEGEND: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05). `bound`: the speedup that the bytes read allow; weights that fit in a cache can beat it. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise. `tokens/s`: of the row's own blocks, timed at its own moment; compare speeds by `achieved`.";
 
 /// GitHub-flavoured Markdown, a table per model, task and batch size.
 pub fn markdown_table(rows: &[ResultRow]) -> String {

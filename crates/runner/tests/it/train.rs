@@ -1,6 +1,6 @@
 //! `skipbench train`.
 
-use crate::support::{assert_names, refused, skipbench, stdout};
+use crate::support::{assert_names, checkpoint_copy, refused, skipbench, stdout};
 use std::path::{Path, PathBuf};
 
 fn config(dir: &Path, more: &str) -> PathBuf {
@@ -85,4 +85,26 @@ fn a_config_that_cannot_work_is_refused() {
     );
     assert_names(&text, &["train.yaml", "depth", "did you mean `depths`?"]);
     assert!(!dir.path().join("model/model.safetensors").exists());
+}
+
+#[test]
+fn a_checkpoint_that_the_trainer_would_misread_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = checkpoint_copy(dir.path());
+    let path = model.join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap().replace(
+        "\"rope_theta\": 10000.0",
+        "\"rope_theta\": 10000.0, \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 2.0}",
+    );
+    std::fs::write(&path, text).unwrap();
+    let tune = dir.path().join("tune.yaml");
+    std::fs::write(
+        &tune,
+        format!(
+            "out: tuned\nstart-from: {model:?}\ndata: [{{builtin: translation}}]\ntrain: {{steps: 1, batch-size: 2, optimizer: {{learning-rate: 1.0e-3}}}}\n"
+        ),
+    )
+    .unwrap();
+    let text = refused(skipbench().arg("train").arg(&tune));
+    assert_names(&text, &["config.json", "RoPE scaling"]);
 }
