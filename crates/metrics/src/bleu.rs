@@ -1,223 +1,220 @@
-//! Corpus BLEU as sacrebleu computes it: exponential smoothing, closest reference length.
+//! BLEU.
 
-use std::collections::HashMap;
+use crate::ngrams::Words;
+use crate::text::{trim_end, words};
+use crate::tokenizer::Tokenizer;
+use crate::{Counts, Scratch, Unit};
+use std::borrow::Cow;
 
-const ORDER: usize = 4;
+/// Corpus BLEU (Papineni et al. 2002, "BLEU: a Method for Automatic Evaluation of Machine Translation"), as sacrebleu
+/// 2.6.0 computes it (Post 2018, arXiv 1804.08771), 0..100.
+///
+/// The geometric mean of the precisions of 1- to 4-grams (`max_order`), each clipped to its largest count in one reference, times the
+/// brevity penalty against the reference that is nearest in length (the shorter of two that are equally near).
+/// Kept of sacrebleu: a corpus without a single match scores 0 before any smoothing; white space at the end of a segment
+/// is dropped before it is tokenized; `floor` and `exp` put something where an order has no match, and no order that has
+/// no n-gram at all counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bleu {
+    /// How tokens are found.
+    pub tokenizer: Tokenizer,
+    /// What an order without a match counts.
+    pub smoothing: Smoothing,
+    /// Case is ignored.
+    pub lowercase: bool,
+    /// Orders beyond the longest hypothesis are left out of the mean; meant for single sentences.
+    pub effective_order: bool,
+    /// Longest n-gram, at least 1.
+    pub max_order: usize,
+}
 
-/// How text becomes tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Tokenizer {
-    /// `mteval-v13a`, for languages with spaces.
+impl Default for Bleu {
+    fn default() -> Self {
+        Self {
+            tokenizer: Tokenizer::default(),
+            smoothing: Smoothing::default(),
+            lowercase: false,
+            effective_order: false,
+            max_order: 4,
+        }
+    }
+}
+
+/// What BLEU makes of an order without a match (Chen and Cherry 2014).
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Smoothing {
+    /// 1/2, 1/4, .. of a match for the first, second, .. such order (NIST; method 3).
     #[default]
-    V13a,
-    /// Chinese characters one by one, the rest as in `mteval-v13a`.
-    Zh,
-    /// White space alone.
+    Exp,
+    /// So much of a match; 0.1 unless told (method 1).
+    Floor(f64),
+    /// So much is added to matches and totals of the orders above 1; 1 unless told (method 2).
+    AddK(f64),
+    /// Nothing: the score is 0.
     None,
 }
 
-impl Tokenizer {
-    fn tokenize(self, text: &str) -> Vec<String> {
-        let text = text.trim_end();
-        let spaced = match self {
-            Tokenizer::None => text.to_owned(),
-            Tokenizer::V13a => v13a(text),
-            Tokenizer::Zh => {
-                let mut apart = String::with_capacity(text.len() * 2);
-                for c in text.trim().chars() {
-                    if is_chinese(c) {
-                        apart.extend([' ', c, ' ']);
-                    } else {
-                        apart.push(c);
-                    }
+/// BLEU's parts: what sacrebleu prints behind the score.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Parts {
+    pub(crate) score: f64,
+    precisions: Vec<f64>,
+    brevity_penalty: f64,
+    hypothesis_len: f64,
+    reference_len: f64,
+}
+
+impl Bleu {
+    fn normalized<'a>(&self, segment: &'a str) -> Cow<'a, str> {
+        match self.lowercase {
+            true => Cow::Owned(segment.to_lowercase()),
+            false => Cow::Borrowed(segment),
+        }
+    }
+
+    fn tokenized(&self, segment: &str) -> String {
+        self.tokenizer.apply(trim_end(&self.normalized(segment)))
+    }
+
+    /// The score and its parts from summed counts.
+    pub(crate) fn parts(&self, sum: &[f64]) -> Parts {
+        let (lens, counts) = sum.split_at(2);
+        let (matches, totals) = counts.split_at(self.max_order);
+        let (hypothesis_len, reference_len) = (lens[0], lens[1]);
+        let brevity_penalty = if hypothesis_len >= reference_len {
+            1.0
+        } else if hypothesis_len > 0.0 {
+            (1.0 - reference_len / hypothesis_len).exp()
+        } else {
+            0.0
+        };
+        let mut parts = Parts {
+            score: 0.0,
+            precisions: vec![0.0; self.max_order],
+            brevity_penalty,
+            hypothesis_len,
+            reference_len,
+        };
+        if matches.iter().all(|&count| count == 0.0) {
+            return parts;
+        }
+        let mut orders = self.max_order;
+        let mut halved = 1.0;
+        for n in 0..self.max_order {
+            let added = match self.smoothing {
+                Smoothing::AddK(k) if n > 0 => k,
+                _ => 0.0,
+            };
+            let (matched, total) = (matches[n] + added, totals[n] + added);
+            if total == 0.0 {
+                break;
+            }
+            if self.effective_order {
+                orders = n + 1;
+            }
+            parts.precisions[n] = match self.smoothing {
+                _ if matched != 0.0 => 100.0 * matched / total,
+                Smoothing::Exp => {
+                    halved *= 2.0;
+                    100.0 / (halved * total)
                 }
-                split_punctuation(&apart)
+                Smoothing::Floor(floor) => 100.0 * floor / total,
+                Smoothing::AddK(_) | Smoothing::None => 0.0,
+            };
+        }
+        let log_sum: f64 = parts.precisions[..orders].iter().map(|&p| log(p)).sum();
+        parts.score = brevity_penalty * (log_sum / orders as f64).exp();
+        parts
+    }
+}
+
+/// sacrebleu's logarithm, for which that of 0 is finite.
+fn log(x: f64) -> f64 {
+    match x == 0.0 {
+        true => -9_999_999_999.0,
+        false => x.ln(),
+    }
+}
+
+impl Counts for Bleu {
+    fn label(&self) -> String {
+        "BLEU".to_owned()
+    }
+
+    fn unit(&self) -> Unit {
+        Unit::Percent
+    }
+
+    fn width(&self) -> usize {
+        2 + 2 * self.max_order
+    }
+
+    /// Length of the hypothesis, length of the nearest reference, matches per order, n-grams per order.
+    fn count(
+        &self,
+        scratch: &mut Scratch,
+        hypothesis: &str,
+        references: &[String],
+        out: &mut [f64],
+    ) {
+        let texts: Vec<String> = std::iter::once(hypothesis)
+            .chain(references.iter().map(String::as_str))
+            .map(|text| self.tokenized(text))
+            .collect();
+        let mut ids = Words::default();
+        let ngrams = &mut scratch.ngrams;
+        ngrams.clear();
+        for text in &texts {
+            ngrams.push(words(text).map(|word| ids.id(word)));
+        }
+        ngrams.for_each_order(self.max_order, |mut order| {
+            if order.n() == 1 {
+                let len = order.total(0);
+                out[0] = len as f64;
+                // The first of the nearest; of two that are equally near, the shorter.
+                out[1] = (1..texts.len())
+                    .map(|text| order.total(text))
+                    .min_by_key(|&reference| (reference.abs_diff(len), reference))
+                    .unwrap_or(0) as f64;
             }
+            out[1 + order.n()] = order.matches(0, 1..texts.len()) as f64;
+            out[1 + self.max_order + order.n()] = order.total(0) as f64;
+        });
+    }
+
+    fn score(&self, sum: &[f64], _segments: usize) -> f64 {
+        self.parts(sum).score
+    }
+
+    fn signature(&self) -> Option<Vec<(&'static str, String)>> {
+        let smooth = match self.smoothing {
+            Smoothing::Exp => "exp".to_owned(),
+            Smoothing::Floor(value) => format!("floor[{value:.2}]"),
+            Smoothing::AddK(value) => format!("add-k[{value:.2}]"),
+            Smoothing::None => "none".to_owned(),
         };
-        spaced.split_whitespace().map(str::to_owned).collect()
+        Some(vec![
+            (
+                "case",
+                if self.lowercase { "lc" } else { "mixed" }.to_owned(),
+            ),
+            ("eff", crate::yes_no(self.effective_order)),
+            ("tok", self.tokenizer.to_string()),
+            ("smooth", smooth),
+        ])
     }
-}
 
-/// sacrebleu's ranges; the two that its source writes as five-digit escapes come out as U+2001..U+2A6D.
-fn is_chinese(c: char) -> bool {
-    matches!(u32::from(c),
-        0x2001..=0x2a6d | 0x2e80..=0x2eff | 0x2f00..=0x2fdf | 0x2ff0..=0x303f | 0x3100..=0x312f | 0x31a0..=0x31bf
-        | 0x31c0..=0x31ef | 0x3200..=0x33ff | 0x3400..=0x4db5 | 0x4e00..=0x9fbb | 0xf900..=0xfa2d | 0xfa30..=0xfa6a
-        | 0xfa70..=0xfad9 | 0xfe10..=0xfe1f | 0xfe30..=0xfe4f | 0xff00..=0xffef)
-}
-
-fn v13a(text: &str) -> String {
-    let text = text
-        .replace("<skipped>", "")
-        .replace("-\n", "")
-        .replace('\n', " ")
-        .replace("&quot;", "\"")
-        .replace("&amp;", "&")
-        .replace("&lt;", "<")
-        .replace("&gt;", ">");
-    split_punctuation(&format!(" {text} "))
-}
-
-/// Parts symbols from words; a period or comma stays between digits, a hyphen parts only after a digit.
-fn split_punctuation(text: &str) -> String {
-    let mut symbols = String::with_capacity(text.len() * 2);
-    for c in text.chars() {
-        if matches!(c, '{'..='~' | '['..='`' | ' '..='&' | '('..='+' | ':'..='@' | '/') {
-            symbols.extend([' ', c, ' ']);
-        } else {
-            symbols.push(c);
-        }
-    }
-    let symbols = after_non_digit(&symbols);
-    let symbols = before_non_digit(&symbols);
-    digit_hyphen(&symbols)
-}
-
-/// `([^0-9])([.,])` to `\1 \2 `.
-fn after_non_digit(text: &str) -> String {
-    pairs(text, |a, b| {
-        (!a.is_ascii_digit() && matches!(b, '.' | ',')).then(|| format!("{a} {b} "))
-    })
-}
-
-/// `([.,])([^0-9])` to ` \1 \2`.
-fn before_non_digit(text: &str) -> String {
-    pairs(text, |a, b| {
-        (matches!(a, '.' | ',') && !b.is_ascii_digit()).then(|| format!(" {a} {b}"))
-    })
-}
-
-/// `([0-9])(-)` to `\1 \2 `.
-fn digit_hyphen(text: &str) -> String {
-    pairs(text, |a, b| {
-        (a.is_ascii_digit() && b == '-').then(|| format!("{a} {b} "))
-    })
-}
-
-/// Replaces pairs of characters from left to right without overlap.
-fn pairs(text: &str, replace: impl Fn(char, char) -> Option<String>) -> String {
-    let chars: Vec<char> = text.chars().collect();
-    let mut out = String::with_capacity(text.len() + 16);
-    let mut at = 0;
-    while at < chars.len() {
-        let replaced = chars.get(at + 1).and_then(|&next| replace(chars[at], next));
-        match replaced {
-            Some(replacement) => {
-                out.push_str(&replacement);
-                at += 2;
-            }
-            None => {
-                out.push(chars[at]);
-                at += 1;
-            }
-        }
-    }
-    out
-}
-
-type Counts<'a> = HashMap<&'a [String], usize>;
-
-fn ngrams(tokens: &[String], n: usize) -> Counts<'_> {
-    let mut counts = HashMap::new();
-    for gram in tokens.windows(n) {
-        *counts.entry(gram).or_insert(0) += 1;
-    }
-    counts
-}
-
-/// Hypothesis length, reference length, then matches and totals of each order.
-pub(crate) fn stats(tokenizer: Tokenizer, hypothesis: &str, references: &[&str]) -> Vec<f64> {
-    let hypothesis = tokenizer.tokenize(hypothesis);
-    let references: Vec<Vec<String>> = references
-        .iter()
-        .map(|reference| tokenizer.tokenize(reference))
-        .collect();
-    let closest = references
-        .iter()
-        .map(Vec::len)
-        .min_by_key(|&len| (len.abs_diff(hypothesis.len()), len))
-        .unwrap_or(0);
-    let mut stats = vec![hypothesis.len() as f64, closest as f64];
-    for n in 1..=ORDER {
-        let mut best: Counts<'_> = HashMap::new();
-        for reference in &references {
-            for (gram, count) in ngrams(reference, n) {
-                let most = best.entry(gram).or_insert(0);
-                *most = count.max(*most);
-            }
-        }
-        let matches: usize = ngrams(&hypothesis, n)
-            .into_iter()
-            .map(|(gram, count)| count.min(best.get(gram).copied().unwrap_or(0)))
-            .sum();
-        stats.extend([
-            matches as f64,
-            (hypothesis.len() + 1).saturating_sub(n) as f64,
-        ]);
-    }
-    stats
-}
-
-/// 0..100.
-pub(crate) fn score(sum: &[f64]) -> f64 {
-    let (hypothesis_len, reference_len) = (sum[0], sum[1]);
-    let orders = || sum[2..].chunks_exact(2).map(|pair| (pair[0], pair[1]));
-    if orders().all(|(matches, _)| matches == 0.0) {
-        return 0.0;
-    }
-    let mut smooth = 1.0;
-    let mut log_sum = 0.0;
-    for (matches, total) in orders() {
-        if total == 0.0 {
-            return 0.0;
-        }
-        let precision = if matches == 0.0 {
-            smooth *= 2.0;
-            100.0 / (smooth * total)
-        } else {
-            100.0 * matches / total
+    fn details(&self, sum: &[f64], _segments: usize) -> Option<String> {
+        let parts = self.parts(sum);
+        let precisions: Vec<String> = parts.precisions.iter().map(|p| format!("{p:.1}")).collect();
+        let precisions = precisions.join("/");
+        let ratio = match parts.reference_len == 0.0 {
+            true => 0.0,
+            false => parts.hypothesis_len / parts.reference_len,
         };
-        log_sum += precision.ln();
-    }
-    let brevity = match hypothesis_len < reference_len {
-        true if hypothesis_len > 0.0 => (1.0 - reference_len / hypothesis_len).exp(),
-        true => 0.0,
-        false => 1.0,
-    };
-    brevity * (log_sum / ORDER as f64).exp()
-}
-
-/// Corpus BLEU of hypotheses against one reference each.
-pub fn corpus_bleu(tokenizer: Tokenizer, hypotheses: &[&str], references: &[&str]) -> f64 {
-    let mut sum = vec![0.0; 2 + 2 * ORDER];
-    for (hypothesis, reference) in hypotheses.iter().zip(references) {
-        let stats = stats(tokenizer, hypothesis, &[reference]);
-        sum.iter_mut()
-            .zip(stats)
-            .for_each(|(sum, stat)| *sum += stat);
-    }
-    score(&sum)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn v13a_splits_as_the_reference_does() {
-        let tokens = |text| Tokenizer::V13a.tokenize(text).join(" ");
-        assert_eq!(
-            tokens("Hello, world! It costs 1,000.50."),
-            "Hello , world ! It costs 1,000.50 ."
-        );
-        assert_eq!(tokens("5-year plan (new)"), "5 - year plan ( new )");
-        assert_eq!(tokens("&quot;a&quot;"), "\" a \"");
-    }
-
-    #[test]
-    fn a_perfect_corpus_scores_100_and_an_empty_one_0() {
-        let text = "the cat sat on the mat";
-        assert!((corpus_bleu(Tokenizer::V13a, &[text], &[text]) - 100.0).abs() < 1e-9);
-        assert_eq!(corpus_bleu(Tokenizer::V13a, &[""], &[text]), 0.0);
+        Some(format!(
+            "{precisions} (BP = {:.3} ratio = {ratio:.3} hyp_len = {} ref_len = {})",
+            parts.brevity_penalty, parts.hypothesis_len, parts.reference_len
+        ))
     }
 }

@@ -65,10 +65,10 @@ pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
 /// As [`read_text`].
 pub(crate) fn read_lines(path: &Path) -> anyhow::Result<Vec<String>> {
     let text = read_text(path)?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
     if text.is_empty() {
         return Ok(Vec::new());
     }
+    let text = text.strip_suffix('\n').unwrap_or(&text);
     Ok(text
         .split('\n')
         .map(|line| line.strip_suffix('\r').unwrap_or(line).to_owned())

@@ -4,7 +4,7 @@ use crate::plan::{Cell, Plan};
 use crate::store::{BlockRecord, Record, Sample, Store, Times};
 use crate::task::TaskData;
 use skipbench_engine::speedup;
-use skipbench_metrics::{Evaluation, evaluate, holm, paired};
+use skipbench_metrics::{Evaluation, Hypotheses, References, Resampling, evaluate, holm, paired};
 use skipbench_report::{MetricValue, ResultRow};
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ pub fn rows(plan: &Plan, store: &Store) -> anyhow::Result<Vec<ResultRow>> {
             continue;
         };
         let task = &plan.tasks[cell.task];
-        let scores = scores(task, samples, plan.experiment.seed)?;
+        let scores = scores(task, samples)?;
         groups
             .entry((cell.model, cell.task, cell.batch_size))
             .or_default()
@@ -37,17 +37,20 @@ pub fn rows(plan: &Plan, store: &Store) -> anyhow::Result<Vec<ResultRow>> {
     Ok(rows)
 }
 
-fn scores(task: &TaskData, samples: &[Sample], seed: u64) -> anyhow::Result<Vec<Evaluation>> {
-    let hypotheses: Vec<String> = samples.iter().map(|sample| sample.text.clone()).collect();
-    let references: Vec<Vec<String>> = task
-        .references
-        .iter()
-        .map(|reference| vec![reference.clone()])
-        .collect();
+fn scores(task: &TaskData, samples: &[Sample]) -> anyhow::Result<Vec<Evaluation>> {
+    let hypotheses = Hypotheses::new(samples.iter().map(|sample| sample.text.clone()));
+    let references = References::single(task.references.iter().cloned())?;
     task.metrics
         .iter()
-        .map(|metric| Ok(evaluate(metric, &hypotheses, &references, seed)?))
+        .map(|metric| Ok(evaluate(metric, &hypotheses, &references)?))
         .collect()
+}
+
+fn resampling(seed: u64) -> Resampling {
+    Resampling {
+        seed,
+        ..Resampling::default()
+    }
 }
 
 /// Paired tests of every strategy against the full network, corrected over the strategies of the group (Holm 1979).
@@ -71,7 +74,7 @@ fn compare(
     for (metric, baseline) in evaluations[full].iter().enumerate() {
         let p_values = others
             .iter()
-            .map(|&index| paired(baseline, &evaluations[index][metric], seed))
+            .map(|&index| paired(baseline, &evaluations[index][metric], &resampling(seed)))
             .collect::<Result<Vec<_>, _>>()?;
         let p_values: Vec<f64> = p_values.iter().map(|test| test.randomisation_p).collect();
         for (&index, p_value) in others.iter().zip(holm(&p_values)) {
@@ -138,10 +141,11 @@ fn row(
             .iter()
             .zip(scores)
             .map(|(metric, score)| {
+                let interval = score.interval(&resampling(plan.experiment.seed));
                 let value = MetricValue {
-                    score: score.score,
-                    lo: score.lo,
-                    hi: score.hi,
+                    score: score.score(),
+                    lo: interval.lo,
+                    hi: interval.hi,
                     p_value: None,
                 };
                 (metric.to_string(), value)

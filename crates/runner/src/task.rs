@@ -4,7 +4,7 @@ use crate::experiment::TaskEntry;
 use crate::load::{FilePairs, read_lines};
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
-use skipbench_metrics::MetricSpec;
+use skipbench_metrics::Metric;
 use skipbench_tasks::{DEFAULT_SEED, Split, Task};
 
 /// A task, ready to run.
@@ -23,7 +23,7 @@ pub struct TaskData {
     /// Longest answer in tokens.
     pub max_new_tokens: usize,
     /// Metrics, the first being the main one.
-    pub metrics: Vec<MetricSpec>,
+    pub metrics: Vec<Metric>,
 }
 
 impl TaskData {
@@ -57,7 +57,7 @@ impl TaskData {
                     references,
                     calibration,
                     max_new_tokens: entry.max_new_tokens,
-                    metrics: metrics(entry, &["bleu"])?,
+                    metrics: metrics(entry, &["bleu", "chrf"])?,
                     name,
                 })
             }
@@ -74,7 +74,7 @@ impl TaskData {
             entry.calibration_prompts,
         );
         let default: &[&str] = match task {
-            Task::Translation => &["bleu"],
+            Task::Translation => &["bleu", "chrf"],
             Task::Summarization => &["rougeL", "rouge1", "rouge2", "rougeLsum"],
         };
         Ok(Self {
@@ -111,7 +111,7 @@ impl TaskData {
     }
 }
 
-fn metrics(entry: &TaskEntry, default: &[&str]) -> anyhow::Result<Vec<MetricSpec>> {
+fn metrics(entry: &TaskEntry, default: &[&str]) -> anyhow::Result<Vec<Metric>> {
     let names: Vec<&str> = match entry.metrics.is_empty() {
         true => default.to_vec(),
         false => entry.metrics.iter().map(String::as_str).collect(),
