@@ -135,13 +135,16 @@ impl Evaluation {
     }
 
     /// sacrebleu's signature, which names everything that the score depends on; with `resampling` also the number of
-    /// resamples and their stream. `None` for a metric that sacrebleu does not have.
+    /// resamples and shuffles and their stream. `None` for a metric that sacrebleu does not have.
     pub fn signature(&self, resampling: Option<&Resampling>) -> Option<String> {
         let settings = self.metric.counts().signature()?;
         let references = self.references.map_or("var".to_owned(), |n| n.to_string());
         let mut pairs = vec![("nrefs", references)];
         if let Some(resampling) = resampling {
             pairs.push(("bs", resampling.resamples.to_string()));
+            if resampling.shuffles > 0 {
+                pairs.push(("ar", resampling.shuffles.to_string()));
+            }
             pairs.push(("seed", format!("chacha8-{}", resampling.seed)));
         }
         pairs.extend(settings);

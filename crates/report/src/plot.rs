@@ -271,7 +271,7 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
         .y_label_formatter(&digits)
         .draw()?;
     if let Some((_, line)) = &chart.guide {
-        let style = RGBColor(160, 160, 160).stroke_width(1 * UNIT);
+        let style = RGBColor(160, 160, 160).stroke_width(UNIT);
         context.draw_series(DashedLineSeries::new(
             line.iter().copied(),
             6 * PX,
@@ -289,7 +289,7 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
             [vertical, horizontal].into_iter().flatten()
         });
         context.draw_series(
-            bars.map(|bar| PathElement::new(bar, color.mix(0.5).stroke_width(1 * UNIT))),
+            bars.map(|bar| PathElement::new(bar, color.mix(0.5).stroke_width(UNIT))),
         )?;
         for point in &series.points {
             context.draw_series(std::iter::once(
@@ -318,7 +318,7 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
         y += 22 * PX;
     }
     if let Some((name, _)) = &chart.guide {
-        let grey = RGBColor(160, 160, 160).stroke_width(1 * UNIT);
+        let grey = RGBColor(160, 160, 160).stroke_width(UNIT);
         for start in [6 * PX, 16 * PX, 26 * PX] {
             area.draw(&PathElement::new(
                 vec![(start, y), (start + 6 * PX, y)],

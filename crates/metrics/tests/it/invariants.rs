@@ -232,7 +232,7 @@ fn signatures_name_the_resamples() {
             .signature(Some(&Resampling::default()))
             .as_deref(),
         Some(
-            "nrefs:var|bs:1000|seed:chacha8-12345|case:mixed|eff:yes|nc:6|nw:2|space:no|version:2.6.0"
+            "nrefs:var|bs:1000|ar:10000|seed:chacha8-12345|case:mixed|eff:yes|nc:6|nw:2|space:no|version:2.6.0"
         )
     );
 }

@@ -289,7 +289,13 @@ impl Scored<'_> {
 
     /// What the intervals and p-values come from, where there are any.
     fn used(&self) -> Option<Resampling> {
-        (self.args.confidence || self.baseline.is_some()).then(|| self.resampling())
+        match &self.baseline {
+            Some(_) => Some(self.resampling()),
+            None => self.args.confidence.then(|| Resampling {
+                shuffles: 0,
+                ..self.resampling()
+            }),
+        }
     }
 
     fn json(&self) -> anyhow::Result<serde_json::Value> {

@@ -6,5 +6,6 @@ mod generate;
 mod layers;
 mod run;
 mod schema;
+mod score;
 mod support;
 mod train;
