@@ -1,5 +1,5 @@
 //! Scores against the reference implementations.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod golden;
 mod invariants;
