@@ -4,6 +4,8 @@
 #
 #   scripts/gpu_check.sh BINARY [OUT]      OUT defaults to runs/gpu-check
 #
+# BINARY may be a stripped copy, which is smaller: `strip -o skipbench-cuda target/release/skipbench`.
+#
 # 1. Tiny models of every family (crates/model/tests/fixtures) and the shipped checkpoint: the GPU's tokens in f32 must
 #    equal the CPU's, under the full network and under skipping, alone and in a batch.
 # 2. `full` and `unified@2` are timed on the shipped checkpoint; the report lies in OUT/timing.
@@ -11,7 +13,7 @@
 # Exit code 0: all equal and timed. SKIPBENCH_DEVICE=cpu tries the script itself where there is no GPU.
 set -euo pipefail
 
-[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 binary=$(realpath "$1")
 cd "$(dirname "$0")/.."
 out=${2:-runs/gpu-check}

@@ -30,9 +30,12 @@ impl DeviceName {
             DeviceName::Cuda if !candle_core::utils::cuda_is_available() => bail!(
                 "device `cuda`: this binary was built without CUDA; build it with `--features cuda`, or use `device: cpu`"
             ),
-            DeviceName::Cuda => {
-                Device::new_cuda(0).context("device `cuda`: no usable GPU; use `device: cpu`")
-            }
+            DeviceName::Cuda => Device::new_cuda(0).map_err(|error| {
+                // Behind the first line candle's error carries a backtrace where those are asked for.
+                let error = error.to_string();
+                let reason = error.lines().next().unwrap_or_default();
+                anyhow::anyhow!("device `cuda`: no usable GPU ({reason}); use `device: cpu`")
+            }),
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::progress;
 use crate::store::{Record, Sample, Store, write_whole};
 use crate::summary;
 use anyhow::Context;
+use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 use skipbench_engine::Engine;
@@ -38,8 +39,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         plan.experiment.out = args.out;
     }
     let dir = plan.experiment.out_dir();
+    let device = plan.experiment.device.open()?;
     let mut store = Store::open(&dir)?;
-    let failed = run_cells(&plan, &mut store)?;
+    let failed = run_cells(&plan, &device, &mut store)?;
     write_report(&plan, &store, &dir, &failed)?;
     Ok(match failed.is_empty() {
         true => ExitCode::SUCCESS,
@@ -48,7 +50,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Gives the cells that failed, with why.
-fn run_cells(plan: &Plan, store: &mut Store) -> anyhow::Result<Vec<(String, String)>> {
+fn run_cells(
+    plan: &Plan,
+    device: &Device,
+    store: &mut Store,
+) -> anyhow::Result<Vec<(String, String)>> {
     let mut failed = Vec::new();
     let bar = progress::bar(plan.cells.len() as u64, "cells");
     for (index, model) in plan.models.iter().enumerate() {
@@ -62,7 +68,7 @@ fn run_cells(plan: &Plan, store: &mut Store) -> anyhow::Result<Vec<(String, Stri
         if todo.is_empty() {
             continue;
         }
-        let loaded = load(plan, model)?;
+        let loaded = load(plan, model, device)?;
         // A threshold is found on a task once, whatever the batch size: rows do not depend on it.
         let mut calibrations: HashMap<(usize, String), Calibrated> = HashMap::new();
         for cell in todo {
@@ -106,10 +112,9 @@ fn run_cell(
     cell::run(loaded, cell, task, calibrated, &plan.experiment)
 }
 
-fn load(plan: &Plan, model: &ModelPlan) -> anyhow::Result<Loaded> {
-    let device = plan.experiment.device.open()?;
+fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loaded> {
     let dtype = plan.experiment.dtype.map(Into::into);
-    let decoder = Decoder::load(&model.entry.path, &device, dtype, Backend::Auto)
+    let decoder = Decoder::load(&model.entry.path, device, dtype, Backend::Auto)
         .with_context(|| format!("model `{}`", model.name))?;
     let tokenizer = TextTokenizer::load(&model.entry.path, decoder.sizes().vocab_size)?;
     Ok(Loaded {
