@@ -56,8 +56,8 @@ pub enum Smoothing {
 
 /// BLEU's parts: what sacrebleu prints behind the score.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Parts {
-    pub(crate) score: f64,
+struct Anatomy {
+    score: f64,
     precisions: Vec<f64>,
     brevity_penalty: f64,
     hypothesis_len: f64,
@@ -77,7 +77,7 @@ impl Bleu {
     }
 
     /// The score and its parts from summed counts.
-    pub(crate) fn parts(&self, sum: &[f64]) -> Parts {
+    fn anatomy(&self, sum: &[f64]) -> Anatomy {
         let (lens, counts) = sum.split_at(2);
         let (matches, totals) = counts.split_at(self.max_order);
         let (hypothesis_len, reference_len) = (lens[0], lens[1]);
@@ -88,7 +88,7 @@ impl Bleu {
         } else {
             0.0
         };
-        let mut parts = Parts {
+        let mut parts = Anatomy {
             score: 0.0,
             precisions: vec![0.0; self.max_order],
             brevity_penalty,
@@ -183,7 +183,7 @@ impl Counts for Bleu {
     }
 
     fn score(&self, sum: &[f64], _segments: usize) -> f64 {
-        self.parts(sum).score
+        self.anatomy(sum).score
     }
 
     fn signature(&self) -> Option<Vec<(&'static str, String)>> {
@@ -204,8 +204,17 @@ impl Counts for Bleu {
         ])
     }
 
+    fn parts(&self, sum: &[f64], _segments: usize) -> Vec<(&'static str, f64)> {
+        let parts = self.anatomy(sum);
+        vec![
+            ("brevity_penalty", parts.brevity_penalty),
+            ("hypothesis_len", parts.hypothesis_len),
+            ("reference_len", parts.reference_len),
+        ]
+    }
+
     fn details(&self, sum: &[f64], _segments: usize) -> Option<String> {
-        let parts = self.parts(sum);
+        let parts = self.anatomy(sum);
         let precisions: Vec<String> = parts.precisions.iter().map(|p| format!("{p:.1}")).collect();
         let precisions = precisions.join("/");
         let ratio = match parts.reference_len == 0.0 {

@@ -182,6 +182,14 @@ impl Evaluation {
         line
     }
 
+    /// The numbers that the score is made of, by name: BLEU's brevity penalty and lengths, TER's edits, ROUGE's precision,
+    /// recall and F1.
+    pub fn parts(&self) -> Vec<(&'static str, f64)> {
+        self.metric
+            .counts()
+            .parts(&self.table().sum(), self.segments)
+    }
+
     /// What stands behind the score in a score line: BLEU's precisions and lengths, ROUGE's precision and recall.
     pub fn details(&self) -> Option<String> {
         self.metric

@@ -47,7 +47,7 @@ pub use chrf::Chrf;
 pub use evaluation::{Evaluation, Hypotheses, References, evaluate, paired};
 pub use metric::{Metric, MetricError, Unit};
 pub use resample::{Interval, Paired, Resampling, holm};
-pub use rouge::{Rouge, RougeKind, RougeScore};
+pub use rouge::{Rouge, RougeKind};
 pub use ter::Ter;
 pub use tokenizer::Tokenizer;
 
@@ -84,6 +84,12 @@ pub(crate) trait Counts: Sync {
     /// The settings that a signature names; `None` for a metric without signatures.
     fn signature(&self) -> Option<Vec<(&'static str, String)>> {
         None
+    }
+
+    /// The numbers that the score is made of, by name.
+    fn parts(&self, sum: &[f64], segments: usize) -> Vec<(&'static str, f64)> {
+        let _ = (sum, segments);
+        Vec::new()
     }
 
     /// What a score line says behind the score.

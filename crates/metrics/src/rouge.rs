@@ -31,13 +31,13 @@ pub enum RougeKind {
 
 /// Precision, recall and F1.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct RougeScore {
+struct RougeScore {
     /// Matched share of the hypothesis.
-    pub precision: f64,
+    precision: f64,
     /// Matched share of the reference.
-    pub recall: f64,
+    recall: f64,
     /// Their harmonic mean.
-    pub f1: f64,
+    f1: f64,
 }
 
 impl RougeScore {
@@ -222,6 +222,13 @@ impl Counts for Rouge {
 
     fn score(&self, sum: &[f64], segments: usize) -> f64 {
         sum[2] / segments as f64
+    }
+
+    fn parts(&self, sum: &[f64], segments: usize) -> Vec<(&'static str, f64)> {
+        ["precision", "recall", "f1"]
+            .into_iter()
+            .zip(sum.iter().map(|sum| sum / segments as f64))
+            .collect()
     }
 
     fn details(&self, sum: &[f64], segments: usize) -> Option<String> {

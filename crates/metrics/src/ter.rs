@@ -134,6 +134,10 @@ impl Counts for Ter {
         }
     }
 
+    fn parts(&self, sum: &[f64], _segments: usize) -> Vec<(&'static str, f64)> {
+        vec![("edits", sum[0]), ("reference_len", sum[1])]
+    }
+
     fn signature(&self) -> Option<Vec<(&'static str, String)>> {
         let case = if self.case_sensitive { "mixed" } else { "lc" };
         Some(vec![

@@ -34,7 +34,7 @@ pub struct ScoreArgs {
     /// Add the 95% bootstrap interval
     #[arg(long)]
     confidence: bool,
-    /// Add a score for each segment
+    /// Add a score for each segment, with the same settings (BLEU: consider `--effective-order`)
     #[arg(long)]
     sentence: bool,
     /// Ignore case (TER and ROUGE always do)
@@ -306,6 +306,9 @@ impl Scored<'_> {
         });
         if let Some(signature) = system.signature(self.used().as_ref()) {
             value["signature"] = signature.into();
+        }
+        for (name, part) in system.parts() {
+            value[name] = part.into();
         }
         if let Some(details) = system.details() {
             value["details"] = details.into();
