@@ -139,7 +139,10 @@ fn googles_rouge_vectors() {
         let found = evaluate(&metric, &hypothesis, &reference).unwrap();
         let tolerance = case["tolerance"].as_f64().unwrap();
         for ((name, part), key) in found.parts().into_iter().zip(["p", "r", "f"]) {
-            let expected = case["expected"][key].as_f64().unwrap();
+            // Some cases give F1 alone.
+            let expected = case["expected"][key].as_f64();
+            assert!(key != "f" || expected.is_some());
+            let Some(expected) = expected else { continue };
             assert!(
                 (part - expected).abs() <= tolerance,
                 "{name} {part} for {case}"
