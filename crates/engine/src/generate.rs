@@ -110,19 +110,16 @@ impl<'a> Engine<'a> {
         run.out.prefill_s = clock.stop(self.model)?;
         let mut live = run.accept((0..prompts.len()).zip(first), shape.n_layers, options);
 
-        for step in 1..options.max_new_tokens {
-            if live.is_empty() {
-                break;
-            }
+        let mut step = 1;
+        while !live.is_empty() && step < options.max_new_tokens {
             let clock = Clock::start(self.model)?;
-            let plan = strategy.plan(step);
-            let spans: Vec<Span> = live
-                .iter()
-                .map(|&row| Span::token(row, prompts[row].len() + step - 1))
-                .collect();
-            let tokens = run.decode(&spans, &plan, strategy)?;
+            let decoded = match strategy.draft_length() {
+                Some(length) => run.speculate(prompts, &live, length, strategy, options)?,
+                None => run.step(prompts, &live, step, strategy)?,
+            };
             run.out.step_s.push(clock.stop(self.model)?);
-            live = run.accept_each(tokens, options);
+            live = run.accept_each(decoded, options);
+            step += 1;
         }
         Ok(run.out)
     }
@@ -173,18 +170,18 @@ impl<'a> Engine<'a> {
 }
 
 /// One call of [`Engine::generate`].
-struct Run<'a> {
-    model: &'a dyn CausalLm,
+pub(crate) struct Run<'a> {
+    pub(crate) model: &'a dyn CausalLm,
     needs: Needs,
-    cache: KvCache,
-    out: Generation,
+    pub(crate) cache: KvCache,
+    pub(crate) out: Generation,
 }
 
-/// A row's token of this step and the layers it took.
-struct Decoded {
-    row: usize,
-    token: u32,
-    layers: usize,
+/// A token of a row and the layers it took.
+pub(crate) struct Decoded {
+    pub(crate) row: usize,
+    pub(crate) token: u32,
+    pub(crate) layers: usize,
 }
 
 impl Run<'_> {
@@ -206,20 +203,38 @@ impl Run<'_> {
         signal::argmax(&self.model.head(&select(&hidden, &ends)?)?)
     }
 
-    /// One token for each span: the plan's layers, but for rows that exit before the last.
-    fn decode(
+    /// The next token of every row that is live.
+    fn step(
         &mut self,
+        prompts: &[Vec<u32>],
+        live: &[usize],
+        step: usize,
+        strategy: &mut dyn Strategy,
+    ) -> Result<Vec<Decoded>> {
+        let spans: Vec<Span> = live
+            .iter()
+            .map(|&row| Span::token(row, prompts[row].len() + step - 1))
+            .collect();
+        let ids: Vec<u32> = live.iter().map(|&row| self.last_token(row)).collect();
+        self.out.ledger.step(self.model.sizes(), &spans);
+        let plan = strategy.plan(step);
+        self.decode(&ids, &spans, &plan, strategy)
+    }
+
+    pub(crate) fn last_token(&self, row: usize) -> u32 {
+        self.out.rows[row].tokens.last().copied().unwrap_or(0)
+    }
+
+    /// What follows each of `ids`, which stand at `spans`: the plan's layers, but for rows that exit before the last.
+    pub(crate) fn decode(
+        &mut self,
+        ids: &[u32],
         spans: &[Span],
         plan: &StepPlan,
         strategy: &mut dyn Strategy,
     ) -> Result<Vec<Decoded>> {
         let sizes = self.model.sizes();
-        let ids: Vec<u32> = spans
-            .iter()
-            .map(|span| self.out.rows[span.row].tokens.last().copied().unwrap_or(0))
-            .collect();
-        self.out.ledger.step(sizes, spans);
-        let mut hidden = self.model.embed(&ids)?;
+        let mut hidden = self.model.embed(ids)?;
         let mut spans = spans.to_vec();
         let mut decoded = Vec::with_capacity(spans.len());
         // States that still need the head: rows, layers run, and `[rows, d_model]`.
@@ -308,7 +323,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn head(&mut self, hidden: &Tensor) -> Result<Tensor> {
+    pub(crate) fn head(&mut self, hidden: &Tensor) -> Result<Tensor> {
         self.out.ledger.head(self.model.sizes());
         Ok(self.model.head(hidden)?)
     }
@@ -337,7 +352,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Records one token of each row; gives the rows that go on.
+    /// Records a token of each row; gives the rows that go on.
     fn accept(
         &mut self,
         tokens: impl IntoIterator<Item = (usize, u32)>,
@@ -351,13 +366,19 @@ impl Run<'_> {
         self.accept_each(decoded, options)
     }
 
+    /// Records tokens, those of a row one after the other; gives the rows that go on.
     fn accept_each(&mut self, decoded: Vec<Decoded>, options: &Options) -> Vec<usize> {
         let mut live = Vec::with_capacity(decoded.len());
         for Decoded { row, token, layers } in decoded {
-            self.out.rows[row].tokens.push(token);
-            self.out.rows[row].layers.push(layers);
-            if !options.eos_ids.contains(&token) {
-                live.push(row);
+            let output = &mut self.out.rows[row];
+            output.tokens.push(token);
+            output.layers.push(layers);
+            let ended =
+                options.eos_ids.contains(&token) || output.tokens.len() == options.max_new_tokens;
+            match (ended, live.last() == Some(&row)) {
+                (true, true) => drop(live.pop()),
+                (false, false) => live.push(row),
+                _ => {}
             }
         }
         live

@@ -48,6 +48,6 @@ impl Ledger {
 }
 
 fn kv_read(sizes: &ModelSizes, spans: &[Span]) -> u64 {
-    let positions: usize = spans.iter().map(|span| span.start + 1).sum();
+    let positions: usize = spans.iter().map(|span| span.start + span.len).sum();
     positions as u64 * sizes.kv_position_bytes
 }

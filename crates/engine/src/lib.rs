@@ -14,6 +14,7 @@ mod error;
 mod generate;
 mod ledger;
 mod signal;
+mod speculate;
 mod timing;
 
 pub use error::{EngineError, Result};

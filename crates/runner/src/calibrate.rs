@@ -37,10 +37,12 @@ pub(crate) fn calibrate(
             note: None,
         });
     };
+    // A speculative strategy's own layers include those that verify; its threshold is the drafting strategy's.
+    let tried = spec.draft().unwrap_or(spec);
     let wanted = engine.model().sizes().n_layers as f64 / target;
     let layers_at = |threshold: f64| -> anyhow::Result<f64> {
         let (mut layers, mut tokens) = (0, 0);
-        let mut strategy = spec
+        let mut strategy = tried
             .with_threshold(threshold)
             .build(engine.model().sizes().n_layers)?;
         for batch in prompts.chunks(BATCH) {

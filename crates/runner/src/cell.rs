@@ -217,6 +217,7 @@ fn timing(
             batch: block.batch,
             rows: plan.batches[block.batch].len(),
             prompt_tokens: plan.batches[block.batch].iter().map(Vec::len).sum(),
+            decoded_tokens: block.strategy.decoded_tokens(),
             full: times(&block.full),
             strategy: times(&block.strategy),
         })

@@ -44,6 +44,8 @@ pub struct BlockRecord {
     pub rows: usize,
     /// Prompt tokens of all rows.
     pub prompt_tokens: usize,
+    /// Tokens of all rows that the decode steps generated, by either.
+    pub decoded_tokens: usize,
     /// The full network.
     pub full: Times,
     /// The strategy.

@@ -168,23 +168,19 @@ impl Speed {
     fn of(blocks: &[BlockRecord]) -> Option<Self> {
         let sum =
             |of: fn(&Times) -> f64| -> f64 { blocks.iter().map(|block| of(&block.strategy)).sum() };
-        let steps: usize = blocks.iter().map(|block| block.strategy.step_s.len()).sum();
-        let decoded: usize = blocks
-            .iter()
-            .map(|block| block.rows * block.strategy.step_s.len())
-            .sum();
+        let count = |of: fn(&BlockRecord) -> usize| -> usize { blocks.iter().map(of).sum() };
+        let decoded = count(|block| block.decoded_tokens);
         let (prefill_s, decode_s) = (sum(|times| times.prefill_s), sum(Times::decode_s));
-        if steps == 0 || decode_s <= 0.0 {
+        if decoded == 0 || decode_s <= 0.0 {
             return None;
         }
+        // Seconds in which every row of a batch gets one token.
+        let rows = count(|block| block.rows) as f64 / blocks.len() as f64;
         // The paper counts prompt and output over the whole time (README of its code).
-        let all: usize = blocks
-            .iter()
-            .map(|block| block.prompt_tokens + block.rows * (block.strategy.step_s.len() + 1))
-            .sum();
+        let all = count(|block| block.prompt_tokens + block.rows) + decoded;
         Some(Self {
             ttft_ms: 1e3 * prefill_s / blocks.len() as f64,
-            tpot_ms: 1e3 * decode_s / steps as f64,
+            tpot_ms: 1e3 * decode_s * rows / decoded as f64,
             tokens_per_s: decoded as f64 / decode_s,
             paper_tokens_per_s: all as f64 / (prefill_s + decode_s),
         })

@@ -24,6 +24,9 @@ pub struct Explanation {
     /// What each step runs, for a strategy whose layers depend on the position; empty for the others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepRange>,
+    /// Where the layers only draft: the tokens drafted before all layers verify them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft_length: Option<usize>,
     /// The layers after which a token may exit; empty if it cannot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<usize>,
@@ -47,6 +50,18 @@ impl Explanation {
         max_new_tokens: usize,
     ) -> Result<Self, StrategyError> {
         spec.validate(n_layers)?;
+        if let Some(draft) = spec.draft() {
+            let whole = spec.with_threshold(0.5).build(n_layers)?;
+            return Ok(Self {
+                strategy: spec.to_string(),
+                variant: spec.variant(),
+                draft_length: whole.draft_length(),
+                // What the drafts gain depends on how many of them stand.
+                layers_per_step: None,
+                layer_speedup: None,
+                ..Self::of(draft, n_layers, max_new_tokens)?
+            });
+        }
         // The layers and checks of a strategy that is still to be calibrated do not depend on the knob.
         let built = spec
             .knob()
@@ -90,6 +105,7 @@ impl Explanation {
             layers_per_step,
             layer_speedup: layers_per_step.map(|layers| n_layers as f64 / layers),
             steps,
+            draft_length: None,
             checks,
         })
     }

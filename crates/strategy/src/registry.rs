@@ -3,10 +3,10 @@
 use crate::error::nearest;
 use crate::strategies::{
     bottom::Bottom, early_exit::EarlyExit, full::Full, middle::Middle, random::Random,
-    skip_decode::SkipDecode, top::Top, unified::Unified,
+    self_speculative::SelfSpeculative, skip_decode::SkipDecode, top::Top, unified::Unified,
 };
 use crate::strict::StrictSeed;
-use crate::{Knob, Strategy, StrategyError};
+use crate::{Knob, Strategy, StrategyError, StrategySpec};
 use schemars::JsonSchema;
 use serde::de::MapAccess;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,11 @@ pub(crate) trait Settings {
 
     /// Where a threshold goes; `None` for a strategy that takes none.
     fn threshold_mut(&mut self) -> Option<&mut Option<f64>> {
+        None
+    }
+
+    /// The strategy that drafts for it, where one does.
+    fn draft(&self) -> Option<&StrategySpec> {
         None
     }
 
@@ -112,6 +117,8 @@ registry! {
     SkipDecode,
     /// Each token leaves when the model is sure of it.
     EarlyExit,
+    /// Some layers draft, all verify: the full network's tokens.
+    SelfSpeculative,
 }
 
 impl Kind {

@@ -53,6 +53,18 @@ impl StrategySpec {
         }
     }
 
+    /// Unified skipping by the published rule, without a target.
+    pub(crate) fn unified() -> Self {
+        Self {
+            kind: Kind::Unified(Default::default()),
+        }
+    }
+
+    /// The strategy of this name with its default settings.
+    pub(crate) fn named(name: &str) -> Result<Self, StrategyError> {
+        Kind::named(name).map(|kind| Self { kind })
+    }
+
     /// Every strategy with its default settings and no target, in the order in which help texts list them.
     pub fn all() -> Vec<Self> {
         Kind::all().into_iter().map(|kind| Self { kind }).collect()
@@ -83,7 +95,7 @@ impl StrategySpec {
     #[must_use]
     pub fn with_target(&self, speedup: f64) -> Self {
         let mut spec = self.clone();
-        if let Some(slot) = spec.kind.settings_mut().speedup_mut() {
+        if let Some(slot) = spec.speedup_mut() {
             *slot = Some(speedup);
         }
         spec
@@ -98,10 +110,25 @@ impl StrategySpec {
     #[must_use]
     pub fn with_threshold(&self, threshold: f64) -> Self {
         let mut spec = self.clone();
-        if let Some(slot) = spec.kind.settings_mut().threshold_mut() {
+        if let Some(slot) = spec.threshold_mut() {
             *slot = Some(threshold);
         }
         spec
+    }
+
+    /// The strategy that drafts for a speculative one; its threshold and target are the drafting strategy's.
+    pub fn draft(&self) -> Option<&StrategySpec> {
+        self.kind.settings().draft()
+    }
+
+    /// Where the target goes; `None` for a strategy that takes none.
+    pub(crate) fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
+        self.kind.settings_mut().speedup_mut()
+    }
+
+    /// Where the threshold goes; `None` for a strategy that takes none.
+    pub(crate) fn threshold_mut(&mut self) -> Option<&mut Option<f64>> {
+        self.kind.settings_mut().threshold_mut()
     }
 
     /// What has to be calibrated before [`build`](Self::build) succeeds: the threshold of a dynamic

@@ -163,6 +163,16 @@ pub trait Strategy: Send {
         Verdict::Continue
     }
 
+    /// How many tokens it drafts before all layers verify them in one pass; `None` for a strategy whose tokens stand.
+    fn draft_length(&self) -> Option<usize> {
+        None
+    }
+
+    /// Takes the outcome of a verification, over all rows: how many tokens were drafted, and how many of them stand.
+    fn verified(&mut self, drafted: usize, accepted: usize) {
+        let _ = (drafted, accepted);
+    }
+
     /// The union of the layers that any step may run, so that the KV cache allocates nothing for
     /// the rest. Known after [`begin`](Self::begin).
     fn reachable(&self) -> LayerSet;

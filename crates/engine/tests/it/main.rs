@@ -4,4 +4,5 @@
 mod exits;
 mod mock;
 mod parity;
+mod speculate;
 mod support;

@@ -49,5 +49,12 @@ pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
     writeln!(out, "{} of {} layers", layers.len(), args.n_layers)?;
     writeln!(out, "{blocks}")?;
     writeln!(out, "{}", layers.join(", "))?;
+    if let Some(length) = explanation.draft_length {
+        writeln!(
+            out,
+            "they draft {length} tokens at a time; all {} layers verify them",
+            args.n_layers
+        )?;
+    }
     Ok(ExitCode::SUCCESS)
 }

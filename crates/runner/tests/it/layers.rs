@@ -16,6 +16,7 @@ fn the_layers_are_drawn() {
         "top@2",
         "middle@3",
         "skip-decode@2",
+        "self-speculative:top@2",
     ]
     .iter()
     .map(|strategy| format!("{strategy}\n{}", layers(strategy, "16")))

@@ -5,6 +5,7 @@ pub(crate) mod early_exit;
 pub(crate) mod full;
 pub(crate) mod middle;
 pub(crate) mod random;
+pub(crate) mod self_speculative;
 pub(crate) mod skip_decode;
 pub(crate) mod top;
 pub(crate) mod unified;

@@ -102,8 +102,8 @@ fn explains_itself() {
 
 #[test]
 fn mistakes_in_the_short_form() {
-    assert_snapshot!(parse_error("unifed@2"), @"unknown strategy `unifed` (did you mean `unified`?); known: full, unified, top, bottom, middle, random, skip-decode, early-exit");
-    assert_snapshot!(parse_error("zzz"), @"unknown strategy `zzz`; known: full, unified, top, bottom, middle, random, skip-decode, early-exit");
+    assert_snapshot!(parse_error("unifed@2"), @"unknown strategy `unifed` (did you mean `unified`?); known: full, unified, top, bottom, middle, random, skip-decode, early-exit, self-speculative");
+    assert_snapshot!(parse_error("zzz"), @"unknown strategy `zzz`; known: full, unified, top, bottom, middle, random, skip-decode, early-exit, self-speculative");
     assert_snapshot!(parse_error("unified:evn@2"), @"unknown variant `evn` of `unified` (did you mean `even`?); known: published, even");
     assert_snapshot!(parse_error("top:even@2"), @"`top` has no variants, but `even` was given; leave it out");
     assert_snapshot!(parse_error("unified@2x"), @"cannot read strategy `unified@2x`: `2x` after the @ is not a number (the form is name[:variant][@speedup], as in unified:even@3)");
@@ -181,13 +181,13 @@ fn mistakes_in_the_long_form() {
       |                           ^ invalid floating point
     "#);
     assert_snapshot!(error("erly-exit: {speedup: 2}"), @r#"
-    error: line 3 column 5: unknown strategy `erly-exit` (did you mean `early-exit`?); known: full, unified, top, bottom, middle, random, skip-decode, early-exit
+    error: line 3 column 5: unknown strategy `erly-exit` (did you mean `early-exit`?); known: full, unified, top, bottom, middle, random, skip-decode, early-exit, self-speculative
      --> <input>:3:5
       |
     1 | strategies:
     2 |   - full
     3 |   - erly-exit: {speedup: 2}
-      |     ^ unknown strategy `erly-exit` (did you mean `early-exit`?); known: full, unified, top, bottom, middle, random, skip-decode, early-exit
+      |     ^ unknown strategy `erly-exit` (did you mean `early-exit`?); known: full, unified, top, bottom, middle, random, skip-decode, early-exit, self-speculative
     "#);
     assert_snapshot!(error("unified:\n    speedup: 2"), @r#"
     error: line 3 column 5: a strategy is one name with its settings below it, but `speedup` stands beside `unified`; indent it if it is a setting of `unified`

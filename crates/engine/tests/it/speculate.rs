@@ -1,0 +1,99 @@
+//! Self-speculative decoding is the full network's, token for token.
+
+use crate::support::{fixed, generate, load, spec};
+use proptest::prelude::*;
+use skipbench_engine::{Generation, Options};
+use skipbench_model::{Backend, CausalLm};
+use skipbench_strategy::StrategySpec;
+
+const DRAFTS: [&str; 7] = [
+    "self-speculative@2",
+    "self-speculative:top@2",
+    "self-speculative:bottom@3",
+    "self-speculative:middle@1.5",
+    "self-speculative:random@2",
+    "self-speculative:unified@1",
+    "self-speculative:early-exit@2",
+];
+
+fn drafts() -> Vec<StrategySpec> {
+    let mut specs: Vec<StrategySpec> = DRAFTS
+        .iter()
+        .map(|text| spec(text).with_threshold(0.2))
+        .collect();
+    for long in [
+        r#"{"self-speculative": {"draft": "top@2", "draft-length": 1}}"#,
+        r#"{"self-speculative": {"draft": "unified:even@2", "draft-length": 9}}"#,
+        r#"{"self-speculative": {"draft": "top@3", "adaptive": true}}"#,
+        r#"{"self-speculative": {"draft": {"early-exit": {"signal": "cosine", "threshold": 0.9}}}}"#,
+    ] {
+        specs.push(serde_json::from_str(long).unwrap());
+    }
+    specs
+}
+
+fn tokens(generation: &Generation) -> Vec<&[u32]> {
+    let rows = generation.rows.iter();
+    rows.map(|row| row.tokens.as_slice()).collect()
+}
+
+#[test]
+fn every_draft_gives_the_full_networks_tokens() {
+    let prompts: Vec<Vec<u32>> = vec![vec![3, 17, 40, 9], vec![5], vec![60, 2, 33, 8, 21, 7, 11]];
+    for name in ["llama1", "llama2-gqa-tied", "qwen2", "bloom-odd-heads-bare"] {
+        for backend in [Backend::Auto, Backend::Composed] {
+            let model = load(name, backend);
+            let full = generate(&model, &prompts, &spec("full"), &fixed(20));
+            for draft in drafts() {
+                let found = generate(&model, &prompts, &draft, &fixed(20));
+                assert_eq!(tokens(&found), tokens(&full), "{name} {backend:?} {draft}");
+                assert!(found.rows.iter().all(|row| row.layers.len() == 20));
+                assert_eq!(found.ledger.full_bytes > 0, found.ledger.bytes > 0);
+            }
+        }
+    }
+}
+
+/// A draft by all layers always stands: five tokens a round, and nothing wasted.
+#[test]
+fn rounds_and_layers_are_counted() {
+    let model = load("llama1", Backend::Auto);
+    let n_layers = model.sizes().n_layers;
+    let generation = generate(
+        &model,
+        &[vec![3, 17, 40]],
+        &spec("self-speculative:unified@1"),
+        &fixed(21),
+    );
+    assert_eq!(generation.step_s.len(), 4);
+    // Each round: four drafted and verified tokens, and one that only the verification gives.
+    let round = [2, 2, 2, 2, 1].map(|passes| passes * n_layers);
+    assert_eq!(generation.rows[0].layers[0], n_layers);
+    assert_eq!(generation.rows[0].layers[1..], round.repeat(4));
+    assert_eq!(generation.decoded_tokens(), 20);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Rows of any lengths, ends of sequence in the middle of a draft, and any limit.
+    #[test]
+    fn ends_and_batches_do_not_matter(
+        prompts in prop::collection::vec(prop::collection::vec(0u32..96, 1..9), 1..5),
+        max_new_tokens in 1usize..18,
+        eos in prop::collection::vec(0u32..96, 0..40),
+        draft in 0usize..11,
+    ) {
+        let model = load("llama1", Backend::Auto);
+        let options = Options { max_new_tokens, eos_ids: eos, ..Options::default() };
+        let draft = &drafts()[draft];
+        let full = generate(&model, &prompts, &spec("full"), &options);
+        let found = generate(&model, &prompts, draft, &options);
+        prop_assert_eq!(tokens(&found), tokens(&full), "{}", draft);
+        for (row, prompt) in found.rows.iter().zip(&prompts) {
+            let alone = generate(&model, std::slice::from_ref(prompt), draft, &options);
+            prop_assert_eq!(&alone.rows[0].tokens, &row.tokens);
+            prop_assert_eq!(row.layers.len(), row.tokens.len());
+        }
+    }
+}
