@@ -101,13 +101,15 @@ impl ResultRow {
         (&self.model, &self.task, self.batch_size)
     }
 
-    /// The strategy with its variant where that is not told by the name: the series of a plot.
+    /// The strategy with its variant and settings, but without its target: the series of a plot.
     pub(crate) fn series(&self) -> String {
-        self.label
-            .split('@')
-            .next()
-            .unwrap_or(&self.label)
-            .to_owned()
+        match self.label.split_once('@') {
+            None => self.label.clone(),
+            Some((name, rest)) => match rest.split_once(' ') {
+                None => name.to_owned(),
+                Some((_, settings)) => format!("{name} {settings}"),
+            },
+        }
     }
 
     pub(crate) fn is_full(&self) -> bool {

@@ -2,8 +2,9 @@
 
 use crate::error::nearest;
 use crate::strategies::{
-    bottom::Bottom, early_exit::EarlyExit, full::Full, middle::Middle, random::Random,
-    self_speculative::SelfSpeculative, skip_decode::SkipDecode, top::Top, unified::Unified,
+    bottom::Bottom, drop_list::DropList, early_exit::EarlyExit, every_other::EveryOther,
+    full::Full, middle::Middle, random::Random, self_speculative::SelfSpeculative,
+    skip_decode::SkipDecode, top::Top, unified::Unified,
 };
 use crate::strict::StrictSeed;
 use crate::{Knob, Strategy, StrategyError, StrategySpec};
@@ -113,6 +114,10 @@ registry! {
     Middle,
     /// A random subset: what every other strategy has to beat.
     Random,
+    /// Every second layer.
+    EveryOther,
+    /// All layers but those of a list.
+    DropList,
     /// Fewer layers with each position.
     SkipDecode,
     /// Each token leaves when the model is sure of it.

@@ -7,6 +7,7 @@ use crate::{Explanation, Strategy, StrategyError};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
@@ -26,8 +27,8 @@ use std::str::FromStr;
 /// ```
 ///
 /// It serializes as the long form with every setting, so that a digest of it determines the strategy.
-/// Its [`Display`](fmt::Display) is the short form, which leaves out a variant that is the default, and
-/// settings that have no place in it.
+/// Its [`Display`](fmt::Display) is the short form, which leaves out a variant that is the default, followed by the
+/// settings that have no place in it where they are not at their default.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct StrategySpec {
@@ -225,8 +226,8 @@ impl FromStr for StrategySpec {
     }
 }
 
-/// The canonical short form; it parses back to the same strategy if every setting that has no place
-/// in it is at its default.
+/// The canonical short form, and behind it in braces the settings that have no place in it and are not at their default,
+/// so that two strategies that differ are told apart. Without braces it parses back to the same strategy.
 impl fmt::Display for StrategySpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let default = Kind::named(self.name()).ok();
@@ -238,7 +239,47 @@ impl fmt::Display for StrategySpec {
         if let Some(speedup) = self.target_speedup() {
             write!(f, "@{speedup}")?;
         }
+        let more = self.more_settings();
+        if !more.is_empty() {
+            write!(f, " {{{}}}", more.join(", "))?;
+        }
         Ok(())
+    }
+}
+
+impl StrategySpec {
+    /// `key: value` of every setting that the short form leaves out.
+    fn more_settings(&self) -> Vec<String> {
+        let settings = |spec: &Self| -> Option<serde_json::Map<String, Value>> {
+            match serde_json::to_value(spec).ok()? {
+                Value::Object(long) => long.into_iter().next()?.1.as_object().cloned(),
+                _ => None,
+            }
+        };
+        let short = || {
+            let mut spec = Self::named(self.name()).ok()?;
+            if let Some(variant) = self.variant() {
+                spec.set_variant(variant).ok()?;
+            }
+            Some(match self.target_speedup() {
+                Some(speedup) => spec.with_target(speedup),
+                None => spec,
+            })
+        };
+        let (Some(found), Some(short)) = (settings(self), short().as_ref().and_then(settings))
+        else {
+            return Vec::new();
+        };
+        found
+            .into_iter()
+            .filter(|(key, value)| short.get(key) != Some(value))
+            .map(
+                |(key, value)| match serde_json::from_value::<Self>(value.clone()) {
+                    Ok(nested) if value.is_object() => format!("{key}: {nested}"),
+                    _ => format!("{key}: {value}"),
+                },
+            )
+            .collect()
     }
 }
 

@@ -177,16 +177,18 @@ impl TrainFile {
             (Some(_), None) | (None, Some(_)) => {}
             _ => bail!("{}: give either `shape` or `start-from`", path.display()),
         }
-        if file
-            .data
-            .iter()
-            .map(|data| u64::from(data.weight))
-            .sum::<u64>()
-            == 0
-        {
+        let weight: u64 = file.data.iter().map(|data| u64::from(data.weight)).sum();
+        if weight == 0 {
             bail!(
                 "{}: `data` is empty, or all its weights are 0",
                 path.display()
+            );
+        }
+        if weight > u64::from(u32::MAX) {
+            bail!(
+                "{}: the weights of `data` add up to {weight}, more than {}",
+                path.display(),
+                u32::MAX
             );
         }
         Ok(file)

@@ -40,6 +40,10 @@ pub(crate) struct EarlyExit {
     /// Layers from one check to the next. Every signal but `cosine` reads the LM head at each check, which can cost
     /// as much as several layers: a larger interval may be faster though its rows exit later.
     check_every: usize,
+    /// Lets the threshold fall over the answer, from its value to nine tenths of it: at token t of N it is
+    /// threshold (0.9 + 0.1 exp(-decay t / N)), as in CALM's released code, where `decay` is 4. Not for `entropy`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decay: Option<f64>,
 }
 
 impl Default for EarlyExit {
@@ -50,6 +54,7 @@ impl Default for EarlyExit {
             threshold: None,
             first_exit: 2,
             check_every: 1,
+            decay: None,
         }
     }
 }
@@ -132,6 +137,18 @@ impl Settings for EarlyExit {
                 "0 layers between checks; it must be at least 1".to_owned(),
             ));
         }
+        if let Some(decay) = self.decay {
+            if !decay.is_finite() || decay < 0.0 {
+                return Err(setting("decay", format!("{decay} is not 0 or more")));
+            }
+            if self.signal == ExitSignal::Entropy {
+                return Err(setting(
+                    "decay",
+                    "a falling threshold makes `entropy` exit later, not earlier; leave it out, or use another signal"
+                        .to_owned(),
+                ));
+            }
+        }
         match (self.speedup, self.threshold) {
             (Some(speedup), Some(_)) => check_speedup(speedup),
             (None, Some(_)) => Ok(()),
@@ -165,6 +182,9 @@ impl Settings for EarlyExit {
             n_layers,
             signal: self.signal,
             threshold,
+            decay: self.decay,
+            max_new_tokens: 1,
+            current: threshold,
             plan: StepPlan {
                 layers: LayerSet::full(n_layers),
                 checks: LayerSet::from_layers(checks),
@@ -173,11 +193,15 @@ impl Settings for EarlyExit {
     }
 }
 
-/// The strategy with its threshold; rows and tokens are independent, so it has no state.
+/// The strategy with its threshold; rows are independent, and of a step only its threshold is kept.
 struct Exits {
     n_layers: usize,
     signal: ExitSignal,
     threshold: f64,
+    decay: Option<f64>,
+    max_new_tokens: usize,
+    /// The threshold of this step.
+    current: f64,
     plan: StepPlan,
 }
 
@@ -185,9 +209,9 @@ impl Exits {
     fn is_sure(&self, signal: f64) -> bool {
         let (never, always, passes) = match self.signal {
             ExitSignal::SoftmaxMargin | ExitSignal::MaxProb | ExitSignal::Cosine => {
-                (1.0, 0.0, signal > self.threshold)
+                (1.0, 0.0, signal > self.current)
             }
-            ExitSignal::Entropy => (0.0, 1.0, signal < self.threshold),
+            ExitSignal::Entropy => (0.0, 1.0, signal < self.current),
         };
         // A saturated softmax gives exactly 1, and a cosine may round to more or be negative.
         self.threshold == always || self.threshold != never && passes
@@ -203,10 +227,16 @@ impl Strategy for Exits {
     }
 
     fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
+        self.max_new_tokens = shape.max_new_tokens.max(1);
         check_same_model(self.n_layers, shape)
     }
 
-    fn plan(&mut self, _step: usize) -> StepPlan {
+    fn plan(&mut self, step: usize) -> StepPlan {
+        let done = step as f64 / self.max_new_tokens as f64;
+        let share = self
+            .decay
+            .map_or(1.0, |decay| 0.9 + 0.1 * (-decay * done).exp());
+        self.current = self.threshold * share;
         self.plan
     }
 
@@ -253,6 +283,42 @@ mod tests {
                 assert_eq!(verdict(signal, always, value), Verdict::Exit, "{signal}");
             }
         }
+    }
+
+    #[test]
+    fn a_decaying_threshold_falls_to_nine_tenths() {
+        let settings = EarlyExit {
+            decay: Some(4.0),
+            ..with(ExitSignal::MaxProb, 0.8)
+        };
+        let mut strategy = settings.build(4).unwrap();
+        let shape = BatchShape {
+            prompt_lens: vec![1],
+            n_layers: 4,
+            max_new_tokens: 100,
+        };
+        strategy.begin(&shape).unwrap();
+        let mut exits = |step: usize, value: f64| {
+            strategy.plan(step);
+            strategy.observe(1, 0, value) == Verdict::Exit
+        };
+        // 0.8 (0.9 + 0.1 e^-4t/100): 0.7969 at 1, 0.7309 at 50, 0.7215 at 100.
+        assert!(!exits(1, 0.7968) && exits(1, 0.7970));
+        assert!(!exits(50, 0.7308) && exits(50, 0.7309));
+        assert!(!exits(100, 0.7214) && exits(100, 0.7215));
+        let never = EarlyExit {
+            decay: Some(4.0),
+            ..with(ExitSignal::MaxProb, 1.0)
+        };
+        let mut never = never.build(4).unwrap();
+        never.begin(&shape).unwrap();
+        never.plan(100);
+        assert_eq!(never.observe(1, 0, 1.0), Verdict::Continue);
+        let entropy = EarlyExit {
+            decay: Some(4.0),
+            ..with(ExitSignal::Entropy, 0.5)
+        };
+        assert!(entropy.validate(4).is_err());
     }
 
     #[test]

@@ -13,7 +13,16 @@ const NAME: &str = "self-speculative";
 const MAX_DRAFT: usize = 64;
 /// Strategies that may draft: those whose layers do not depend on the position, since rows of a batch move on by
 /// different numbers of tokens.
-const DRAFTS: [&str; 6] = ["unified", "top", "bottom", "middle", "random", "early-exit"];
+const DRAFTS: [&str; 8] = [
+    "unified",
+    "top",
+    "bottom",
+    "middle",
+    "random",
+    "every-other",
+    "drop-list",
+    "early-exit",
+];
 
 /// The drafting strategy proposes tokens, then one pass of all layers over them says which the full network would have
 /// chosen: greedy output is the full network's, token for token. Drafts share the KV cache, and what they wrote is
@@ -208,6 +217,14 @@ mod tests {
             serde_json::from_str(r#"{"self-speculative": {"draft": "early-exit@2"}}"#).unwrap();
         assert_eq!(short, long);
         assert_eq!(short.to_string(), "self-speculative:early-exit@2");
+        let long: StrategySpec = serde_json::from_str(
+            r#"{"self-speculative": {"draft": "early-exit:cosine@2", "adaptive": true}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            long.to_string(),
+            "self-speculative:early-exit@2 {draft: early-exit:cosine@2, adaptive: true}"
+        );
         assert!(short.knob().is_some());
         assert_eq!(
             short.with_threshold(0.5).draft().unwrap().threshold(),

@@ -35,31 +35,35 @@ enum Rule {
     /// Layer j of K is round(j (L - 1) / (K - 1)), halves to the even layer: no hole is more than a layer
     /// larger than another.
     Even,
+    /// The first and the last layer, and from the bottom up those whose index is a multiple of the target, until there
+    /// are K. Needs a whole number as the target.
+    Modulo,
 }
 
 impl Named for Rule {
-    const ALL: &'static [Self] = &[Self::Published, Self::Even];
+    const ALL: &'static [Self] = &[Self::Published, Self::Even, Self::Modulo];
 
     fn name(self) -> &'static str {
         match self {
             Self::Published => "published",
             Self::Even => "even",
+            Self::Modulo => "modulo",
         }
     }
 }
 
 impl Rule {
-    fn layers(self, n_layers: usize, kept: usize) -> LayerSet {
+    fn layers(self, n_layers: usize, kept: usize, speedup: f64) -> LayerSet {
         match self {
-            Self::Published => published(n_layers, kept),
+            Self::Published => multiples(n_layers, kept, n_layers / (kept - 1)),
             Self::Even => even(n_layers, kept),
+            Self::Modulo => multiples(n_layers, kept, speedup as usize),
         }
     }
 }
 
-/// Both rules need `2 <= kept <= n_layers`.
-fn published(n_layers: usize, kept: usize) -> LayerSet {
-    let stride = n_layers / (kept - 1);
+/// The ends, and multiples of `stride` from the bottom up until there are `kept`; all rules need `2 <= kept <= n_layers`.
+fn multiples(n_layers: usize, kept: usize, stride: usize) -> LayerSet {
     let between = (stride..n_layers - 1).step_by(stride).take(kept - 2);
     LayerSet::from_layers([0, n_layers - 1].into_iter().chain(between))
 }
@@ -101,14 +105,29 @@ impl Settings for Unified {
     }
 
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        required_layers(NAME, n_layers, self.speedup).map(drop)
+        required_layers(NAME, n_layers, self.speedup)?;
+        match self.speedup {
+            Some(speedup) if self.rule == Rule::Modulo && speedup.fract() != 0.0 => {
+                Err(StrategyError::Setting {
+                    strategy: NAME,
+                    key: "speedup",
+                    message: format!(
+                        "rule `modulo` needs a whole number, not {speedup}; the nearest is {}",
+                        speedup.round()
+                    ),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
+        self.validate(n_layers)?;
         let kept = required_layers(NAME, n_layers, self.speedup)?;
+        let speedup = self.speedup.unwrap_or(1.0);
         Ok(FixedLayers::boxed(
             n_layers,
-            self.rule.layers(n_layers, kept),
+            self.rule.layers(n_layers, kept, speedup),
         ))
     }
 }
@@ -126,13 +145,34 @@ mod tests {
         assert_eq!(divide_half_even(5, 4), 1);
     }
 
+    #[test]
+    fn multiples_of_the_target() {
+        let modulo =
+            |n_layers, kept, speedup| Rule::Modulo.layers(n_layers, kept, speedup).to_vec();
+        assert_eq!(modulo(30, 6, 5.0), [0, 5, 10, 15, 20, 29]);
+        assert_eq!(
+            modulo(24, 12, 2.0),
+            Rule::Published.layers(24, 12, 2.0).to_vec()
+        );
+        assert_eq!(modulo(6, 6, 1.0), [0, 1, 2, 3, 4, 5]);
+    }
+
     proptest! {
+        #[test]
+        fn modulo_keeps_exactly_k_too(n_layers in 2..=crate::MAX_LAYERS, speedup in 1usize..128) {
+            let kept = n_layers / speedup;
+            prop_assume!(kept >= 2);
+            let set = Rule::Modulo.layers(n_layers, kept, speedup as f64);
+            prop_assert_eq!(set.len(), kept);
+            prop_assert!(set.contains(0) && set.contains(n_layers - 1));
+        }
+
         #[test]
         fn both_rules_keep_exactly_k_and_both_ends(
             (n_layers, kept) in (2..=crate::MAX_LAYERS).prop_flat_map(|l| (Just(l), 2..=l)),
         ) {
             for rule in [Rule::Published, Rule::Even] {
-                let set = rule.layers(n_layers, kept);
+                let set = rule.layers(n_layers, kept, 1.0);
                 prop_assert_eq!(set.len(), kept);
                 prop_assert!(set.contains(0) && set.contains(n_layers - 1));
                 prop_assert!(set.is_subset(&LayerSet::full(n_layers)));

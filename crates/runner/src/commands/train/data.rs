@@ -109,19 +109,16 @@ impl Source {
 
 /// The source of the `index`-th pair, by weight.
 pub(super) fn pick(sources: &[Source], index: u64, seed: u64) -> &Source {
-    let total: u64 = sources
-        .iter()
-        .map(|source| u64::from(source.weight()))
-        .sum();
+    // The stream is drawn in 32 bits: the shipped checkpoints are its results.
+    let total: u32 = sources.iter().map(Source::weight).sum();
     let mut rng =
         ChaCha8Rng::seed_from_u64(seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let mut at = rng.random_range(0..total.max(1));
     for source in sources {
-        let weight = u64::from(source.weight());
-        if at < weight {
+        if at < source.weight() {
             return source;
         }
-        at -= weight;
+        at -= source.weight();
     }
     &sources[0]
 }
