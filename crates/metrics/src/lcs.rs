@@ -8,7 +8,9 @@ pub(crate) struct Lcs {
     positions: Vec<u32>,
     /// Where each symbol's group begins; one more than there are symbols.
     starts: Vec<u32>,
-    /// Where in the first sequence the current symbol stands.
+    /// Symbols that stand at so many positions that a bit per position is less: their row in `matches`, from 1.
+    frequent_row: Vec<u32>,
+    /// A bit per position of the first sequence for each frequent symbol, then one such row for the rare one at hand.
     matches: Vec<u64>,
     /// Per column a bit per row: 0 where the table grows from the row before.
     columns: Vec<u64>,
@@ -69,8 +71,22 @@ impl Lcs {
             *slot += 1;
         }
         let words = a.len().div_ceil(64);
+        self.frequent_row.clear();
         self.matches.clear();
-        self.matches.resize(words, 0);
+        for group in self.starts.windows(2) {
+            let positions = &self.positions[group[0] as usize..group[1] as usize];
+            if positions.is_empty() || positions.len() < words {
+                self.frequent_row.push(0);
+                continue;
+            }
+            let row = self.matches.len();
+            self.matches.resize(row + words, 0);
+            for &position in positions {
+                self.matches[row + position as usize / 64] |= 1 << (position % 64);
+            }
+            self.frequent_row.push((row / words) as u32 + 1);
+        }
+        self.matches.resize(self.matches.len() + words, 0);
         self.columns.clear();
         self.columns.resize(words, u64::MAX);
         words
@@ -79,24 +95,29 @@ impl Lcs {
     /// The column after `symbol`, from the one at `from` to the one at `to`.
     fn step(&mut self, symbol: u32, words: usize, from: usize, to: usize) {
         let symbol = symbol as usize;
-        let positions = match self.starts.get(symbol..symbol + 2) {
-            Some(group) => &self.positions[group[0] as usize..group[1] as usize],
-            None => &[],
+        let spare = self.matches.len() - words;
+        let row = self.frequent_row.get(symbol).copied().unwrap_or(0) as usize;
+        let rare = match (row, self.starts.get(symbol..symbol + 2)) {
+            (0, Some(group)) => group[0] as usize..group[1] as usize,
+            _ => 0..0,
         };
-        for &position in positions {
-            self.matches[position as usize / 64] |= 1 << (position % 64);
+        for &position in &self.positions[rare.clone()] {
+            self.matches[spare + position as usize / 64] |= 1 << (position % 64);
         }
+        let matches = match row {
+            0 => &self.matches[spare..],
+            row => &self.matches[(row - 1) * words..row * words],
+        };
         let mut carry = false;
-        for word in 0..words {
+        for (word, matches) in matches.iter().enumerate() {
             let column = self.columns[from + word];
-            let matching = column & self.matches[word];
-            let (sum, over) = column.overflowing_add(matching);
+            let (sum, over) = column.overflowing_add(column & matches);
             let (sum, over_again) = sum.overflowing_add(u64::from(carry));
             carry = over || over_again;
-            self.columns[to + word] = sum | (column & !self.matches[word]);
+            self.columns[to + word] = sum | (column & !matches);
         }
-        for &position in positions {
-            self.matches[position as usize / 64] = 0;
+        for &position in &self.positions[rare] {
+            self.matches[spare + position as usize / 64] = 0;
         }
     }
 

@@ -4,6 +4,7 @@ use crate::ngrams::Words;
 use crate::text::{surround, trim_end, words};
 use crate::tokenizer::{is_western_symbol, separate_stops};
 use crate::{Counts, Scratch, Unit, yes_no};
+use std::ops::Range;
 
 const MAX_SHIFT_LEN: usize = 10;
 const MAX_SHIFT_DISTANCE: usize = 50;
@@ -196,8 +197,7 @@ fn best_shift(
     tried: &mut usize,
 ) -> Option<Shift> {
     let alignment = table.alignment();
-    let base = table.rows.clone();
-    let width = table.reference.len() + 1;
+    let base = table.cells.clone();
     let mut best: Option<Shift> = None;
     for start in 0..words.len() {
         for reference_start in 0..table.reference.len() {
@@ -222,8 +222,8 @@ fn best_shift(
                         .take_while(|(a, b)| a == b)
                         .count();
                     // What lies above the last row that both share is not read.
-                    let row = same * width..(same + 1) * width;
-                    table.rows[row.clone()].copy_from_slice(&base[row]);
+                    let row = table.row(same);
+                    table.cells[row.clone()].copy_from_slice(&base[row]);
                     let gain = distance as isize - table.fill(&shifted, same) as isize;
                     let candidate = Shift {
                         gain,
@@ -279,14 +279,14 @@ struct Cell {
     edit: Edit,
 }
 
-/// The edit distance matrix: rows over the hypothesis, columns over the reference.
+/// The edit distance matrix: rows over the hypothesis, columns over the reference, of which only the beam is held.
 struct Table<'a> {
     reference: &'a [u32],
-    rows: Vec<Cell>,
-    n_words: usize,
-    /// Reference words per hypothesis word.
-    ratio: f64,
-    beam: usize,
+    /// The columns that each row holds; the others are unreached.
+    beams: Vec<Range<usize>>,
+    /// Where each row begins in `cells`.
+    starts: Vec<usize>,
+    cells: Vec<Cell>,
 }
 
 const UNREACHED: Cell = Cell {
@@ -296,18 +296,16 @@ const UNREACHED: Cell = Cell {
 
 impl<'a> Table<'a> {
     fn new(n_words: usize, reference: &'a [u32]) -> Self {
-        let ratio = match n_words {
-            0 => 1.0,
-            n => reference.len() as f64 / n as f64,
-        };
-        // Wide enough that the beams of two rows meet.
-        let beam = match (BEAM_WIDTH as f64) < ratio / 2.0 {
-            true => (ratio / 2.0 + BEAM_WIDTH as f64).ceil() as usize,
-            false => BEAM_WIDTH,
-        };
         let width = reference.len() + 1;
-        let mut rows = vec![UNREACHED; (n_words + 1) * width];
-        for (column, cell) in rows[..width].iter_mut().enumerate() {
+        let beams: Vec<Range<usize>> = std::iter::once(0..width)
+            .chain(beams(n_words, reference.len()))
+            .collect();
+        let mut starts = vec![0];
+        for beam in &beams {
+            starts.push(starts[starts.len() - 1] + beam.len());
+        }
+        let mut cells = vec![UNREACHED; starts[starts.len() - 1]];
+        for (column, cell) in cells[..width].iter_mut().enumerate() {
             *cell = Cell {
                 cost: column as u32,
                 edit: Edit::Insert,
@@ -315,42 +313,57 @@ impl<'a> Table<'a> {
         }
         Self {
             reference,
-            rows,
-            n_words,
-            ratio,
-            beam,
+            beams,
+            starts,
+            cells,
+        }
+    }
+
+    /// Where a row lies in `cells`.
+    fn row(&self, row: usize) -> Range<usize> {
+        self.starts[row]..self.starts[row + 1]
+    }
+
+    fn cell(&self, row: usize, column: usize) -> Cell {
+        self.held(self.row(row), self.beams[row].start, column)
+    }
+
+    /// The cell of `column` in a row that lies at `row` and holds columns from `first` on.
+    fn held(&self, row: Range<usize>, first: usize, column: usize) -> Cell {
+        match column.checked_sub(first) {
+            Some(offset) if offset < row.len() => self.cells[row.start + offset],
+            _ => UNREACHED,
         }
     }
 
     /// The distance of `words`, of which the rows of the first `known` are in the table already.
     fn fill(&mut self, words: &[u32], known: usize) -> usize {
-        let width = self.reference.len() + 1;
         for (index, &word) in words.iter().enumerate().skip(known) {
-            let row = index + 1;
-            let (above, below) = self.rows.split_at_mut(row * width);
-            let (above, below) = (&above[index * width..], &mut below[..width]);
-            below.fill(UNREACHED);
-            let diagonal = (row as f64 * self.ratio).floor() as usize;
-            let from = diagonal.saturating_sub(self.beam);
-            let to = match row == self.n_words {
-                true => width,
-                false => width.min(diagonal + self.beam),
+            let (above, first_above) = (self.row(index), self.beams[index].start);
+            let start = self.starts[index + 1];
+            let beam = self.beams[index + 1].clone();
+            let first = beam.start;
+            let mut left = UNREACHED;
+            let mut above_left = match first {
+                0 => UNREACHED,
+                first => self.held(above.clone(), first_above, first - 1),
             };
-            for column in from..to {
+            for column in beam {
+                let over = self.held(above.clone(), first_above, column);
                 let delete = Cell {
-                    cost: above[column].cost + 1,
+                    cost: over.cost + 1,
                     edit: Edit::Delete,
                 };
-                below[column] = if column == 0 {
+                left = if column == 0 {
                     delete
                 } else {
                     let same = word == self.reference[column - 1];
                     let keep = Cell {
-                        cost: above[column - 1].cost + u32::from(!same),
+                        cost: above_left.cost + u32::from(!same),
                         edit: if same { Edit::None } else { Edit::Substitute },
                     };
                     let insert = Cell {
-                        cost: below[column - 1].cost + 1,
+                        cost: left.cost + 1,
                         edit: Edit::Insert,
                     };
                     // Of equal costs the first; what costs more than an unreached cell leaves it so.
@@ -361,22 +374,23 @@ impl<'a> Table<'a> {
                             false => best,
                         })
                 };
+                above_left = over;
+                self.cells[start + column - first] = left;
             }
         }
-        self.rows[self.rows.len() - 1].cost as usize
+        self.cell(words.len(), self.reference.len()).cost as usize
     }
 
     /// The alignment that the table's path stands for.
     fn alignment(&self) -> Alignment {
-        let width = self.reference.len() + 1;
-        let (mut row, mut column) = (self.n_words, self.reference.len());
+        let (mut row, mut column) = (self.beams.len() - 1, self.reference.len());
         let mut alignment = Alignment {
             of_reference: vec![0; column],
             reference_wrong: vec![false; column],
             hypothesis_wrong: vec![false; row],
         };
         while row > 0 || column > 0 {
-            let edit = self.rows[row * width + column].edit;
+            let edit = self.cell(row, column).edit;
             let wrong = edit != Edit::None;
             if edit != Edit::Insert && row > 0 {
                 row -= 1;
@@ -394,6 +408,25 @@ impl<'a> Table<'a> {
         }
         alignment
     }
+}
+
+/// The columns that are looked at for each word of the hypothesis: a beam around the diagonal, and all that is left for
+/// the last word.
+fn beams(n_words: usize, n_reference: usize) -> impl Iterator<Item = Range<usize>> {
+    let ratio = n_reference as f64 / n_words.max(1) as f64;
+    // Wide enough that the beams of two rows meet.
+    let beam = match (BEAM_WIDTH as f64) < ratio / 2.0 {
+        true => (ratio / 2.0 + BEAM_WIDTH as f64).ceil() as usize,
+        false => BEAM_WIDTH,
+    };
+    (1..=n_words).map(move |row| {
+        let diagonal = (row as f64 * ratio).floor() as usize;
+        let to = match row == n_words {
+            true => n_reference + 1,
+            false => (n_reference + 1).min(diagonal + beam),
+        };
+        diagonal.saturating_sub(beam).min(to)..to
+    })
 }
 
 struct Alignment {
