@@ -1,5 +1,8 @@
 //! Longest common subsequences, 64 cells of the table at a time.
 
+/// Words of a column up to which all symbols count as rare: building rows would cost more than it saves.
+const SHORT: usize = 4;
+
 /// Bit-parallel longest common subsequence (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"). Buffers are kept
 /// from one pair to the next.
 #[derive(Debug, Default)]
@@ -75,7 +78,7 @@ impl Lcs {
         self.matches.clear();
         for group in self.starts.windows(2) {
             let positions = &self.positions[group[0] as usize..group[1] as usize];
-            if positions.is_empty() || positions.len() < words {
+            if words <= SHORT || positions.len() < words {
                 self.frequent_row.push(0);
                 continue;
             }

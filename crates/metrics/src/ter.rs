@@ -1,7 +1,7 @@
 //! TER.
 
 use crate::ngrams::Words;
-use crate::text::{surround, trim_end, words};
+use crate::text::{surround, surround_ascii, trim_end, words};
 use crate::tokenizer::{is_western_symbol, separate_stops};
 use crate::{Counts, Scratch, Unit, yes_no};
 use std::ops::Range;
@@ -64,7 +64,7 @@ fn normalized(text: &str) -> String {
         .replace("&amp;", "&")
         .replace("&lt;", "<")
         .replace("&gt;", ">");
-    let text = surround(&format!(" {text} "), is_western_symbol);
+    let text = surround_ascii(&format!(" {text} "), is_western_symbol);
     separate_stops(&text.replace("'s ", " 's "))
 }
 

@@ -4,7 +4,8 @@
 /// Whether Python's `str.split()` and `str.strip()` take `c` as white space. Beyond Rust's [`char::is_whitespace`] these
 /// are the information separators U+001C to U+001F.
 pub(crate) fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+    // Nearly every character is an ASCII letter.
+    !c.is_ascii_graphic() && (c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
 /// Python's `str.split()`.
@@ -67,9 +68,54 @@ pub(crate) fn split_pairs(
     out
 }
 
+/// [`surround`] for ASCII characters.
+pub(crate) fn surround_ascii(text: &str, pick: impl Fn(u8) -> bool) -> String {
+    let mut out = String::with_capacity(2 * text.len());
+    let mut copied = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        if byte.is_ascii() && pick(byte) {
+            out.push_str(&text[copied..at]);
+            out.extend([' ', char::from(byte), ' ']);
+            copied = at + 1;
+        }
+    }
+    out.push_str(&text[copied..]);
+    out
+}
+
+/// [`split_pairs`] where the character that gets the spaces, the second or the first, is ASCII; the classes are given
+/// bytes, and what is not ASCII is one of the other class in all its bytes or in none.
+pub(crate) fn split_ascii_pairs(
+    text: &str,
+    first: impl Fn(u8) -> bool,
+    second: impl Fn(u8) -> bool,
+    spaces: Spaces,
+) -> String {
+    let mut out = String::with_capacity(text.len() + text.len() / 2);
+    let bytes = text.as_bytes();
+    let (mut copied, mut at) = (0, 0);
+    while at + 1 < bytes.len() {
+        if !(first(bytes[at]) && second(bytes[at + 1])) {
+            at += 1;
+            continue;
+        }
+        let stop = match spaces {
+            Spaces::Second => at + 1,
+            Spaces::First => at,
+        };
+        out.push_str(&text[copied..stop]);
+        out.extend([' ', char::from(bytes[stop]), ' ']);
+        copied = stop + 1;
+        at += 2;
+    }
+    out.push_str(&text[copied..]);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn white_space_is_pythons() {
@@ -84,6 +130,23 @@ mod tests {
             .collect();
         for c in '\0'..=char::MAX {
             assert_eq!(is_space(c), python.contains(&c), "{c:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_split_as_characters_do(text in "[a.é,5 日\\-]{0,24}") {
+            let digit = |c: char| c.is_ascii_digit();
+            let stop = |c: char| matches!(c, '.' | ',');
+            prop_assert_eq!(
+                split_ascii_pairs(&text, |b| !b.is_ascii_digit(), |b| stop(b.into()), Spaces::Second),
+                split_pairs(&text, |c| !digit(c), stop, Spaces::Second)
+            );
+            prop_assert_eq!(
+                split_ascii_pairs(&text, |b| stop(b.into()), |b| !b.is_ascii_digit(), Spaces::First),
+                split_pairs(&text, stop, |c| !digit(c), Spaces::First)
+            );
+            prop_assert_eq!(surround_ascii(&text, |b| stop(b.into())), surround(&text, stop));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The tokenizers of sacrebleu's BLEU.
 
-use crate::text::{Spaces, split_pairs, surround, trim};
+use crate::text::{Spaces, split_ascii_pairs, split_pairs, surround, surround_ascii, trim};
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
@@ -61,38 +62,41 @@ impl Tokenizer {
 }
 
 /// The language-independent part of mteval-v13a.
-fn unescaped(segment: &str) -> String {
+fn unescaped(segment: &str) -> Cow<'_, str> {
+    if !segment
+        .bytes()
+        .any(|byte| matches!(byte, b'<' | b'\n' | b'&'))
+    {
+        return Cow::Borrowed(segment);
+    }
     let text = segment
         .replace("<skipped>", "")
         .replace("-\n", "")
-        .replace('\n', " ");
-    match text.contains('&') {
-        true => text
-            .replace("&quot;", "\"")
-            .replace("&amp;", "&")
-            .replace("&lt;", "<")
-            .replace("&gt;", ">"),
-        false => text,
-    }
+        .replace('\n', " ")
+        .replace("&quot;", "\"")
+        .replace("&amp;", "&")
+        .replace("&lt;", "<")
+        .replace("&gt;", ">");
+    Cow::Owned(text)
 }
 
 /// The part of mteval-v13a for Western languages; TER's tokenizer begins with it too.
 fn western(text: &str) -> String {
-    separate_stops(&surround(text, is_western_symbol))
+    separate_stops(&surround_ascii(text, is_western_symbol))
 }
 
-/// ASCII but for letters, digits, the apostrophe, `,`, `-` and `.`.
-pub(crate) fn is_western_symbol(c: char) -> bool {
-    matches!(c, '{'..='~' | '['..='`' | ' '..='&' | '('..='+' | ':'..='@' | '/')
+/// ASCII but for letters, digits, control characters, the apostrophe, `,`, `-` and `.`.
+pub(crate) fn is_western_symbol(byte: u8) -> bool {
+    matches!(byte, b'{'..=b'~' | b'['..=b'`' | b' '..=b'&' | b'('..=b'+' | b':'..=b'@' | b'/')
 }
 
 /// Parts `.` and `,` from what is not a digit, and `-` from a digit before it.
 pub(crate) fn separate_stops(text: &str) -> String {
-    let digit = |c: char| c.is_ascii_digit();
-    let stop = |c: char| matches!(c, '.' | ',');
-    let text = split_pairs(text, |c| !digit(c), stop, Spaces::Second);
-    let text = split_pairs(&text, stop, |c| !digit(c), Spaces::First);
-    split_pairs(&text, digit, |c| c == '-', Spaces::Second)
+    let digit = |byte: u8| byte.is_ascii_digit();
+    let stop = |byte: u8| matches!(byte, b'.' | b',');
+    let text = split_ascii_pairs(text, |byte| !digit(byte), stop, Spaces::Second);
+    let text = split_ascii_pairs(&text, stop, |byte| !digit(byte), Spaces::First);
+    split_ascii_pairs(&text, digit, |byte| byte == b'-', Spaces::Second)
 }
 
 fn is_number(c: char) -> bool {

@@ -279,7 +279,7 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
             style,
         ))?;
     }
-    for (index, series) in chart.series.iter().enumerate() {
+    for (index, series) in styled(&chart.series) {
         let color = color(index, &series.name);
         let line = series.points.iter().map(|p| (p.x, p.y));
         context.draw_series(LineSeries::new(line, color.stroke_width(2 * UNIT)))?;
@@ -303,7 +303,7 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
 fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
     let style = TextStyle::from((FONT, 13 * PX).into_font()).color(&BLACK);
     let mut y = 52 * PX;
-    for (index, series) in chart.series.iter().enumerate() {
+    for (index, series) in styled(&chart.series) {
         let color = color(index, &series.name);
         area.draw(&PathElement::new(
             vec![(6 * PX, y), (34 * PX, y)],
@@ -328,6 +328,16 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
         area.draw(&Text::new(name.clone(), (42 * PX, y - 7 * PX), style))?;
     }
     Ok(())
+}
+
+/// Series with the number of their style: the full network has its own, so that a strategy looks the same in every plot
+/// of a run.
+fn styled(series: &[Series]) -> impl Iterator<Item = (usize, &Series)> {
+    series.iter().scan(0, |next, series| {
+        let index = *next;
+        *next += usize::from(series.name != "full");
+        Some((index, series))
+    })
 }
 
 fn color(index: usize, name: &str) -> RGBColor {
