@@ -34,10 +34,14 @@ pub(crate) trait Settings {
     }
 
     /// The target speedup that is set.
-    fn speedup(&self) -> Option<f64>;
+    fn speedup(&self) -> Option<f64> {
+        None
+    }
 
     /// Where the target goes; `None` for a strategy that takes none.
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>>;
+    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
+        None
+    }
 
     /// The threshold that is set.
     fn threshold(&self) -> Option<f64> {

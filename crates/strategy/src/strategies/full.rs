@@ -19,14 +19,6 @@ impl Settings for Full {
         NAME
     }
 
-    fn speedup(&self) -> Option<f64> {
-        None
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        None
-    }
-
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
         check_depth(NAME, n_layers, 1)
     }
