@@ -1,10 +1,9 @@
 //! BLEU.
 
 use crate::ngrams::Words;
-use crate::text::{trim_end, words};
+use crate::text::{trim_end, without_case, words};
 use crate::tokenizer::Tokenizer;
 use crate::{Counts, Scratch, Unit};
-use std::borrow::Cow;
 
 /// Corpus BLEU (Papineni et al. 2002, "BLEU: a Method for Automatic Evaluation of Machine Translation"), as sacrebleu
 /// 2.6.0 computes it (Post 2018, arXiv 1804.08771), 0..100.
@@ -65,15 +64,9 @@ struct Anatomy {
 }
 
 impl Bleu {
-    fn normalized<'a>(&self, segment: &'a str) -> Cow<'a, str> {
-        match self.lowercase {
-            true => Cow::Owned(segment.to_lowercase()),
-            false => Cow::Borrowed(segment),
-        }
-    }
-
     fn tokenized(&self, segment: &str) -> String {
-        self.tokenizer.apply(trim_end(&self.normalized(segment)))
+        self.tokenizer
+            .apply(trim_end(&without_case(segment, self.lowercase)))
     }
 
     /// The score and its parts from summed counts.

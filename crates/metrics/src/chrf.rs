@@ -1,7 +1,7 @@
 //! chrF and chrF++.
 
 use crate::ngrams::Words;
-use crate::text::{is_space, words};
+use crate::text::{is_space, without_case, words};
 use crate::{Counts, Scratch, Unit, yes_no};
 use std::borrow::Cow;
 
@@ -119,10 +119,7 @@ impl Counts for Chrf {
     ) {
         let texts: Vec<Cow<'_, str>> = std::iter::once(hypothesis)
             .chain(references.iter().map(String::as_str))
-            .map(|text| match self.lowercase {
-                true => Cow::Owned(text.to_lowercase()),
-                false => Cow::Borrowed(text),
-            })
+            .map(|text| without_case(text, self.lowercase))
             .collect();
         let width = self.width();
         let mut counts = vec![0.0; references.len() * width];

@@ -8,7 +8,7 @@ use crate::{Counts, Scratch, Unit, porter};
 ///
 /// Tokens are runs of ASCII letters and digits in lower case, everything else parts them. A segment takes the first of
 /// the references with the best F1; the corpus score is the mean over segments. Differences from Perl ROUGE-1.5.5 are
-/// rouge_score's: no stop words, no bootstrap mean, and a stemmer of its own ([`porter`](crate) as NLTK extends it).
+/// rouge_score's: no stop words, no bootstrap mean, and Porter's stemmer as NLTK extends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rouge {
     /// What is matched.

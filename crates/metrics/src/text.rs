@@ -1,6 +1,8 @@
 //! Text as Python sees it: the reference implementations are written in Python, and a score is only the same where
 //! white space and case are.
 
+use std::borrow::Cow;
+
 /// Whether Python's `str.split()` and `str.strip()` take `c` as white space. Beyond Rust's [`char::is_whitespace`] these
 /// are the information separators U+001C to U+001F.
 pub(crate) fn is_space(c: char) -> bool {
@@ -21,6 +23,14 @@ pub(crate) fn trim_end(text: &str) -> &str {
 /// Python's `str.strip()`.
 pub(crate) fn trim(text: &str) -> &str {
     text.trim_matches(is_space)
+}
+
+/// Python's `str.lower()` where case is to be ignored.
+pub(crate) fn without_case(text: &str, ignored: bool) -> Cow<'_, str> {
+    match ignored {
+        true => Cow::Owned(text.to_lowercase()),
+        false => Cow::Borrowed(text),
+    }
 }
 
 /// Each character that `pick` picks gets a space before and after it.
