@@ -72,10 +72,8 @@ fn rounds_and_layers_are_counted() {
     assert_eq!(generation.decoded_tokens(), 20);
     let full = generate(&model, &[vec![3, 17, 40]], &spec("full"), &fixed(21));
     assert_eq!(generation.ledger.full_bytes, full.ledger.full_bytes);
-    assert!(
-        generation.ledger.bytes > full.ledger.bytes,
-        "all layers draft"
-    );
+    // Four drafts by all layers and one verification read what five steps read.
+    assert_eq!(generation.ledger.bytes, full.ledger.bytes);
 }
 
 proptest! {
