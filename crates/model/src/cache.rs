@@ -3,6 +3,7 @@
 use crate::batch::Span;
 use crate::error::{ModelError, Result};
 use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
 
 /// How the key and value of a (layer, position) came to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,9 +14,48 @@ pub enum Provenance {
     Empty,
     /// The layer ran on this position.
     Computed,
-    /// The layer was skipped; key and value were projected from the exit hidden state
+    /// The layer was skipped; key and value were projected from the state that passed it by
     /// (CALM state propagation, arXiv 2207.07061).
     Propagated,
+    /// The layer was skipped; key and value are those of the nearest lower layer that has them.
+    Copied,
+    /// The layer was skipped; no later position sees this one here.
+    Masked,
+    /// The layer ran on this position in a later step, when a later position needed it. Exact.
+    Deferred,
+}
+
+impl Provenance {
+    /// One character for a trace: `.` never written, `c` computed, `p` propagated, `y` copied, `m` masked, `d` deferred.
+    pub const fn letter(self) -> char {
+        match self {
+            Self::Empty => '.',
+            Self::Computed => 'c',
+            Self::Propagated => 'p',
+            Self::Copied => 'y',
+            Self::Masked => 'm',
+            Self::Deferred => 'd',
+        }
+    }
+
+    /// Whether key and value are there, but not what the layer would have computed.
+    pub const fn is_approximate(self) -> bool {
+        matches!(self, Self::Propagated | Self::Copied)
+    }
+
+    /// Whether it stands for a layer that was skipped and not made up for.
+    pub const fn is_hole(self) -> bool {
+        self.is_approximate() || matches!(self, Self::Masked)
+    }
+}
+
+/// Reads of a (layer, position) that was skipped: one for each query and layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HoleReads {
+    /// Keys and values read that are not what the layer would have computed.
+    pub approximate: u64,
+    /// Positions that a query should have seen and did not.
+    pub masked: u64,
 }
 
 /// Shape of a cache, the same for every layer but for the number of positions.
@@ -58,6 +98,10 @@ pub(crate) struct LayerKv {
     filled: Vec<usize>,
     /// `[rows, capacity]`.
     provenance: Vec<Provenance>,
+    /// `[rows]`: holes of the row by kind, so that counting reads costs nothing.
+    holes: Vec<HoleReads>,
+    /// `[rows, capacity]`: positions that no query sees; empty until there is one.
+    masked: Vec<bool>,
 }
 
 /// Keys and values of all layers for a batch. Slot equals absolute position in every layer, so RoPE
@@ -67,6 +111,7 @@ pub struct KvCache {
     layers: Vec<LayerKv>,
     shape: CacheShape,
     bytes: u64,
+    hole_reads: HoleReads,
 }
 
 impl KvCache {
@@ -83,6 +128,7 @@ impl KvCache {
             layers,
             shape,
             bytes,
+            hole_reads: HoleReads::default(),
         }
     }
 
@@ -108,6 +154,7 @@ impl KvCache {
             layers,
             shape,
             bytes,
+            hole_reads: HoleReads::default(),
         })
     }
 
@@ -131,12 +178,146 @@ impl KvCache {
         }
     }
 
+    /// Holes that attention has read, or should have.
+    pub fn hole_reads(&self) -> HoleReads {
+        self.hole_reads
+    }
+
+    /// How many positions of `row` hold something in `layer`, from 0 on.
+    pub fn filled(&self, layer: usize, row: usize) -> usize {
+        self.layers[layer].filled[row]
+    }
+
+    /// Whether `layer` has room for anything.
+    pub fn has_layer(&self, layer: usize) -> bool {
+        self.layers[layer].capacity > 0
+    }
+
     /// Forgets positions `len..` of `row` in every layer (a rejected draft, a cut-off).
     pub fn truncate(&mut self, row: usize, len: usize) {
         for kv in &mut self.layers {
             kv.filled[row] = kv.filled[row].min(len);
-            let first = row * kv.capacity + len.min(kv.capacity);
-            kv.provenance[first..(row + 1) * kv.capacity].fill(Provenance::Empty);
+            let tail = row * kv.capacity + len.min(kv.capacity)..(row + 1) * kv.capacity;
+            kv.set(row, tail, Provenance::Empty);
+        }
+    }
+
+    /// Says that `position` of `row`, which `layer` has computed, was computed in a later step than its own.
+    pub fn mark_deferred(&mut self, layer: usize, row: usize, position: usize) {
+        let kv = &mut self.layers[layer];
+        if position < kv.filled[row] {
+            let at = row * kv.capacity + position;
+            kv.set(row, at..at + 1, Provenance::Deferred);
+        }
+    }
+
+    /// Hides the positions of `spans` from every later query of `layer`.
+    ///
+    /// # Errors
+    /// The cache has no room, or there is a hole below.
+    pub fn mask(&mut self, layer: usize, spans: &[Span]) -> Result<()> {
+        self.claim(layer, spans, Provenance::Masked)?;
+        let kv = &mut self.layers[layer];
+        if kv.capacity > 0 && kv.masked.is_empty() {
+            kv.masked = kv
+                .provenance
+                .iter()
+                .map(|&how| how == Provenance::Masked)
+                .collect();
+        }
+        Ok(())
+    }
+
+    /// Gives `layer` the keys and values that the nearest lower layer holds for the positions of `spans`, as the
+    /// released code of arXiv 2404.06954 does for the layers that it skips.
+    ///
+    /// # Errors
+    /// No lower layer holds them, the cache has no room, or there is a hole below.
+    pub fn copy_below(&mut self, layer: usize, spans: &[Span]) -> Result<()> {
+        self.claim(layer, spans, Provenance::Copied)?;
+        if self.layers[layer].capacity == 0 {
+            return Ok(());
+        }
+        let width = (self.shape.n_kv_heads, self.shape.head_dim);
+        for &span in spans {
+            let source = (0..layer).rev().find(|&below| {
+                let how = self.provenance(below, span.row, span.start);
+                how != Provenance::Empty && how != Provenance::Masked
+            });
+            let (Some(source), true) = (source, span.len == 1) else {
+                return Err(ModelError::Hole {
+                    layer,
+                    row: span.row,
+                    position: span.start,
+                });
+            };
+            let (below, above) = self.layers.split_at_mut(layer);
+            above[0].copy_position(&below[source], span, width)?;
+        }
+        Ok(())
+    }
+
+    /// Makes row `i` hold what row `parents[i]` held, as a beam search asks for. Layers that hold nothing are not
+    /// touched; gives the number of positions that were copied.
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    pub fn reorder(&mut self, parents: &[usize]) -> Result<u64> {
+        let moved: Vec<(usize, usize)> = parents
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|(row, parent)| row != parent)
+            .collect();
+        let mut copied = 0;
+        if moved.is_empty() {
+            return Ok(copied);
+        }
+        let width = (self.shape.n_kv_heads, self.shape.head_dim);
+        for kv in self.layers.iter_mut().filter(|kv| kv.capacity > 0) {
+            copied += kv.reorder(&moved, width)?;
+        }
+        Ok(copied)
+    }
+
+    /// Key and value at `position` of `row` in `layer`, in f32: `[n_kv_heads * head_dim]` each.
+    ///
+    /// # Errors
+    /// Nothing is held there.
+    pub fn key_value(
+        &self,
+        layer: usize,
+        row: usize,
+        position: usize,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let kv = &self.layers[layer];
+        if position >= kv.filled[row] {
+            return Err(ModelError::Hole {
+                layer,
+                row,
+                position,
+            });
+        }
+        let (heads, head_dim) = (self.shape.n_kv_heads, self.shape.head_dim);
+        match &kv.storage {
+            Storage::Host { k, v } => {
+                let read = |x: &[f32]| -> Vec<f32> {
+                    (0..heads)
+                        .flat_map(|head| {
+                            let at = ((row * heads + head) * kv.capacity + position) * head_dim;
+                            x[at..at + head_dim].iter().copied()
+                        })
+                        .collect()
+                };
+                Ok((read(k), read(v)))
+            }
+            Storage::Device { k, v } => {
+                let read = |x: &Tensor| -> Result<Vec<f32>> {
+                    let values = x.get(row)?.narrow(1, position, 1)?.flatten_all()?;
+                    Ok(values.to_dtype(DType::F32)?.to_vec1()?)
+                };
+                Ok((read(k)?, read(v)?))
+            }
         }
     }
 
@@ -167,9 +348,15 @@ impl KvCache {
                     position: kv.filled[span.row],
                 });
             }
+            // A layer that runs reads all positions up to each of its own.
+            if how == Provenance::Computed {
+                let queries = span.len as u64;
+                self.hole_reads.approximate += queries * kv.holes[span.row].approximate;
+                self.hole_reads.masked += queries * kv.holes[span.row].masked;
+            }
             kv.filled[span.row] = end;
             let base = span.row * kv.capacity;
-            kv.provenance[base + span.start..base + end].fill(how);
+            kv.set(span.row, base + span.start..base + end, how);
         }
         Ok(())
     }
@@ -192,7 +379,162 @@ impl LayerKv {
             storage,
             filled: vec![0; rows],
             provenance: vec![Provenance::Empty; rows * capacity],
+            holes: vec![HoleReads::default(); rows],
+            masked: Vec::new(),
         }
+    }
+
+    /// Marks slots of `row`; `slots` index `[rows, capacity]`.
+    fn set(&mut self, row: usize, slots: Range<usize>, how: Provenance) {
+        let holes = &mut self.holes[row];
+        for slot in slots.clone() {
+            match self.provenance[slot] {
+                Provenance::Masked => holes.masked -= 1,
+                old if old.is_approximate() => holes.approximate -= 1,
+                _ => {}
+            }
+        }
+        self.provenance[slots.clone()].fill(how);
+        match how {
+            Provenance::Masked => holes.masked += slots.len() as u64,
+            how if how.is_approximate() => holes.approximate += slots.len() as u64,
+            _ => {}
+        }
+        if !self.masked.is_empty() {
+            self.masked[slots].fill(how == Provenance::Masked);
+        }
+    }
+
+    /// Which of the first `len` positions of `row` no query sees; empty if every one is seen.
+    pub(crate) fn masked(&self, row: usize, len: usize) -> &[bool] {
+        match self.masked.is_empty() || self.holes[row].masked == 0 {
+            true => &[],
+            false => &self.masked[row * self.capacity..row * self.capacity + len],
+        }
+    }
+
+    /// What is added to scores: 0 where a query, (row, positions that it may see), sees a key and minus infinity
+    /// elsewhere: `[queries, longest]`.
+    pub(crate) fn mask(
+        &self,
+        queries: &[(usize, usize)],
+        longest: usize,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let mut values = vec![f32::NEG_INFINITY; queries.len() * longest];
+        for (&(row, len), values) in queries.iter().zip(values.chunks_exact_mut(longest)) {
+            values[..len].fill(0.0);
+            // A layer without room holds no holes either.
+            if self.capacity > 0 {
+                for (value, masked) in values.iter_mut().zip(self.masked(row, len)) {
+                    *value = if *masked { f32::NEG_INFINITY } else { *value };
+                }
+            }
+        }
+        Ok(Tensor::from_vec(values, (queries.len(), longest), device)?)
+    }
+
+    /// Copies one position from `other`; `width`: (n_kv_heads, head_dim).
+    fn copy_position(
+        &mut self,
+        other: &LayerKv,
+        span: Span,
+        (heads, head_dim): (usize, usize),
+    ) -> Result<()> {
+        let (row, position) = (span.row, span.start);
+        match (&mut self.storage, &other.storage) {
+            (
+                Storage::Host { k, v },
+                Storage::Host {
+                    k: from_k,
+                    v: from_v,
+                },
+            ) => {
+                for head in 0..heads {
+                    let slot = |capacity: usize| {
+                        let at = ((row * heads + head) * capacity + position) * head_dim;
+                        at..at + head_dim
+                    };
+                    let (to, from) = (slot(self.capacity), slot(other.capacity));
+                    k[to.clone()].copy_from_slice(&from_k[from.clone()]);
+                    v[to].copy_from_slice(&from_v[from]);
+                }
+            }
+            (
+                Storage::Device { k, v },
+                Storage::Device {
+                    k: from_k,
+                    v: from_v,
+                },
+            ) => {
+                for (to, from) in [(k, from_k), (v, from_v)] {
+                    let from = from.get(row)?.narrow(1, position, 1)?.contiguous()?;
+                    to.get(row)?.slice_set(&from, 1, position)?;
+                }
+            }
+            _ => unreachable!("all layers of a cache lie in the same kind of memory"),
+        }
+        Ok(())
+    }
+
+    /// `moved`: (row, the row whose content it gets); gives the positions copied.
+    fn reorder(
+        &mut self,
+        moved: &[(usize, usize)],
+        (heads, head_dim): (usize, usize),
+    ) -> Result<u64> {
+        let capacity = self.capacity;
+        match &mut self.storage {
+            Storage::Host { k, v } => {
+                let stride = heads * capacity * head_dim;
+                for store in [k, v] {
+                    // Only what is filled: [heads] runs of the parent's positions.
+                    let parents: Vec<Vec<f32>> = moved
+                        .iter()
+                        .map(|&(_, parent)| {
+                            let filled = self.filled[parent] * head_dim;
+                            (0..heads)
+                                .flat_map(|head| {
+                                    let at = parent * stride + head * capacity * head_dim;
+                                    store[at..at + filled].iter().copied()
+                                })
+                                .collect()
+                        })
+                        .collect();
+                    for (&(row, parent), content) in moved.iter().zip(parents) {
+                        let filled = self.filled[parent] * head_dim;
+                        for head in 0..heads {
+                            let at = row * stride + head * capacity * head_dim;
+                            store[at..at + filled]
+                                .copy_from_slice(&content[head * filled..(head + 1) * filled]);
+                        }
+                    }
+                }
+            }
+            Storage::Device { k, v } => {
+                let mut rows: Vec<u32> = (0..self.filled.len() as u32).collect();
+                for &(row, parent) in moved {
+                    rows[row] = parent as u32;
+                }
+                let rows = Tensor::new(rows, k.device())?;
+                for store in [k, v] {
+                    *store = store.index_select(&rows, 0)?;
+                }
+            }
+        }
+        let (filled, holes) = (self.filled.clone(), self.holes.clone());
+        let provenance = self.provenance.clone();
+        let masked = self.masked.clone();
+        for &(row, parent) in moved {
+            self.filled[row] = filled[parent];
+            self.holes[row] = holes[parent];
+            let (to, from) = (row * capacity, parent * capacity);
+            self.provenance[to..to + capacity].copy_from_slice(&provenance[from..from + capacity]);
+            if !masked.is_empty() {
+                self.masked[to..to + capacity].copy_from_slice(&masked[from..from + capacity]);
+            }
+        }
+        Ok(moved.iter().map(|&(_, parent)| filled[parent] as u64).sum())
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::batch::{Span, positions};
 use crate::cache::{LayerKv, Storage};
 use crate::config::{ModelConfig, PositionScheme};
+use crate::decoder::Part;
 use crate::error::Result;
 use crate::weights::{LayerWeights, Linear, Mlp, Norm};
 use candle_core::{D, DType, Device, Tensor};
@@ -55,10 +56,22 @@ impl ComposedLayer {
     /// `hidden`: `[tokens, d_model]` in and out.
     pub(crate) fn forward(
         &self,
+        part: Part,
         hidden: &Tensor,
         kv: &mut LayerKv,
         spans: &[Span],
     ) -> Result<Tensor> {
+        let attended = match part.has_attention() {
+            true => &self.attention(hidden, kv, spans)?,
+            false => hidden,
+        };
+        match part.has_mlp() {
+            true => self.mlp(attended),
+            false => Ok(attended.clone()),
+        }
+    }
+
+    fn attention(&self, hidden: &Tensor, kv: &LayerKv, spans: &[Span]) -> Result<Tensor> {
         let weights = &self.weights;
         let normed = norm(&weights.attention_norm, hidden)?;
         let tokens = hidden.dim(0)?;
@@ -72,9 +85,12 @@ impl ComposedLayer {
         } else {
             self.attend_spans(&q, &k, &v, kv, spans)?
         };
-        let hidden = (hidden + linear(&weights.o, &attended)?)?;
-        let normed = norm(&weights.mlp_norm, &hidden)?;
-        let out = match &weights.mlp {
+        Ok((hidden + linear(&weights.o, &attended)?)?)
+    }
+
+    fn mlp(&self, hidden: &Tensor) -> Result<Tensor> {
+        let normed = norm(&self.weights.mlp_norm, hidden)?;
+        let out = match &self.weights.mlp {
             Mlp::SwiGlu { gate, up, down } => {
                 let gated = candle_nn::ops::silu(&linear(gate, &normed)?)?;
                 linear(down, &(gated * linear(up, &normed)?)?)?
@@ -164,8 +180,12 @@ impl ComposedLayer {
         let scores = (q.matmul(&k.t()?)? * self.scale())?.to_dtype(DType::F32)?;
         // [rows, n_kv_heads, group, longest] as [rows, n_kv_heads, group, 1, longest] for the slopes.
         let scores = scores.unsqueeze(3)?;
-        let lens: Vec<usize> = spans.iter().map(|span| span.start + 1).collect();
-        let bias = length_mask(&lens, longest, q.device())?.reshape((rows, 1, 1, 1, longest))?;
+        let queries: Vec<(usize, usize)> = spans
+            .iter()
+            .map(|span| (span.row, span.start + 1))
+            .collect();
+        let bias = kv.mask(&queries, longest, q.device())?;
+        let bias = bias.reshape((rows, 1, 1, 1, longest))?;
         let scores = self.add_alibi(&scores, longest)?.broadcast_add(&bias)?;
         let weights = candle_nn::ops::softmax_last_dim(&scores)?
             .squeeze(3)?
@@ -209,8 +229,11 @@ impl ComposedLayer {
             let scores = (q.matmul(&k.t()?)? * self.scale())?
                 .to_dtype(DType::F32)?
                 .reshape((1, self.n_kv_heads, group, span.len, len))?;
-            let lens: Vec<usize> = (0..span.len).map(|i| span.start + i + 1).collect();
-            let bias = length_mask(&lens, len, q.device())?.reshape((1, 1, 1, span.len, len))?;
+            let queries: Vec<(usize, usize)> = (0..span.len)
+                .map(|i| (span.row, span.start + i + 1))
+                .collect();
+            let bias = kv.mask(&queries, len, q.device())?;
+            let bias = bias.reshape((1, 1, 1, span.len, len))?;
             let scores = self.add_alibi(&scores, len)?.broadcast_add(&bias)?;
             let weights = candle_nn::ops::softmax_last_dim(&scores)?
                 .reshape((self.n_kv_heads, group * span.len, len))?
@@ -241,17 +264,6 @@ impl ComposedLayer {
     fn scale(&self) -> f64 {
         1.0 / (self.head_dim as f64).sqrt()
     }
-}
-
-/// 0 where a key is within the query's length, minus infinity beyond: `[lens.len(), longest]`.
-fn length_mask(lens: &[usize], longest: usize, device: &Device) -> Result<Tensor> {
-    let values: Vec<f32> = lens
-        .iter()
-        .flat_map(|&len| {
-            (0..longest).map(move |key| if key < len { 0.0 } else { f32::NEG_INFINITY })
-        })
-        .collect();
-    Ok(Tensor::from_vec(values, (lens.len(), longest), device)?)
 }
 
 /// `x`: `[tokens, in]` to `[tokens, out]`.

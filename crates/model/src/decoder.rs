@@ -33,17 +33,32 @@ pub trait CausalLm: Send + Sync {
     /// An id outside the vocabulary.
     fn embed(&self, ids: &[u32]) -> Result<Tensor>;
 
-    /// Runs layer `index` over `hidden`, writing the keys and values of `spans` to the cache.
+    /// Runs `part` of layer `index` over `hidden`. Attention writes the keys and values of `spans` to the cache.
     ///
     /// # Errors
     /// The cache has no room, or attention would read a hole.
+    fn layer_part(
+        &self,
+        index: usize,
+        part: Part,
+        hidden: &Tensor,
+        cache: &mut KvCache,
+        spans: &[Span],
+    ) -> Result<Tensor>;
+
+    /// Runs both sub-layers of layer `index`.
+    ///
+    /// # Errors
+    /// As [`layer_part`](Self::layer_part).
     fn layer(
         &self,
         index: usize,
         hidden: &Tensor,
         cache: &mut KvCache,
         spans: &[Span],
-    ) -> Result<Tensor>;
+    ) -> Result<Tensor> {
+        self.layer_part(index, Part::Whole, hidden, cache, spans)
+    }
 
     /// Writes only the keys and values that layer `index` projects from `hidden`: CALM's state propagation
     /// for a layer that `spans` skip (arXiv 2207.07061, section 3.4).
@@ -65,6 +80,29 @@ pub trait CausalLm: Send + Sync {
     fn head(&self, hidden: &Tensor) -> Result<Tensor>;
 }
 
+/// What to run of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Attention, then the MLP.
+    Whole,
+    /// `x += attention(norm(x))` alone.
+    Attention,
+    /// `x += mlp(norm(x))` alone: reads and writes no cache.
+    Mlp,
+}
+
+impl Part {
+    /// Whether attention is in it.
+    pub const fn has_attention(self) -> bool {
+        matches!(self, Part::Whole | Part::Attention)
+    }
+
+    /// Whether the MLP is in it.
+    pub const fn has_mlp(self) -> bool {
+        matches!(self, Part::Whole | Part::Mlp)
+    }
+}
+
 /// What the ledger and the cache need to know of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSizes {
@@ -80,14 +118,34 @@ pub struct ModelSizes {
     pub head_dim: usize,
     /// Largest number of positions, where there is one.
     pub max_positions: Option<usize>,
-    /// Bytes of the weights that one layer reads for a decode step.
-    pub layer_bytes: u64,
-    /// Of these, the bytes of the key and value projections.
-    pub kv_projection_bytes: u64,
-    /// Bytes of the LM head.
-    pub head_bytes: u64,
+    /// Query heads times the width of a head.
+    pub q_width: usize,
+    /// Weights of one layer's attention.
+    pub attention_weights: u64,
+    /// Of these, the weights of the key and value projections.
+    pub kv_projection_weights: u64,
+    /// Weights of one layer's MLP.
+    pub mlp_weights: u64,
+    /// Weights of the LM head.
+    pub head_weights: u64,
+    /// Bytes of a weight, and of an element of the KV cache.
+    pub element_bytes: u64,
+}
+
+impl ModelSizes {
+    /// Weights of a part of one layer.
+    pub fn part_weights(&self, part: Part) -> u64 {
+        match part {
+            Part::Whole => self.attention_weights + self.mlp_weights,
+            Part::Attention => self.attention_weights,
+            Part::Mlp => self.mlp_weights,
+        }
+    }
+
     /// Bytes of one position's keys and values in one layer.
-    pub kv_position_bytes: u64,
+    pub fn kv_position_bytes(&self) -> u64 {
+        (2 * self.n_kv_heads * self.head_dim) as u64 * self.element_bytes
+    }
 }
 
 /// Which form of the layer to run.
@@ -154,19 +212,20 @@ impl Decoder {
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
             max_positions: config.max_positions,
-            layer_bytes: 0,
-            kv_projection_bytes: 0,
-            head_bytes: (frame.head.elem_count() * dtype.size_in_bytes()) as u64,
-            kv_position_bytes: (2 * config.n_kv_heads * config.head_dim * dtype.size_in_bytes())
-                as u64,
+            q_width: config.n_heads * config.head_dim,
+            attention_weights: 0,
+            kv_projection_weights: 0,
+            mlp_weights: 0,
+            head_weights: frame.head.elem_count() as u64,
+            element_bytes: dtype.size_in_bytes() as u64,
         };
         let mut composed_layers = Vec::new();
         let mut fused_layers = Vec::new();
         for index in 0..config.n_layers {
             let weights = config.family.layer(&checkpoint, &config, index)?;
-            sizes.layer_bytes = (weights.elements() * dtype.size_in_bytes()) as u64;
-            sizes.kv_projection_bytes =
-                (2 * weights.k.weight.elem_count() * dtype.size_in_bytes()) as u64;
+            sizes.attention_weights = weights.attention_elements() as u64;
+            sizes.kv_projection_weights = 2 * weights.k.weight.elem_count() as u64;
+            sizes.mlp_weights = weights.mlp_elements() as u64;
             if fused {
                 fused_layers.push(FusedLayer::new(&weights, &config)?);
             } else {
@@ -242,22 +301,22 @@ impl CausalLm for Decoder {
         }
     }
 
-    fn layer(
+    fn layer_part(
         &self,
         index: usize,
+        part: Part,
         hidden: &Tensor,
         cache: &mut KvCache,
         spans: &[Span],
     ) -> Result<Tensor> {
         debug_assert_eq!(hidden.dims(), [token_count(spans), self.config.d_model]);
-        cache.claim(index, spans, Provenance::Computed)?;
+        if part.has_attention() {
+            cache.claim(index, spans, Provenance::Computed)?;
+        }
+        let kv = cache.layer_mut(index);
         match &self.layers {
-            Layers::Composed(layers) => {
-                layers[index].forward(hidden, cache.layer_mut(index), spans)
-            }
-            Layers::Fused { layers, .. } => {
-                layers[index].forward(hidden, cache.layer_mut(index), spans)
-            }
+            Layers::Composed(layers) => layers[index].forward(part, hidden, kv, spans),
+            Layers::Fused { layers, .. } => layers[index].forward(part, hidden, kv, spans),
         }
     }
 

@@ -4,6 +4,7 @@
 use crate::batch::{Span, positions};
 use crate::cache::{LayerKv, Storage};
 use crate::config::{ModelConfig, PositionScheme};
+use crate::decoder::Part;
 use crate::error::Result;
 use crate::kernels::{self, KeysValues, Packed};
 use crate::weights::{Frame, LayerWeights, Linear, Mlp, Norm};
@@ -94,6 +95,7 @@ impl FusedLayer {
     /// `hidden`: `[tokens, d_model]` in and out.
     pub(crate) fn forward(
         &self,
+        part: Part,
         hidden: &Tensor,
         kv: &mut LayerKv,
         spans: &[Span],
@@ -101,12 +103,22 @@ impl FusedLayer {
         let shape = hidden.shape().clone();
         let mut hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
         let mut normed = vec![0.0; hidden.len()];
-        self.attention_norm.apply(&hidden, &mut normed);
+        if part.has_attention() {
+            self.attention(&mut hidden, &mut normed, kv, spans);
+        }
+        if part.has_mlp() {
+            self.mlp(&mut hidden, &mut normed);
+        }
+        Ok(Tensor::from_vec(hidden, shape, &Device::Cpu)?)
+    }
 
-        let mut q = self.q.apply(&normed);
+    /// Adds attention to `hidden`: `[tokens, d_model]`; `normed` is scratch of the same size.
+    fn attention(&self, hidden: &mut [f32], normed: &mut [f32], kv: &mut LayerKv, spans: &[Span]) {
+        self.attention_norm.apply(hidden, normed);
+        let mut q = self.q.apply(normed);
         self.heads
             .rotate(&mut q, self.heads.q_width(), self.heads.n_heads, spans);
-        let fresh = self.project_kv(&normed, spans);
+        let fresh = self.project_kv(normed, spans);
         let attended = if kv.capacity > 0 {
             self.heads.write(&fresh, kv, spans);
             self.heads.attend(&q, kv, spans)
@@ -116,10 +128,13 @@ impl FusedLayer {
             self.heads.write(&fresh, &mut scratch, spans);
             self.heads.attend(&q, &scratch, spans)
         };
-        add(&mut hidden, &self.o.apply(&attended));
+        add(hidden, &self.o.apply(&attended));
+    }
 
-        self.mlp_norm.apply(&hidden, &mut normed);
-        let mut up = self.up.apply(&normed);
+    /// Adds the MLP to `hidden`: `[tokens, d_model]`; `normed` is scratch of the same size.
+    fn mlp(&self, hidden: &mut [f32], normed: &mut [f32]) {
+        self.mlp_norm.apply(hidden, normed);
+        let mut up = self.up.apply(normed);
         let inner = if self.gated {
             let width = self.up.out_width() / 2;
             let mut inner = vec![0.0; up.len() / 2];
@@ -129,8 +144,7 @@ impl FusedLayer {
             kernels::gelu(&mut up);
             up
         };
-        add(&mut hidden, &self.down.apply(&inner));
-        Ok(Tensor::from_vec(hidden, shape, &Device::Cpu)?)
+        add(hidden, &self.down.apply(&inner));
     }
 
     /// Keys and values only.
@@ -220,6 +234,7 @@ impl Heads {
                 stride: layer.capacity,
                 len: position + 1,
                 head_dim: self.head_dim,
+                masked: layer.masked(row, position + 1),
             };
             scores.resize(layer.capacity, 0.0);
             kernels::attend(

@@ -326,6 +326,8 @@ pub(crate) struct KeysValues<'a> {
     /// Positions that the query reads, from 0.
     pub(crate) len: usize,
     pub(crate) head_dim: usize,
+    /// Positions that the query does not see, `[len]`; empty if it sees all.
+    pub(crate) masked: &'a [bool],
 }
 
 vectorised! {
@@ -361,10 +363,21 @@ fn attend_body<const FMA: bool>(
             *score = dot::<FMA>(q, key) * scale + slope * position as f32;
             largest = largest.max(*score);
         }
+        if !kv.masked.is_empty() {
+            let seen = scores.iter().zip(kv.masked).filter(|(_, masked)| !**masked);
+            largest = seen.fold(f32::NEG_INFINITY, |max, (score, _)| max.max(*score));
+        }
         let mut sum = 0.0;
         for score in scores.iter_mut() {
             *score = exp::<FMA>(*score - largest);
             sum += *score;
+        }
+        if !kv.masked.is_empty() {
+            sum = 0.0;
+            for (score, masked) in scores.iter_mut().zip(kv.masked) {
+                *score = if *masked { 0.0 } else { *score };
+                sum += *score;
+            }
         }
         out.fill(0.0);
         for (score, value) in scores.iter().zip(values.chunks_exact(head_dim)) {

@@ -26,9 +26,9 @@ mod tokenizer;
 mod weights;
 
 pub use batch::{Span, positions, token_count};
-pub use cache::{CacheShape, KvCache, Provenance};
+pub use cache::{CacheShape, HoleReads, KvCache, Provenance};
 pub use config::{Biases, ModelConfig, PositionScheme};
-pub use decoder::{Backend, CausalLm, Decoder, ModelSizes};
+pub use decoder::{Backend, CausalLm, Decoder, ModelSizes, Part};
 pub use error::{ModelError, Result};
 pub use families::Family;
 pub use mock::MockModel;

@@ -2,11 +2,11 @@
 
 use crate::batch::{Span, token_count};
 use crate::cache::{CacheShape, KvCache, Provenance};
-use crate::decoder::{CausalLm, ModelSizes};
+use crate::decoder::{CausalLm, ModelSizes, Part};
 use crate::error::{ModelError, Result};
 use candle_core::{Device, Tensor};
 
-/// The hidden state `[tokens, 1]` starts as the token id and every layer adds one to it, so the state before the
+/// The hidden state `[tokens, 1]` starts as the token id and every sub-layer adds a half to it, so the state before the
 /// head tells how many layers ran; the head votes for `state % vocab_size`.
 #[derive(Debug)]
 pub struct MockModel {
@@ -24,10 +24,12 @@ impl MockModel {
                 n_kv_heads: 1,
                 head_dim: 1,
                 max_positions: Some(4096),
-                layer_bytes: 100,
-                kv_projection_bytes: 10,
-                head_bytes: 50,
-                kv_position_bytes: 8,
+                q_width: 1,
+                attention_weights: 10,
+                kv_projection_weights: 2,
+                mlp_weights: 15,
+                head_weights: 12,
+                element_bytes: 4,
             },
         }
     }
@@ -62,16 +64,19 @@ impl CausalLm for MockModel {
         Ok(Tensor::from_vec(values, (ids.len(), 1), &Device::Cpu)?)
     }
 
-    fn layer(
+    fn layer_part(
         &self,
         index: usize,
+        part: Part,
         hidden: &Tensor,
         cache: &mut KvCache,
         spans: &[Span],
     ) -> Result<Tensor> {
         debug_assert_eq!(hidden.dim(0)?, token_count(spans));
-        cache.claim(index, spans, Provenance::Computed)?;
-        Ok((hidden + 1.0)?)
+        if part.has_attention() {
+            cache.claim(index, spans, Provenance::Computed)?;
+        }
+        Ok((hidden + if part == Part::Whole { 1.0 } else { 0.5 })?)
     }
 
     fn fill_kv(

@@ -68,15 +68,17 @@ impl Linear {
 }
 
 impl LayerWeights {
-    /// Number of weights of the projections (norms left out: they are under a thousandth).
-    pub(crate) fn elements(&self) -> usize {
-        let mlp = match &self.mlp {
+    /// Number of weights of the MLP's projections (norms left out: they are under a thousandth).
+    pub(crate) fn mlp_elements(&self) -> usize {
+        match &self.mlp {
             Mlp::SwiGlu { gate, up, down } => gate.elements() + up.elements() + down.elements(),
             Mlp::Gelu { up, down } => up.elements() + down.elements(),
-        };
-        mlp + [&self.q, &self.k, &self.v, &self.o]
-            .map(Linear::elements)
-            .iter()
-            .sum::<usize>()
+        }
+    }
+
+    /// Number of weights of attention's projections.
+    pub(crate) fn attention_elements(&self) -> usize {
+        let projections = [&self.q, &self.k, &self.v, &self.o];
+        projections.map(Linear::elements).iter().sum()
     }
 }

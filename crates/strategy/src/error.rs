@@ -101,6 +101,50 @@ pub enum StrategyError {
         /// The strategy.
         strategy: &'static str,
     },
+    /// The layers are chosen by scores that have not been computed.
+    #[error(
+        "`{strategy}` has no scores: they are computed on calibration text first (`skipbench run` and `generate` do), or give `order` among its settings"
+    )]
+    NotScored {
+        /// The strategy.
+        strategy: &'static str,
+    },
+    /// An oracle that looks at the references.
+    #[error(
+        "`{strategy}` picks by the score of each answer, so it needs references: run it in an experiment (`skipbench run`)"
+    )]
+    NeedsReferences {
+        /// The strategy.
+        strategy: &'static str,
+    },
+    /// A search that the strategy cannot run under.
+    #[error(
+        "`{strategy}` cannot run under {search}: {reason}; use greedy decoding, or another strategy"
+    )]
+    Search {
+        /// The strategy.
+        strategy: &'static str,
+        /// A beam search or sampling.
+        search: &'static str,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A strategy of another crate that cannot be taken.
+    #[error("cannot register strategy `{name}`: {reason}")]
+    CannotRegister {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// What a strategy of another crate says about its settings.
+    #[error("`{strategy}`: {message}")]
+    Other {
+        /// The strategy.
+        strategy: &'static str,
+        /// What is wrong, and what would work.
+        message: String,
+    },
     /// A batch of another model than the strategy was built for.
     #[error(
         "this strategy was built for {built_for} layers and cannot run a model with {found}; build it again for that model"

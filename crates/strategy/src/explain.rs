@@ -1,7 +1,7 @@
 //! What a strategy does, in numbers, without a model.
 
 use crate::budget::MAX_STEPS;
-use crate::{BatchShape, StrategyError, StrategySpec};
+use crate::{BatchShape, LayerSet, Strategy, StrategyError, StrategySpec};
 use serde::Serialize;
 
 /// The layers that a strategy runs in a model of a given depth.
@@ -9,14 +9,25 @@ use serde::Serialize;
 pub struct Explanation {
     /// The strategy's short form.
     pub strategy: String,
+    /// What it does, in a line, with its source.
+    pub about: &'static str,
     /// Its variant, where it has variants.
     pub variant: Option<&'static str>,
     /// Layers of the model.
     pub n_layers: usize,
     /// The speedup that was asked for.
     pub target_speedup: Option<f64>,
-    /// Every layer that some decode step may run, ascending.
+    /// Every layer that some decode step may run, whole or in part, ascending; empty if they are still to be found.
     pub layers: Vec<usize>,
+    /// Of these, the layers whose attention alone runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attention_only: Vec<usize>,
+    /// Of these, the layers whose MLP alone runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mlp_only: Vec<usize>,
+    /// What has to be known before the layers are: scores on calibration text, or the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen_by: Option<&'static str>,
     /// Mean number of layers per decode step; `None` if it depends on the tokens.
     pub layers_per_step: Option<f64>,
     /// `n_layers / layers_per_step`: the speedup if a layer were all that costs time.
@@ -30,6 +41,9 @@ pub struct Explanation {
     /// The layers after which a token may exit; empty if it cannot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<usize>,
+    /// The sets of which an oracle picks one for each sequence, the fastest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub menu: Vec<Vec<usize>>,
 }
 
 /// Consecutive decode steps that run the same layers.
@@ -51,62 +65,113 @@ impl Explanation {
     ) -> Result<Self, StrategyError> {
         spec.validate(n_layers)?;
         if let Some(draft) = spec.draft() {
-            let whole = spec.with_threshold(0.5).build(n_layers)?;
+            let placeholder = with_placeholders(spec, n_layers);
             return Ok(Self {
                 strategy: spec.to_string(),
+                about: spec.about(),
                 variant: spec.variant(),
-                draft_length: whole.draft_length(),
+                draft_length: placeholder.build(n_layers)?.draft_length(),
                 // What the drafts gain depends on how many of them stand.
                 layers_per_step: None,
                 layer_speedup: None,
                 ..Self::of(draft, n_layers, max_new_tokens)?
             });
         }
-        // The layers and checks of a strategy that is still to be calibrated do not depend on the knob.
-        let built = spec
-            .knob()
-            .map_or_else(|| spec.clone(), |knob| spec.with_threshold(knob.hi));
-        let mut strategy = built.build(n_layers)?;
+        let mut explanation = Self {
+            strategy: spec.to_string(),
+            about: spec.about(),
+            variant: spec.variant(),
+            n_layers,
+            target_speedup: spec.target_speedup(),
+            layers: Vec::new(),
+            attention_only: Vec::new(),
+            mlp_only: Vec::new(),
+            chosen_by: None,
+            layers_per_step: None,
+            layer_speedup: None,
+            steps: Vec::new(),
+            draft_length: None,
+            checks: Vec::new(),
+            menu: Vec::new(),
+        };
+        if let Some(menu) = spec.menu(n_layers) {
+            explanation.chosen_by = Some("the score of each answer");
+            for entry in menu {
+                let layers = Self::of(&entry, n_layers, max_new_tokens)?.layers;
+                explanation.layers.extend(&layers);
+                explanation.menu.push(layers);
+            }
+            explanation.layers.sort_unstable();
+            explanation.layers.dedup();
+            return Ok(explanation);
+        }
+        let mut strategy = with_placeholders(spec, n_layers).build(n_layers)?;
         strategy.begin(&BatchShape {
             prompt_lens: vec![1],
             n_layers,
             max_new_tokens,
         })?;
+        explanation.walk(strategy.as_mut(), max_new_tokens);
+        if strategy.needs().prompt_signal.is_some() {
+            explanation.chosen_by = Some("the prompt");
+            explanation.layers_per_step = None;
+            explanation.layer_speedup = None;
+        }
+        if spec.scoring(n_layers).is_some() {
+            explanation.chosen_by = Some("scores on calibration text");
+            explanation.layers.clear();
+            explanation.attention_only.clear();
+            explanation.mlp_only.clear();
+        }
+        Ok(explanation)
+    }
 
+    /// What the steps of one answer run.
+    fn walk(&mut self, strategy: &mut dyn Strategy, max_new_tokens: usize) {
         // Token 0 comes from the prefill; a run of one token is explained by the step that would follow.
         let last_step = max_new_tokens.saturating_sub(1).clamp(1, MAX_STEPS);
-        let mut steps: Vec<StepRange> = Vec::new();
-        let mut checks = Vec::new();
-        let mut total = 0;
+        let mut sub_layers = 0;
         for step in 1..=last_step {
             let plan = strategy.plan(step);
             let layers = plan.layers.to_vec();
-            total += layers.len();
-            checks = plan.checks.to_vec();
-            match steps.last_mut() {
+            sub_layers += plan.layers.sub_layers();
+            self.checks = plan.checks.to_vec();
+            match self.steps.last_mut() {
                 Some(range) if range.layers == layers => range.last = step,
-                _ => steps.push(StepRange {
+                _ => self.steps.push(StepRange {
                     first: step,
                     last: step,
                     layers,
                 }),
             }
         }
-        if steps.len() == 1 {
-            steps.clear();
+        if self.steps.len() == 1 {
+            self.steps.clear();
         }
-        let layers_per_step = checks.is_empty().then(|| total as f64 / last_step as f64);
-        Ok(Self {
-            strategy: spec.to_string(),
-            variant: spec.variant(),
-            n_layers,
-            target_speedup: spec.target_speedup(),
-            layers: strategy.reachable().to_vec(),
-            layers_per_step,
-            layer_speedup: layers_per_step.map(|layers| n_layers as f64 / layers),
-            steps,
-            draft_length: None,
-            checks,
-        })
+        if self.checks.is_empty() {
+            let layers_per_step = sub_layers as f64 / 2.0 / last_step as f64;
+            self.layers_per_step = Some(layers_per_step);
+            self.layer_speedup = Some(self.n_layers as f64 / layers_per_step);
+        }
+        let reachable = strategy.reachable();
+        self.layers = reachable.to_vec();
+        let only = |has: fn(&LayerSet, usize) -> bool| {
+            let parts = reachable.iter().filter(|&layer| !reachable.contains(layer));
+            parts.filter(|&layer| has(&reachable, layer)).collect()
+        };
+        self.attention_only = only(LayerSet::has_attention);
+        self.mlp_only = only(LayerSet::has_mlp);
+    }
+}
+
+/// The strategy with something in place of what is still to be found, on which the shape of its steps does not depend.
+fn with_placeholders(spec: &StrategySpec, n_layers: usize) -> StrategySpec {
+    let spec = match spec.knob() {
+        Some(knob) => spec.with_threshold(knob.hi),
+        None => spec.clone(),
+    };
+    match spec.scoring(n_layers) {
+        Some(_) => spec.with_order((0..n_layers).collect()),
+        None => spec,
     }
 }

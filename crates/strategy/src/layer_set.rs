@@ -86,6 +86,22 @@ impl LayerSet {
         self.has_attention(layer) && self.has_mlp(layer)
     }
 
+    /// Takes both sub-layers of `layer` out.
+    pub fn remove(&mut self, layer: usize) {
+        self.remove_attention(layer);
+        self.remove_mlp(layer);
+    }
+
+    /// Takes the attention of `layer` out.
+    pub fn remove_attention(&mut self, layer: usize) {
+        clear_bit(&mut self.attention, layer);
+    }
+
+    /// Takes the MLP of `layer` out.
+    pub fn remove_mlp(&mut self, layer: usize) {
+        clear_bit(&mut self.mlp, layer);
+    }
+
     /// Whether the attention of `layer` is in the set.
     pub fn has_attention(&self, layer: usize) -> bool {
         has_bit(&self.attention, layer)
@@ -99,6 +115,12 @@ impl LayerSet {
     /// Number of layers of which at least one sub-layer is in the set.
     pub fn len(&self) -> usize {
         self.either().iter().map(|w| w.count_ones() as usize).sum()
+    }
+
+    /// Number of sub-layers in the set: two for each whole layer.
+    pub fn sub_layers(&self) -> usize {
+        let count = |bits: &Bits| bits.iter().map(|w| w.count_ones() as usize).sum::<usize>();
+        count(&self.attention) + count(&self.mlp)
     }
 
     /// Whether no sub-layer is in the set.
@@ -160,6 +182,12 @@ fn has_bit(bits: &Bits, layer: usize) -> bool {
     layer < MAX_LAYERS && bits[layer / WORD] >> (layer % WORD) & 1 == 1
 }
 
+fn clear_bit(bits: &mut Bits, layer: usize) {
+    if layer < MAX_LAYERS {
+        bits[layer / WORD] &= !(1 << (layer % WORD));
+    }
+}
+
 fn set_bit(bits: &mut Bits, layer: usize) {
     assert!(
         layer < MAX_LAYERS,
@@ -184,10 +212,14 @@ mod tests {
         assert!(set.has_attention(3) && !set.has_mlp(3) && !set.contains(3));
         assert!(!set.has_attention(200) && set.has_mlp(200) && !set.contains(200));
         assert!(set.contains(64) && !set.contains(MAX_LAYERS + 64));
-        assert_eq!(set.len(), 3);
+        assert_eq!((set.len(), set.sub_layers()), (3, 4));
         assert_eq!(format!("{set:?}"), "{3a, 64, 200m}");
         assert!(!set.is_subset(&LayerSet::from_layers([3, 64])));
         assert!(set.is_subset(&LayerSet::full(MAX_LAYERS)));
+        set.remove_attention(64);
+        set.remove(200);
+        set.remove(MAX_LAYERS + 64);
+        assert_eq!(format!("{set:?}"), "{3a, 64m}");
     }
 
     #[test]

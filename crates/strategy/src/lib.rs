@@ -27,20 +27,30 @@
 //!
 //! Write `strategies/<name>.rs` with its settings (a serde struct that implements `Settings`), and add one
 //! line to the `registry!` in `registry.rs`. Everything else follows: both forms, suggestions, schema, `explain`.
+//! A strategy of another crate implements [`Extension`] and is handed to [`register`].
 
+mod axes;
 mod budget;
 mod error;
+mod exits;
 mod explain;
+mod extension;
 mod layer_set;
+mod pruned;
 mod registry;
+mod schedule;
+mod scoring;
 mod spec;
 mod strategies;
 mod strategy;
 mod strict;
 
+pub use axes::{BatchMode, ExitSignal, KvFill, Prefill, PromptSignal};
 pub use budget::kept_layers;
 pub use error::StrategyError;
 pub use explain::{Explanation, StepRange};
+pub use extension::{Extension, Request, register};
 pub use layer_set::{LayerSet, MAX_LAYERS};
+pub use scoring::Scoring;
 pub use spec::{Knob, StrategySpec};
-pub use strategy::{BatchShape, ExitSignal, KvFill, Needs, StepPlan, Strategy, Verdict};
+pub use strategy::{Agreement, BatchShape, Needs, StepPlan, Strategy, Verdict};

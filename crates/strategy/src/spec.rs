@@ -3,7 +3,8 @@
 use crate::budget::check_speedup;
 use crate::error::nearest;
 use crate::registry::Kind;
-use crate::{Explanation, Strategy, StrategyError};
+use crate::schedule::ScheduleLength;
+use crate::{Explanation, KvFill, Scoring, Strategy, StrategyError};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -120,6 +121,105 @@ impl StrategySpec {
     /// The strategy that drafts for a speculative one; its threshold and target are the drafting strategy's.
     pub fn draft(&self) -> Option<&StrategySpec> {
         self.kind.settings().draft()
+    }
+
+    /// What it does, in a line, with its source.
+    pub fn about(&self) -> &'static str {
+        self.kind.settings().about()
+    }
+
+    /// What has to be scored on calibration text before [`build`](Self::build) succeeds; [`with_order`](Self::with_order)
+    /// takes the outcome.
+    pub fn scoring(&self, n_layers: usize) -> Option<Scoring> {
+        self.kind.settings().scoring(n_layers)
+    }
+
+    /// The same strategy with layers in the order in which they are dropped, the least important first; one that takes
+    /// none stays as it is.
+    #[must_use]
+    pub fn with_order(&self, order: Vec<usize>) -> Self {
+        let mut spec = self.clone();
+        if let Some(slot) = spec.order_mut() {
+            *slot = Some(order);
+        }
+        spec
+    }
+
+    /// Whether its schedule is laid over the expected length of an answer, which is not known yet;
+    /// [`with_expected_length`](Self::with_expected_length) takes it. Until then the largest number of new tokens counts.
+    pub fn wants_expected_length(&self) -> bool {
+        self.clone()
+            .kind
+            .settings_mut()
+            .expected_length_mut()
+            .is_some()
+    }
+
+    /// The same strategy with its schedule laid over `tokens` generated tokens; one that does not ask stays as it is.
+    #[must_use]
+    pub fn with_expected_length(&self, tokens: usize) -> Self {
+        let mut spec = self.clone();
+        if let Some(slot) = spec.kind.settings_mut().expected_length_mut() {
+            *slot = ScheduleLength::Tokens(tokens.max(2));
+        }
+        spec
+    }
+
+    /// The KV fills that it can use, where there is a choice.
+    pub fn kv_fills(&self) -> &'static [KvFill] {
+        self.kind.settings().kv_fills()
+    }
+
+    /// The same strategy with another KV fill; one that leaves no choice stays as it is.
+    #[must_use]
+    pub fn with_kv_fill(&self, fill: KvFill) -> Self {
+        let mut spec = self.clone();
+        if let Some(slot) = spec.kind.settings_mut().kv_fill_mut() {
+            *slot = fill;
+        }
+        spec
+    }
+
+    /// The strategies that an experiment runs in its place, where it stands for several: the seeds of a random band.
+    pub fn members(&self) -> Option<Vec<Self>> {
+        let members = self.kind.settings().members()?;
+        Some(members.into_iter().map(|kind| Self { kind }).collect())
+    }
+
+    /// The strategies of which an oracle picks one for each sequence, the fastest first.
+    pub fn menu(&self, n_layers: usize) -> Option<Vec<Self>> {
+        self.kind.settings().menu(n_layers)
+    }
+
+    /// Whether it knows what no strategy can: its layers bound what others can reach, and its time means nothing.
+    pub fn is_oracle(&self) -> bool {
+        self.kind.settings().is_oracle()
+    }
+
+    /// Refuses a search that the strategy cannot run under.
+    ///
+    /// # Errors
+    /// More than one beam, or sampling, with a strategy that needs one greedy continuation.
+    pub fn check_search(&self, beams: usize, sampling: bool) -> Result<(), StrategyError> {
+        let settings = self.kind.settings();
+        let refused = [
+            (beams > 1, "a beam search", settings.no_beams()),
+            (sampling, "sampling", settings.no_sampling()),
+        ];
+        for (asked, search, reason) in refused {
+            if let (true, Some(reason)) = (asked, reason) {
+                return Err(StrategyError::Search {
+                    strategy: settings.name(),
+                    search,
+                    reason,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn order_mut(&mut self) -> Option<&mut Option<Vec<usize>>> {
+        self.kind.settings_mut().order_mut()
     }
 
     /// Where the target goes; `None` for a strategy that takes none.

@@ -1,99 +1,33 @@
 //! The interface between a strategy, which decides, and the engine, which computes.
 
-use crate::{LayerSet, StrategyError};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::fmt;
+use crate::{BatchMode, ExitSignal, KvFill, LayerSet, Prefill, PromptSignal, StrategyError};
 
-/// How sure the model is of a token after some of its layers: what a dynamic strategy decides on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExitSignal {
-    /// Probability of the most likely token minus that of the second, in 0..1
-    /// (`softmax_diff` of CALM, arXiv 2207.07061). Reads the LM head.
-    #[default]
-    SoftmaxMargin,
-    /// Probability of the most likely token, in 0..1 (CALM, arXiv 2207.07061). Reads the LM head.
-    MaxProb,
-    /// Entropy of the next-token distribution over its largest value, ln(vocabulary), in 0..1;
-    /// low is confident (DeeBERT, arXiv 2004.12993). Reads the LM head.
-    Entropy,
-    /// Cosine of a layer's output to its input, in -1..1 (`state` of CALM, arXiv 2207.07061).
-    /// Reads no LM head, so a check costs almost nothing.
-    Cosine,
-}
-
-impl ExitSignal {
-    /// Every signal, in the order in which help texts list them.
-    pub const ALL: [Self; 4] = [
-        Self::SoftmaxMargin,
-        Self::MaxProb,
-        Self::Entropy,
-        Self::Cosine,
-    ];
-
-    /// Its name in experiments and short forms.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::SoftmaxMargin => "softmax-margin",
-            Self::MaxProb => "max-prob",
-            Self::Entropy => "entropy",
-            Self::Cosine => "cosine",
-        }
-    }
-
-    /// Whether a check reads the LM head: as many weights as several layers in a small model.
-    pub const fn needs_head(self) -> bool {
-        match self {
-            Self::SoftmaxMargin | Self::MaxProb | Self::Entropy => true,
-            Self::Cosine => false,
-        }
-    }
-}
-
-impl fmt::Display for ExitSignal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// What is done about the keys and values of a (layer, position) that was skipped and that a
-/// later position may read: a hole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum KvFill {
-    /// Nothing: a hole is never read, because a later step runs no layer that an earlier one skipped.
-    None,
-    /// Each skipped layer projects its keys and values from the hidden state at which the row
-    /// exited (state propagation of CALM, arXiv 2207.07061). Approximate.
-    Propagate,
-}
-
-impl KvFill {
-    /// Its name in experiments and results.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Propagate => "propagate",
-        }
-    }
-}
-
-impl fmt::Display for KvFill {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// What a strategy asks of the engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a strategy asks of the engine. The default asks for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The signal that the engine computes after each layer of [`StepPlan::checks`]; `None` if
     /// the strategy decides without looking at the tokens.
     pub signal: Option<ExitSignal>,
     /// How holes in the KV cache are filled.
     pub kv_fill: KvFill,
+    /// Which layers the prompt runs through.
+    pub prefill: Prefill,
+    /// What becomes of rows that are done with a step before others are.
+    pub batch_mode: BatchMode,
+    /// What it wants to know of each prompt, for [`Strategy::observe_prompt`].
+    pub prompt_signal: Option<PromptSignal>,
+    /// The strategy is an oracle: all layers run, and a token is said to have needed only those up to the check at which
+    /// its state already voted for it.
+    pub oracle: Option<Agreement>,
+}
+
+/// When an oracle says that a token was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    /// At the first check whose vote is the full network's.
+    First,
+    /// At the first check from which on every vote is the full network's.
+    Stable,
 }
 
 /// What is known about a batch before its first step.
@@ -138,8 +72,8 @@ impl StepPlan {
 /// Decides which layers run, and never sees a tensor.
 ///
 /// The engine calls [`begin`](Self::begin) for each batch, runs every layer over the prompt (which
-/// gives token 0), and then for each further token calls [`plan`](Self::plan) once and
-/// [`observe`](Self::observe) for every row that reaches a check.
+/// gives token 0) unless [`Needs::prefill`] says otherwise, and then for each further token calls [`plan`](Self::plan)
+/// once and [`observe`](Self::observe) for every row that reaches a check.
 pub trait Strategy: Send {
     /// What the engine must compute for this strategy; the same at every call.
     fn needs(&self) -> Needs;
@@ -150,11 +84,22 @@ pub trait Strategy: Send {
     /// If the strategy cannot serve such a batch, as when it was built for another model.
     fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError>;
 
+    /// Takes what [`Needs::prompt_signal`] asked for, for each row after the prefill.
+    fn observe_prompt(&mut self, row: usize, signal: &[f64]) {
+        let _ = (row, signal);
+    }
+
     /// The layers of one decode step, for all rows.
     ///
     /// `step` is the index of the generated token that this step produces. Token 0 comes from the
     /// prefill (all layers, always), so the first call is for step 1.
     fn plan(&mut self, step: usize) -> StepPlan;
+
+    /// The layers of `row`, where they are not those of the plan; the plan then holds the layers of all rows together.
+    fn row_layers(&self, row: usize) -> Option<LayerSet> {
+        let _ = row;
+        None
+    }
 
     /// Takes the signal of `row` after `layer`, and says whether the row goes on. Called only for
     /// a layer in [`StepPlan::checks`].
@@ -183,19 +128,24 @@ pub trait Strategy: Send {
 pub(crate) struct FixedLayers {
     n_layers: usize,
     layers: LayerSet,
+    prefill: Prefill,
 }
 
 impl FixedLayers {
-    pub(crate) fn boxed(n_layers: usize, layers: LayerSet) -> Box<dyn Strategy> {
-        Box::new(Self { n_layers, layers })
+    pub(crate) fn boxed(n_layers: usize, layers: LayerSet, prefill: Prefill) -> Box<dyn Strategy> {
+        Box::new(Self {
+            n_layers,
+            layers,
+            prefill,
+        })
     }
 }
 
 impl Strategy for FixedLayers {
     fn needs(&self) -> Needs {
         Needs {
-            signal: None,
-            kv_fill: KvFill::None,
+            prefill: self.prefill,
+            ..Needs::default()
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::budget::{MIN_KEPT, check_depth};
 use crate::registry::Settings;
 use crate::strategy::FixedLayers;
-use crate::{LayerSet, Strategy, StrategyError};
+use crate::{LayerSet, Prefill, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,12 @@ const NAME: &str = "drop-list";
 pub(crate) struct DropList {
     /// Indices of the layers to skip, the lowest layer being 0; none if not given.
     drop: Vec<usize>,
+    /// Which layers the prompt runs through.
+    #[serde(
+        deserialize_with = "crate::strict::named",
+        skip_serializing_if = "Prefill::is_full"
+    )]
+    prefill: Prefill,
 }
 
 impl DropList {
@@ -27,6 +33,10 @@ impl DropList {
 impl Settings for DropList {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "all layers but those of a list"
     }
 
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
@@ -52,7 +62,11 @@ impl Settings for DropList {
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
         self.validate(n_layers)?;
-        Ok(FixedLayers::boxed(n_layers, self.layers(n_layers)))
+        Ok(FixedLayers::boxed(
+            n_layers,
+            self.layers(n_layers),
+            self.prefill,
+        ))
     }
 }
 
@@ -64,6 +78,7 @@ mod tests {
     fn what_is_listed_is_skipped() {
         let list = |drop: &[usize]| DropList {
             drop: drop.to_vec(),
+            ..DropList::default()
         };
         assert_eq!(list(&[1, 3, 3]).layers(6).to_vec(), [0, 2, 4, 5]);
         assert!(list(&[]).validate(2).is_ok());

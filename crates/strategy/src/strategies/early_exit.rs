@@ -2,25 +2,24 @@
 //! (CALM, Schuster et al. 2022, arXiv 2207.07061).
 
 use crate::budget::{MIN_KEPT, check_depth, check_speedup, fastest, kept_layers};
+use crate::exits::{Exits, check_fill};
 use crate::registry::Settings;
-use crate::strategy::check_same_model;
 use crate::strict::Named;
-use crate::{
-    BatchShape, ExitSignal, Knob, KvFill, LayerSet, Needs, StepPlan, Strategy, StrategyError,
-    Verdict,
-};
+use crate::{BatchMode, ExitSignal, Knob, KvFill, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 const NAME: &str = "early-exit";
 
 /// After a check layer a row exits if the signal passes the threshold; the final norm and the LM head then read its
-/// hidden state, and the skipped layers get their keys and values from it (`propagate`, arXiv 2207.07061).
+/// hidden state, and the skipped layers get their keys and values as `kv-fill` says (`propagate` in arXiv 2207.07061).
 ///
 /// A row exits if `softmax-margin`, `max-prob` or `cosine` is greater than the threshold, or `entropy` (of its largest value,
 /// ln(vocabulary)) smaller. The ends are exact whatever a model computes: a threshold of 1 never exits and 0 exits at the
 /// first check; for `entropy` 0 never exits and 1 exits at the first check. A signal that is not a number exits only where
-/// the threshold always does.
+/// the threshold always does. `patience` exits when the most likely token has stayed the same over enough checks in a row
+/// (PABEE, arXiv 2006.04152): its threshold is the share of all checks that must agree.
 ///
 /// With a target speedup and no threshold, the threshold is calibrated before the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,6 +43,34 @@ pub(crate) struct EarlyExit {
     /// threshold (0.9 + 0.1 exp(-decay t / N)), as in CALM's released code, where `decay` is 4. Not for `entropy`.
     #[serde(skip_serializing_if = "Option::is_none")]
     decay: Option<f64>,
+    /// Checks in a row that must agree with the one before them; only for `patience`, instead of a threshold, which is
+    /// the share of the checks that must.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patience: Option<usize>,
+    /// A threshold for each number of layers after which a token may exit, instead of `threshold`, `first-exit` and
+    /// `check-every`: `{8: 0.95, 12: 0.9}` (LITE, arXiv 2310.18581).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer_thresholds: Option<BTreeMap<usize, f64>>,
+    /// What is done about the keys and values of the layers that a token skips.
+    #[serde(
+        deserialize_with = "crate::strict::named",
+        skip_serializing_if = "is_propagate"
+    )]
+    kv_fill: KvFill,
+    /// What becomes of rows that exit before others.
+    #[serde(
+        deserialize_with = "crate::strict::named",
+        skip_serializing_if = "is_compact"
+    )]
+    batch_mode: BatchMode,
+}
+
+fn is_propagate(fill: &KvFill) -> bool {
+    *fill == KvFill::Propagate
+}
+
+fn is_compact(mode: &BatchMode) -> bool {
+    *mode == BatchMode::Compact
 }
 
 impl Default for EarlyExit {
@@ -55,6 +82,10 @@ impl Default for EarlyExit {
             first_exit: 2,
             check_every: 1,
             decay: None,
+            patience: None,
+            layer_thresholds: None,
+            kv_fill: KvFill::Propagate,
+            batch_mode: BatchMode::Compact,
         }
     }
 }
@@ -70,6 +101,10 @@ impl Named for ExitSignal {
 impl Settings for EarlyExit {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "each token leaves when the model is sure of it (CALM, arXiv 2207.07061)"
     }
 
     fn variants(&self) -> Vec<&'static str> {
@@ -101,58 +136,38 @@ impl Settings for EarlyExit {
     }
 
     fn knob(&self) -> Option<Knob> {
-        (self.speedup.is_some() && self.threshold.is_none()).then_some(Knob {
+        let open =
+            self.threshold.is_none() && self.patience.is_none() && self.layer_thresholds.is_none();
+        (self.speedup.is_some() && open).then_some(Knob {
             lo: 0.0,
             hi: 1.0,
             rises_with_depth: self.signal != ExitSignal::Entropy,
         })
     }
 
+    fn kv_fills(&self) -> &'static [KvFill] {
+        &KvFill::OF_EXITS
+    }
+
+    fn kv_fill_mut(&mut self) -> Option<&mut KvFill> {
+        Some(&mut self.kv_fill)
+    }
+
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
         check_depth(NAME, n_layers, MIN_KEPT)?;
-        let setting = |key, message| StrategyError::Setting {
-            strategy: NAME,
-            key,
-            message,
-        };
-        if let Some(threshold) = self.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
-            return Err(setting(
-                "threshold",
-                format!("{threshold} is outside 0 to 1"),
-            ));
-        }
-        if !(1..n_layers).contains(&self.first_exit) {
-            return Err(setting(
-                "first-exit",
-                format!(
-                    "{} of {n_layers} layers before the first check; it must be 1 to {}, so that a layer is left to skip",
-                    self.first_exit,
-                    n_layers - 1
-                ),
-            ));
-        }
-        if self.check_every == 0 {
-            return Err(setting(
-                "check-every",
-                "0 layers between checks; it must be at least 1".to_owned(),
-            ));
-        }
-        if let Some(decay) = self.decay {
-            if !decay.is_finite() || decay < 0.0 {
-                return Err(setting("decay", format!("{decay} is not 0 or more")));
-            }
-            if self.signal == ExitSignal::Entropy {
-                return Err(setting(
-                    "decay",
-                    "a falling threshold makes `entropy` exit later, not earlier; leave it out, or use another signal"
-                        .to_owned(),
-                ));
-            }
-        }
-        match (self.speedup, self.threshold) {
-            (Some(speedup), Some(_)) => check_speedup(speedup),
-            (None, Some(_)) => Ok(()),
-            (Some(speedup), None) => {
+        check_fill(NAME, self.kv_fill)?;
+        self.check_decay()?;
+        match &self.layer_thresholds {
+            Some(thresholds) => self.check_layer_thresholds(thresholds, n_layers),
+            None => self.check_interval(n_layers),
+        }?;
+        let fixed =
+            self.threshold.is_some() || self.patience.is_some() || self.layer_thresholds.is_some();
+        match (self.speedup, fixed) {
+            (Some(speedup), true) => check_speedup(speedup),
+            (None, true) => Ok(()),
+            (None, false) => Err(StrategyError::MissingSpeedup { strategy: NAME }),
+            (Some(speedup), false) => {
                 kept_layers(n_layers, speedup)?;
                 if speedup > n_layers as f64 / self.first_exit as f64 + 1e-9 {
                     return Err(setting(
@@ -167,95 +182,136 @@ impl Settings for EarlyExit {
                 }
                 Ok(())
             }
-            (None, None) => Err(StrategyError::MissingSpeedup { strategy: NAME }),
         }
     }
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
         self.validate(n_layers)?;
-        let threshold = self
-            .threshold
-            .ok_or(StrategyError::NotCalibrated { strategy: NAME })?;
-        // The last layer is no check: there is nothing left to skip.
-        let checks = (self.first_exit - 1..n_layers - 1).step_by(self.check_every);
+        let checks = self.checks(n_layers);
+        let fixed = match (&self.layer_thresholds, self.patience, self.threshold) {
+            (Some(thresholds), ..) => thresholds
+                .iter()
+                .map(|(&layers, &t)| (layers - 1, t))
+                .collect(),
+            (None, Some(patience), _) => {
+                // One check more than all can never agree.
+                let share = patience.min(checks.len()) as f64 / checks.len().max(1) as f64;
+                checks.into_iter().map(|layer| (layer, share)).collect()
+            }
+            (None, None, Some(threshold)) => {
+                checks.into_iter().map(|layer| (layer, threshold)).collect()
+            }
+            (None, None, None) => return Err(StrategyError::NotCalibrated { strategy: NAME }),
+        };
         Ok(Box::new(Exits {
-            n_layers,
-            signal: self.signal,
-            threshold,
             decay: self.decay,
-            max_new_tokens: 1,
-            current: threshold,
-            plan: StepPlan {
-                layers: LayerSet::full(n_layers),
-                checks: LayerSet::from_layers(checks),
-            },
+            ..Exits::new(n_layers, self.signal, self.kv_fill, self.batch_mode, fixed)
         }))
     }
 }
 
-/// The strategy with its threshold; rows are independent, and of a step only its threshold is kept.
-struct Exits {
-    n_layers: usize,
-    signal: ExitSignal,
-    threshold: f64,
-    decay: Option<f64>,
-    max_new_tokens: usize,
-    /// The threshold of this step.
-    current: f64,
-    plan: StepPlan,
+fn setting(key: &'static str, message: String) -> StrategyError {
+    StrategyError::Setting {
+        strategy: NAME,
+        key,
+        message,
+    }
 }
 
-impl Exits {
-    fn is_sure(&self, signal: f64) -> bool {
-        let (never, always, passes) = match self.signal {
-            ExitSignal::SoftmaxMargin | ExitSignal::MaxProb | ExitSignal::Cosine => {
-                (1.0, 0.0, signal > self.current)
-            }
-            ExitSignal::Entropy => (0.0, 1.0, signal < self.current),
+impl EarlyExit {
+    /// The layers after which a token may exit; the last is none, since nothing is left to skip.
+    fn checks(&self, n_layers: usize) -> Vec<usize> {
+        (self.first_exit - 1..n_layers - 1)
+            .step_by(self.check_every)
+            .collect()
+    }
+
+    fn check_decay(&self) -> Result<(), StrategyError> {
+        let Some(decay) = self.decay else {
+            return Ok(());
         };
-        // A saturated softmax gives exactly 1, and a cosine may round to more or be negative.
-        self.threshold == always || self.threshold != never && passes
-    }
-}
-
-impl Strategy for Exits {
-    fn needs(&self) -> Needs {
-        Needs {
-            signal: Some(self.signal),
-            kv_fill: KvFill::Propagate,
+        if !decay.is_finite() || decay < 0.0 {
+            return Err(setting("decay", format!("{decay} is not 0 or more")));
+        }
+        match self.signal {
+            ExitSignal::Entropy => Err(setting(
+                "decay",
+                "a falling threshold makes `entropy` exit later, not earlier; leave it out, or use another signal"
+                    .to_owned(),
+            )),
+            _ => Ok(()),
         }
     }
 
-    fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
-        self.max_new_tokens = shape.max_new_tokens.max(1);
-        check_same_model(self.n_layers, shape)
-    }
-
-    fn plan(&mut self, step: usize) -> StepPlan {
-        let done = step as f64 / self.max_new_tokens as f64;
-        let share = self
-            .decay
-            .map_or(1.0, |decay| 0.9 + 0.1 * (-decay * done).exp());
-        self.current = self.threshold * share;
-        self.plan
-    }
-
-    fn observe(&mut self, _layer: usize, _row: usize, signal: f64) -> Verdict {
-        if self.is_sure(signal) {
-            Verdict::Exit
-        } else {
-            Verdict::Continue
+    /// One threshold for all checks, and where those are.
+    fn check_interval(&self, n_layers: usize) -> Result<(), StrategyError> {
+        if let Some(threshold) = self.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
+            return Err(setting(
+                "threshold",
+                format!("{threshold} is outside 0 to 1"),
+            ));
+        }
+        if self.patience.is_some()
+            && (self.signal != ExitSignal::Patience || self.threshold.is_some())
+        {
+            return Err(setting(
+                "patience",
+                "it counts agreeing checks: give it with `signal: patience` and without a `threshold`".to_owned(),
+            ));
+        }
+        if !(1..n_layers).contains(&self.first_exit) {
+            return Err(setting(
+                "first-exit",
+                format!(
+                    "{} of {n_layers} layers before the first check; it must be 1 to {}, so that a layer is left to skip",
+                    self.first_exit,
+                    n_layers - 1
+                ),
+            ));
+        }
+        match self.check_every {
+            0 => Err(setting(
+                "check-every",
+                "0 layers between checks; it must be at least 1".to_owned(),
+            )),
+            _ => Ok(()),
         }
     }
 
-    fn reachable(&self) -> LayerSet {
-        self.plan.layers
+    fn check_layer_thresholds(
+        &self,
+        thresholds: &BTreeMap<usize, f64>,
+        n_layers: usize,
+    ) -> Result<(), StrategyError> {
+        let wrong = |message| Err(setting("layer-thresholds", message));
+        if self.threshold.is_some()
+            || self.patience.is_some()
+            || self.signal == ExitSignal::Patience
+        {
+            return wrong(
+                "they stand in place of `threshold` and `patience`; give one of them".to_owned(),
+            );
+        }
+        let Some((&deepest, _)) = thresholds.last_key_value() else {
+            return wrong("there is none; nothing would ever exit".to_owned());
+        };
+        if thresholds.contains_key(&0) || deepest >= n_layers {
+            return wrong(format!(
+                "a token exits after 1 to {} of {n_layers} layers",
+                n_layers - 1
+            ));
+        }
+        match thresholds.iter().find(|(_, t)| !(0.0..=1.0).contains(*t)) {
+            Some((layers, t)) => wrong(format!("{t}, after {layers} layers, is outside 0 to 1")),
+            None => Ok(()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{BatchShape, LayerSet, Verdict};
 
     fn with(signal: ExitSignal, threshold: f64) -> EarlyExit {
         EarlyExit {
@@ -375,5 +431,74 @@ mod tests {
         settings.threshold = Some(0.4);
         assert_eq!(settings.knob(), None);
         assert!(settings.build(12).is_ok());
+    }
+
+    #[test]
+    fn patience_waits_for_votes_in_a_row() {
+        let settings = EarlyExit {
+            signal: ExitSignal::Patience,
+            patience: Some(2),
+            ..EarlyExit::default()
+        };
+        let mut strategy = settings.build(12).unwrap();
+        let mut exit_at = |votes: &[u32]| {
+            strategy.plan(1);
+            let mut layers = 1..;
+            votes.iter().position(|&vote| {
+                let layer = layers.next().unwrap();
+                strategy.observe(layer, 3, f64::from(vote)) == Verdict::Exit
+            })
+        };
+        assert_eq!(exit_at(&[7, 7, 7, 7]), Some(2));
+        assert_eq!(exit_at(&[7, 7, 8, 8, 8]), Some(4));
+        assert_eq!(exit_at(&[7, 8, 7, 8, 8]), None);
+        let wrong = EarlyExit {
+            patience: Some(2),
+            ..EarlyExit::default()
+        };
+        assert!(wrong.validate(12).is_err());
+        let never = EarlyExit {
+            patience: Some(99),
+            ..settings
+        };
+        let mut never = never.build(4).unwrap();
+        never.plan(1);
+        assert!((1..3).all(|layer| never.observe(layer, 0, 5.0) == Verdict::Continue));
+    }
+
+    #[test]
+    fn each_layer_may_have_its_threshold() {
+        let settings = |thresholds: &[(usize, f64)]| EarlyExit {
+            layer_thresholds: Some(thresholds.iter().copied().collect()),
+            ..EarlyExit::default()
+        };
+        let mut strategy = settings(&[(2, 0.9), (4, 0.5)]).build(6).unwrap();
+        assert_eq!(strategy.plan(1).checks.to_vec(), [1, 3]);
+        assert_eq!(strategy.observe(1, 0, 0.8), Verdict::Continue);
+        assert_eq!(strategy.observe(3, 0, 0.8), Verdict::Exit);
+        for wrong in [&[][..], &[(0, 0.5)], &[(6, 0.5)], &[(2, 1.5)]] {
+            assert!(settings(wrong).validate(6).is_err(), "{wrong:?}");
+        }
+        let both = EarlyExit {
+            threshold: Some(0.5),
+            ..settings(&[(2, 0.9)])
+        };
+        assert!(both.validate(6).is_err());
+    }
+
+    #[test]
+    fn holes_that_are_read_must_be_filled() {
+        let settings = |kv_fill| EarlyExit {
+            kv_fill,
+            ..with(ExitSignal::MaxProb, 0.5)
+        };
+        for fill in KvFill::OF_EXITS {
+            assert_eq!(settings(fill).build(6).unwrap().needs().kv_fill, fill);
+        }
+        let error = settings(KvFill::None).validate(6).unwrap_err().to_string();
+        assert!(
+            error.contains("use propagate, copy, mask, deferred"),
+            "{error}"
+        );
     }
 }

@@ -3,7 +3,7 @@
 use crate::budget::check_depth;
 use crate::registry::Settings;
 use crate::strategy::FixedLayers;
-use crate::{LayerSet, Strategy, StrategyError};
+use crate::{LayerSet, Prefill, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,12 +19,20 @@ impl Settings for Full {
         NAME
     }
 
+    fn about(&self) -> &'static str {
+        "every layer: the network as it was trained"
+    }
+
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
         check_depth(NAME, n_layers, 1)
     }
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
         self.validate(n_layers)?;
-        Ok(FixedLayers::boxed(n_layers, LayerSet::full(n_layers)))
+        Ok(FixedLayers::boxed(
+            n_layers,
+            LayerSet::full(n_layers),
+            Prefill::Full,
+        ))
     }
 }

@@ -3,7 +3,7 @@
 use crate::budget::required_layers;
 use crate::registry::Settings;
 use crate::strategy::FixedLayers;
-use crate::{LayerSet, Strategy, StrategyError};
+use crate::{LayerSet, Prefill, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,13 @@ pub(crate) struct Middle {
     /// The target speedup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     speedup: Option<f64>,
+    /// Which layers the prompt runs through.
+    #[serde(
+        default,
+        deserialize_with = "crate::strict::named",
+        skip_serializing_if = "Prefill::is_full"
+    )]
+    prefill: Prefill,
 }
 
 fn layers(n_layers: usize, kept: usize) -> LayerSet {
@@ -27,6 +34,10 @@ fn layers(n_layers: usize, kept: usize) -> LayerSet {
 impl Settings for Middle {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "both ends, without the block in the middle"
     }
 
     fn speedup(&self) -> Option<f64> {
@@ -43,7 +54,11 @@ impl Settings for Middle {
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
         let kept = required_layers(NAME, n_layers, self.speedup)?;
-        Ok(FixedLayers::boxed(n_layers, layers(n_layers, kept)))
+        Ok(FixedLayers::boxed(
+            n_layers,
+            layers(n_layers, kept),
+            self.prefill,
+        ))
     }
 }
 

@@ -1,9 +1,9 @@
 //! `random`: a seeded random subset, the null that a chosen set has to beat.
 
 use crate::budget::required_layers;
-use crate::registry::Settings;
+use crate::registry::{Kind, Settings};
 use crate::strategy::FixedLayers;
-use crate::{LayerSet, Strategy, StrategyError};
+use crate::{LayerSet, Prefill, Strategy, StrategyError};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
@@ -16,15 +16,48 @@ const NAME: &str = "random";
 ///
 /// One seed gives the same set on every machine, the same at every step and for every row; and its set for a higher
 /// speedup is a subset of its set for a lower one.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Random {
     /// The target speedup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     speedup: Option<f64>,
+    /// Which layers the prompt runs through.
+    #[serde(
+        default,
+        deserialize_with = "crate::strict::named",
+        skip_serializing_if = "Prefill::is_full"
+    )]
+    prefill: Prefill,
     /// Which of the random sets; 0 if not given.
     #[serde(default)]
     seed: u64,
+    /// How many sets an experiment runs, of seeds `seed` on, to show the band in which sets lie that nobody chose; 1 if
+    /// not given.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    seeds: u64,
+}
+
+/// More sets than this are a slip of the pen.
+const MAX_SEEDS: u64 = 1000;
+
+fn one() -> u64 {
+    1
+}
+
+fn is_one(seeds: &u64) -> bool {
+    *seeds == 1
+}
+
+impl Default for Random {
+    fn default() -> Self {
+        Self {
+            speedup: None,
+            prefill: Prefill::Full,
+            seed: 0,
+            seeds: 1,
+        }
+    }
 }
 
 /// The ends, and the first `kept - 2` of a shuffle of the rest. Needs `2 <= kept <= n_layers <= MAX_LAYERS`.
@@ -45,6 +78,10 @@ impl Settings for Random {
         NAME
     }
 
+    fn about(&self) -> &'static str {
+        "both ends and a seeded random subset: the null that a chosen set has to beat"
+    }
+
     fn speedup(&self) -> Option<f64> {
         self.speedup
     }
@@ -54,14 +91,36 @@ impl Settings for Random {
     }
 
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        required_layers(NAME, n_layers, self.speedup).map(drop)
+        required_layers(NAME, n_layers, self.speedup)?;
+        match (1..=MAX_SEEDS).contains(&self.seeds) {
+            true => Ok(()),
+            false => Err(StrategyError::Setting {
+                strategy: NAME,
+                key: "seeds",
+                message: format!("{} is outside 1 to {MAX_SEEDS}", self.seeds),
+            }),
+        }
+    }
+
+    fn members(&self) -> Option<Vec<Kind>> {
+        let member = |seed| {
+            Kind::Random(Self {
+                seed,
+                seeds: 1,
+                ..self.clone()
+            })
+        };
+        let last = self.seed.saturating_add(self.seeds.min(MAX_SEEDS));
+        (self.seeds > 1).then(|| (self.seed..last).map(member).collect())
     }
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
+        self.validate(n_layers)?;
         let kept = required_layers(NAME, n_layers, self.speedup)?;
         Ok(FixedLayers::boxed(
             n_layers,
             layers(n_layers, kept, self.seed),
+            self.prefill,
         ))
     }
 }

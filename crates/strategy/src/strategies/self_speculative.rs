@@ -4,7 +4,8 @@
 use crate::budget::{MIN_KEPT, check_depth};
 use crate::registry::Settings;
 use crate::{
-    BatchShape, Knob, LayerSet, Needs, StepPlan, Strategy, StrategyError, StrategySpec, Verdict,
+    BatchShape, Knob, LayerSet, Needs, Prefill, Scoring, StepPlan, Strategy, StrategyError,
+    StrategySpec, Verdict,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ const NAME: &str = "self-speculative";
 const MAX_DRAFT: usize = 64;
 /// Strategies that may draft: those whose layers do not depend on the position, since rows of a batch move on by
 /// different numbers of tokens.
-const DRAFTS: [&str; 8] = [
+const DRAFTS: [&str; 14] = [
     "unified",
     "top",
     "bottom",
@@ -21,12 +22,18 @@ const DRAFTS: [&str; 8] = [
     "random",
     "every-other",
     "drop-list",
+    "block-influence",
+    "angular",
+    "sleb",
+    "perplexity",
+    "sublayer-drop",
     "early-exit",
+    "shallow-deep",
 ];
 
 /// The drafting strategy proposes tokens, then one pass of all layers over them says which the full network would have
 /// chosen: greedy output is the full network's, token for token. Drafts share the KV cache, and what they wrote is
-/// replaced by the verification. The target speedup is that of the drafting strategy.
+/// replaced by the verification. The prompt runs through all layers, whatever the drafting strategy says. The target speedup is that of the drafting strategy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SelfSpeculative {
@@ -52,6 +59,10 @@ impl Default for SelfSpeculative {
 impl Settings for SelfSpeculative {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "some layers draft, all verify: the tokens of the full network (LayerSkip, arXiv 2404.16710)"
     }
 
     fn variants(&self) -> Vec<&'static str> {
@@ -94,6 +105,22 @@ impl Settings for SelfSpeculative {
 
     fn knob(&self) -> Option<Knob> {
         self.draft.knob()
+    }
+
+    fn scoring(&self, n_layers: usize) -> Option<Scoring> {
+        self.draft.scoring(n_layers)
+    }
+
+    fn order_mut(&mut self) -> Option<&mut Option<Vec<usize>>> {
+        self.draft.order_mut()
+    }
+
+    fn no_beams(&self) -> Option<&'static str> {
+        Some("a draft is verified against one greedy continuation")
+    }
+
+    fn no_sampling(&self) -> Option<&'static str> {
+        Some("a draft is verified against the most likely tokens")
     }
 
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
@@ -144,8 +171,12 @@ struct Speculation {
 }
 
 impl Strategy for Speculation {
+    /// The verification needs all layers of the prompt, and drafts are hardly ever right without them.
     fn needs(&self) -> Needs {
-        self.draft.needs()
+        Needs {
+            prefill: Prefill::Full,
+            ..self.draft.needs()
+        }
     }
 
     fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {

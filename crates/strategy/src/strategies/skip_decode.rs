@@ -1,9 +1,10 @@
 //! `skip-decode`: depth by position (SkipDecode, Del Corro et al. 2023, arXiv 2307.02628).
 
-use crate::budget::{MAX_STEPS, MIN_KEPT, check_depth, check_speedup, fastest, required_layers};
+use crate::budget::{MIN_KEPT, check_depth, check_speedup, fastest, required_layers};
 use crate::registry::Settings;
+use crate::schedule::ScheduleLength;
 use crate::strategy::check_same_model;
-use crate::{BatchShape, KvFill, LayerSet, Needs, StepPlan, Strategy, StrategyError};
+use crate::{BatchShape, LayerSet, Needs, StepPlan, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,8 @@ const NAME: &str = "skip-decode";
 /// The ramp spans the decode steps `1..schedule-length`, since token 0 comes from the full-depth prefill; later steps stay
 /// at its end. From a target, the ramp's ends are chosen such that its mean is L / speedup as near as whole layers
 /// allow, with an upper end of about twice the lower one where the depth has room for it. An output that ends before the
-/// schedule does has therefore run more layers than the target asks for, and a longer one fewer.
+/// schedule does has therefore run more layers than the target asks for, and a longer one fewer; `schedule-length: expected`
+/// lays the ramp over the mean length of the full network's answers to the calibration prompts instead.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SkipDecode {
@@ -25,9 +27,9 @@ pub(crate) struct SkipDecode {
     speedup: Option<f64>,
     /// Layers at the bottom that every step runs.
     warmup_layers: usize,
-    /// Generated tokens over which the depth falls; the largest number of new tokens if not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    schedule_length: Option<usize>,
+    /// Generated tokens over which the depth falls.
+    #[serde(skip_serializing_if = "ScheduleLength::is_default")]
+    schedule_length: ScheduleLength,
     /// Layers of the first step, instead of what follows from the target; only with `min-layers`.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_layers: Option<usize>,
@@ -41,7 +43,7 @@ impl Default for SkipDecode {
         Self {
             speedup: None,
             warmup_layers: 1,
-            schedule_length: None,
+            schedule_length: ScheduleLength::MaxNew,
             max_layers: None,
             min_layers: None,
         }
@@ -63,14 +65,7 @@ impl SkipDecode {
             key,
             message,
         };
-        if let Some(length) = self.schedule_length
-            && !(2..=MAX_STEPS).contains(&length)
-        {
-            return Err(setting(
-                "schedule-length",
-                format!("{length} tokens are no schedule; it must be 2 to {MAX_STEPS}"),
-            ));
-        }
+        self.schedule_length.check(NAME)?;
         // A step runs the warm-up layers and at least one more.
         let lowest = self.warmup_layers.saturating_add(1).max(MIN_KEPT);
         if lowest > n_layers {
@@ -138,12 +133,21 @@ impl Settings for SkipDecode {
         NAME
     }
 
+    fn about(&self) -> &'static str {
+        "fewer layers with each position (SkipDecode, arXiv 2307.02628)"
+    }
+
     fn speedup(&self) -> Option<f64> {
         self.speedup
     }
 
     fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
         Some(&mut self.speedup)
+    }
+
+    fn expected_length_mut(&mut self) -> Option<&mut ScheduleLength> {
+        let open = self.schedule_length == ScheduleLength::Expected;
+        open.then_some(&mut self.schedule_length)
     }
 
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
@@ -234,7 +238,7 @@ impl Ramp {
 struct Schedule {
     n_layers: usize,
     warmup_layers: usize,
-    schedule_length: Option<usize>,
+    schedule_length: ScheduleLength,
     ends: Ends,
     ramp: Ramp,
 }
@@ -248,16 +252,12 @@ impl Schedule {
 
 impl Strategy for Schedule {
     fn needs(&self) -> Needs {
-        Needs {
-            signal: None,
-            kv_fill: KvFill::None,
-        }
+        Needs::default()
     }
 
     fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
         check_same_model(self.n_layers, shape)?;
-        let length = self.schedule_length.unwrap_or(shape.max_new_tokens);
-        let steps = length.saturating_sub(1).clamp(1, MAX_STEPS);
+        let steps = self.schedule_length.steps(shape.max_new_tokens);
         self.ramp = match self.ends {
             Ends::Given { max, min } => Ramp { max, min, steps },
             Ends::FromMean { mean, lowest } => Ramp::with_mean(mean, lowest, self.n_layers, steps),

@@ -4,7 +4,7 @@ use crate::budget::required_layers;
 use crate::registry::Settings;
 use crate::strategy::FixedLayers;
 use crate::strict::Named;
-use crate::{LayerSet, Strategy, StrategyError};
+use crate::{LayerSet, Prefill, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,13 @@ pub(crate) struct Unified {
     /// The target speedup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     speedup: Option<f64>,
+    /// Which layers the prompt runs through.
+    #[serde(
+        default,
+        deserialize_with = "crate::strict::named",
+        skip_serializing_if = "Prefill::is_full"
+    )]
+    prefill: Prefill,
 }
 
 /// How K layers are spread over L.
@@ -38,16 +45,21 @@ enum Rule {
     /// The first and the last layer, and from the bottom up those whose index is a multiple of the target, until there
     /// are K. Needs a whole number as the target.
     Modulo,
+    /// The "unified skipping" baseline of AdaSkip's released code (arXiv 2501.02336), another algorithm by the same name:
+    /// with n layers to skip, those whose index is 1 modulo floor(L / n) go. It may skip more than n, the last layer too, and
+    /// cannot skip more than half.
+    Adaskip,
 }
 
 impl Named for Rule {
-    const ALL: &'static [Self] = &[Self::Published, Self::Even, Self::Modulo];
+    const ALL: &'static [Self] = &[Self::Published, Self::Even, Self::Modulo, Self::Adaskip];
 
     fn name(self) -> &'static str {
         match self {
             Self::Published => "published",
             Self::Even => "even",
             Self::Modulo => "modulo",
+            Self::Adaskip => "adaskip",
         }
     }
 }
@@ -58,6 +70,10 @@ impl Rule {
             Self::Published => multiples(n_layers, kept, n_layers / (kept - 1)),
             Self::Even => even(n_layers, kept),
             Self::Modulo => multiples(n_layers, kept, speedup as usize),
+            Self::Adaskip => LayerSet::from_layers((0..n_layers).filter(|layer| {
+                let skipped = n_layers - kept;
+                skipped == 0 || layer % (n_layers / skipped) != 1
+            })),
         }
     }
 }
@@ -84,6 +100,10 @@ impl Settings for Unified {
         NAME
     }
 
+    fn about(&self) -> &'static str {
+        "layers spread over the whole depth, from the target alone (Unified Layer Skipping, arXiv 2404.06954)"
+    }
+
     fn variants(&self) -> Vec<&'static str> {
         Rule::ALL.iter().map(|rule| rule.name()).collect()
     }
@@ -105,8 +125,18 @@ impl Settings for Unified {
     }
 
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        required_layers(NAME, n_layers, self.speedup)?;
+        let kept = required_layers(NAME, n_layers, self.speedup)?;
         match self.speedup {
+            Some(speedup) if self.rule == Rule::Adaskip && 2 * kept < n_layers => {
+                Err(StrategyError::Setting {
+                    strategy: NAME,
+                    key: "speedup",
+                    message: format!(
+                        "rule `adaskip` cannot skip more than half of the layers, so {speedup} is too fast; the largest \
+                         possible speedup is 2"
+                    ),
+                })
+            }
             Some(speedup) if self.rule == Rule::Modulo && speedup.fract() != 0.0 => {
                 Err(StrategyError::Setting {
                     strategy: NAME,
@@ -128,6 +158,7 @@ impl Settings for Unified {
         Ok(FixedLayers::boxed(
             n_layers,
             self.rule.layers(n_layers, kept, speedup),
+            self.prefill,
         ))
     }
 }
@@ -181,5 +212,17 @@ mod tests {
             let gaps = || even.windows(2).map(|pair| pair[1] - pair[0]);
             prop_assert!(gaps().max().unwrap() - gaps().min().unwrap() <= 1);
         }
+    }
+
+    #[test]
+    fn adaskips_rule_drops_seven_layers_when_asked_for_six() {
+        let dropped = |kept: usize| -> Vec<usize> {
+            let layers = Rule::Adaskip.layers(32, kept, 1.0);
+            (0..32).filter(|&layer| !layers.contains(layer)).collect()
+        };
+        assert_eq!(dropped(28), [1, 9, 17, 25]);
+        assert_eq!(dropped(26), [1, 6, 11, 16, 21, 26, 31]);
+        assert_eq!(dropped(24).len(), 8);
+        assert_eq!(dropped(32), [0; 0]);
     }
 }

@@ -95,16 +95,16 @@ fn explains_itself() {
         let explanation = yaml(text).unwrap().explain(8, 5).unwrap();
         serde_json::to_string(&explanation).unwrap()
     };
-    assert_snapshot!(explain("unified@2"), @r#"{"strategy":"unified@2","variant":"published","n_layers":8,"target_speedup":2.0,"layers":[0,2,4,7],"layers_per_step":4.0,"layer_speedup":2.0}"#);
-    assert_snapshot!(explain("skip-decode@2"), @r#"{"strategy":"skip-decode@2","variant":null,"n_layers":8,"target_speedup":2.0,"layers":[0,4,5,6,7],"layers_per_step":4.0,"layer_speedup":2.0,"steps":[{"first":1,"last":1,"layers":[0,4,5,6,7]},{"first":2,"last":3,"layers":[0,5,6,7]},{"first":4,"last":4,"layers":[0,6,7]}]}"#);
-    assert_snapshot!(explain("early-exit@2"), @r#"{"strategy":"early-exit@2","variant":"softmax-margin","n_layers":8,"target_speedup":2.0,"layers":[0,1,2,3,4,5,6,7],"layers_per_step":null,"layer_speedup":null,"checks":[1,2,3,4,5,6]}"#);
+    assert_snapshot!(explain("unified@2"), @r#"{"strategy":"unified@2","about":"layers spread over the whole depth, from the target alone (Unified Layer Skipping, arXiv 2404.06954)","variant":"published","n_layers":8,"target_speedup":2.0,"layers":[0,2,4,7],"layers_per_step":4.0,"layer_speedup":2.0}"#);
+    assert_snapshot!(explain("skip-decode@2"), @r#"{"strategy":"skip-decode@2","about":"fewer layers with each position (SkipDecode, arXiv 2307.02628)","variant":null,"n_layers":8,"target_speedup":2.0,"layers":[0,4,5,6,7],"layers_per_step":4.0,"layer_speedup":2.0,"steps":[{"first":1,"last":1,"layers":[0,4,5,6,7]},{"first":2,"last":3,"layers":[0,5,6,7]},{"first":4,"last":4,"layers":[0,6,7]}]}"#);
+    assert_snapshot!(explain("early-exit@2"), @r#"{"strategy":"early-exit@2","about":"each token leaves when the model is sure of it (CALM, arXiv 2207.07061)","variant":"softmax-margin","n_layers":8,"target_speedup":2.0,"layers":[0,1,2,3,4,5,6,7],"layers_per_step":null,"layer_speedup":null,"checks":[1,2,3,4,5,6]}"#);
 }
 
 #[test]
 fn mistakes_in_the_short_form() {
-    assert_snapshot!(parse_error("unifed@2"), @"unknown strategy `unifed` (did you mean `unified`?); known: full, unified, top, bottom, middle, random, every-other, drop-list, skip-decode, early-exit, self-speculative");
-    assert_snapshot!(parse_error("zzz"), @"unknown strategy `zzz`; known: full, unified, top, bottom, middle, random, every-other, drop-list, skip-decode, early-exit, self-speculative");
-    assert_snapshot!(parse_error("unified:evn@2"), @"unknown variant `evn` of `unified` (did you mean `even`?); known: published, even, modulo");
+    assert_snapshot!(parse_error("unifed@2"), @"unknown strategy `unifed` (did you mean `unified`?); known: full, unified, top, bottom, middle, random, every-other, drop-list, block-influence, angular, sleb, perplexity, sublayer-drop, skip-decode, position-decay, early-exit, shallow-deep, prompt-depth, adaskip, self-speculative, oracle-exit, oracle-depth");
+    assert_snapshot!(parse_error("zzz"), @"unknown strategy `zzz`; known: full, unified, top, bottom, middle, random, every-other, drop-list, block-influence, angular, sleb, perplexity, sublayer-drop, skip-decode, position-decay, early-exit, shallow-deep, prompt-depth, adaskip, self-speculative, oracle-exit, oracle-depth");
+    assert_snapshot!(parse_error("unified:evn@2"), @"unknown variant `evn` of `unified` (did you mean `even`?); known: published, even, modulo, adaskip");
     assert_snapshot!(parse_error("top:even@2"), @"`top` has no variants, but `even` was given; leave it out");
     assert_snapshot!(parse_error("unified@2x"), @"cannot read strategy `unified@2x`: `2x` after the @ is not a number (the form is name[:variant][@speedup], as in unified:even@3)");
     assert_snapshot!(parse_error("unified@"), @"cannot read strategy `unified@`: `` after the @ is not a number (the form is name[:variant][@speedup], as in unified:even@3)");
@@ -127,13 +127,13 @@ fn mistakes_in_the_long_form() {
         error.to_string()
     };
     assert_snapshot!(error("unified: {speedup: 2, rul: even}"), @r#"
-    error: line 3 column 27: unknown key `rul` of `unified` (did you mean `rule`?); known: rule, speedup
+    error: line 3 column 27: unknown key `rul` of `unified` (did you mean `rule`?); known: rule, speedup, prefill
      --> <input>:3:27
       |
     1 | strategies:
     2 |   - full
     3 |   - unified: {speedup: 2, rul: even}
-      |                           ^ unknown key `rul` of `unified` (did you mean `rule`?); known: rule, speedup
+      |                           ^ unknown key `rul` of `unified` (did you mean `rule`?); known: rule, speedup, prefill
     "#);
     assert_snapshot!(error("full: {speedup: 2}"), @r#"
     error: line 3 column 12: unknown key `speedup`: `full` has no settings
@@ -145,31 +145,31 @@ fn mistakes_in_the_long_form() {
       |            ^ unknown key `speedup`: `full` has no settings
     "#);
     assert_snapshot!(error("unified:\n      speedup: 2\n      rul: even"), @r#"
-    error: line 5 column 7: unknown key `rul` of `unified` (did you mean `rule`?); known: rule, speedup
+    error: line 5 column 7: unknown key `rul` of `unified` (did you mean `rule`?); known: rule, speedup, prefill
      --> <input>:5:7
       |
     3 |   - unified:
     4 |       speedup: 2
     5 |       rul: even
-      |       ^ unknown key `rul` of `unified` (did you mean `rule`?); known: rule, speedup
+      |       ^ unknown key `rul` of `unified` (did you mean `rule`?); known: rule, speedup, prefill
     "#);
     assert_snapshot!(error("unified: {rule: evn}"), @r#"
-    error: line 3 column 21: unknown value `evn` (did you mean `even`?); known: published, even, modulo
+    error: line 3 column 21: unknown value `evn` (did you mean `even`?); known: published, even, modulo, adaskip
      --> <input>:3:21
       |
     1 | strategies:
     2 |   - full
     3 |   - unified: {rule: evn}
-      |                     ^ unknown value `evn` (did you mean `even`?); known: published, even, modulo
+      |                     ^ unknown value `evn` (did you mean `even`?); known: published, even, modulo, adaskip
     "#);
     assert_snapshot!(error("early-exit: {signal: margin}"), @r#"
-    error: line 3 column 26: unknown value `margin`; known: softmax-margin, max-prob, entropy, cosine
+    error: line 3 column 26: unknown value `margin`; known: softmax-margin, max-prob, entropy, cosine, patience
      --> <input>:3:26
       |
     1 | strategies:
     2 |   - full
     3 |   - early-exit: {signal: margin}
-      |                          ^ unknown value `margin`; known: softmax-margin, max-prob, entropy, cosine
+      |                          ^ unknown value `margin`; known: softmax-margin, max-prob, entropy, cosine, patience
     "#);
     assert_snapshot!(error("early-exit: {speedup: fast}"), @r#"
     error: line 3 column 27: invalid floating point
@@ -181,13 +181,13 @@ fn mistakes_in_the_long_form() {
       |                           ^ invalid floating point
     "#);
     assert_snapshot!(error("erly-exit: {speedup: 2}"), @r#"
-    error: line 3 column 5: unknown strategy `erly-exit` (did you mean `early-exit`?); known: full, unified, top, bottom, middle, random, every-other, drop-list, skip-decode, early-exit, self-speculative
+    error: line 3 column 5: unknown strategy `erly-exit` (did you mean `early-exit`?); known: full, unified, top, bottom, middle, random, every-other, drop-list, block-influence, angular, sleb, perplexity, sublayer-drop, skip-decode, position-decay, early-exit, shallow-deep, prompt-depth, adaskip, self-speculative, oracle-exit, oracle-depth
      --> <input>:3:5
       |
     1 | strategies:
     2 |   - full
     3 |   - erly-exit: {speedup: 2}
-      |     ^ unknown strategy `erly-exit` (did you mean `early-exit`?); known: full, unified, top, bottom, middle, random, every-other, drop-list, skip-decode, early-exit, self-speculative
+      |     ^ unknown strategy `erly-exit` (did you mean `early-exit`?); known: full, unified, top, bottom, middle, random, every-other, drop-list, block-influence, angular, sleb, perplexity, sublayer-drop, skip-decode, position-decay, early-exit, shallow-deep, prompt-depth, adaskip, self-speculative, oracle-exit, oracle-depth
     "#);
     assert_snapshot!(error("unified:\n    speedup: 2"), @r#"
     error: line 3 column 5: a strategy is one name with its settings below it, but `speedup` stands beside `unified`; indent it if it is a setting of `unified`
@@ -243,7 +243,7 @@ fn settings_that_cannot_work() {
     assert_snapshot!(build_error("skip-decode: {max-layers: 8}", 12), @"`max-layers` of `skip-decode`: give min-layers too, or neither and a speedup");
     assert_snapshot!(build_error("skip-decode: {max-layers: 4, min-layers: 6}", 12), @"`max-layers` of `skip-decode`: 4 must lie between min-layers, 6, and the model's 12 layers");
     assert_snapshot!(build_error("skip-decode: {max-layers: 4, min-layers: 1}", 12), @"`min-layers` of `skip-decode`: 1 is too few with 1 warm-up layers; it must be at least 2");
-    assert_snapshot!(build_error("skip-decode: {speedup: 2, schedule-length: 1}", 12), @"`schedule-length` of `skip-decode`: 1 tokens are no schedule; it must be 2 to 1048576");
+    assert_snapshot!(build_error("skip-decode: {speedup: 2, schedule-length: 1}", 12), @"`schedule-length` of `skip-decode`: 1 tokens are no schedule; it must be 2 to 1048576, `max-new` or `expected`");
     assert_snapshot!(build_error("early-exit", 12), @"`early-exit` needs a target: write early-exit@2, or `speedup: 2` among its settings, or a list of speedups in the experiment");
     assert_snapshot!(build_error("early-exit@7", 12), @"speedup 7 leaves 1 of 12 layers, and at least 2 must run; the largest possible speedup for 12 layers is 6");
     assert_snapshot!(build_error("early-exit: {threshold: 1.5}", 12), @"`threshold` of `early-exit`: 1.5 is outside 0 to 1");
@@ -256,7 +256,17 @@ fn settings_that_cannot_work() {
 #[test]
 fn a_batch_of_another_model_is_refused() {
     for spec in StrategySpec::all() {
-        let mut strategy = spec.with_target(2.0).with_threshold(0.5).build(12).unwrap();
+        // An oracle that needs references never meets a batch.
+        let spec = spec.with_target(1.5).with_threshold(0.5);
+        let spec = match spec.scoring(12) {
+            Some(_) => spec.with_order((1..11).collect()),
+            None => spec,
+        };
+        let mut strategy = match spec.build(12) {
+            Ok(strategy) => strategy,
+            Err(StrategyError::NeedsReferences { .. }) => continue,
+            Err(error) => panic!("{spec}: {error}"),
+        };
         let other = BatchShape {
             prompt_lens: vec![1],
             n_layers: 16,
@@ -340,8 +350,11 @@ proptest! {
         speedup in 1.0..20.0f64,
         n_layers in 1..=64usize,
     ) {
-        // Whole targets alone; the rule has a property of its own beside it.
-        prop_assume!(spec.variant() != Some("modulo"));
+        // Whole targets alone, up to half the layers, published orders of one model, at most one sub-layer of each layer:
+        // what asks for more than a number of layers has tests of its own.
+        prop_assume!(!["modulo", "adaskip", "llama-2-7b"].contains(&spec.variant().unwrap_or_default()));
+        prop_assume!(spec.name() != "sublayer-drop" && spec.draft().is_none_or(|draft| draft.name() != "sublayer-drop"));
+        prop_assume!(!spec.name().starts_with("oracle") && spec.name() != "prompt-depth");
         let spec = spec.with_target(speedup);
         let Ok(explained) = spec.explain(n_layers, 32) else {
             // `full` and a target of at most half the depth must always work.
@@ -349,9 +362,9 @@ proptest! {
             return Ok(());
         };
         prop_assert!(explained.layers.iter().all(|layer| *layer < n_layers));
-        prop_assert!(explained.layers.len() >= 2 || n_layers == 1);
+        prop_assert!(explained.layers.len() >= 2 || n_layers == 1 || explained.chosen_by.is_some());
         let kept = (n_layers as f64 / speedup + 1e-9).floor();
-        if let ("unified" | "top" | "bottom" | "middle" | "random", Some(layers)) =
+        if let ("unified" | "top" | "bottom" | "middle" | "random" | "block-influence" | "angular" | "sleb" | "perplexity", Some(layers)) =
             (spec.name(), explained.layers_per_step)
         {
             prop_assert_eq!(layers, kept);

@@ -1,0 +1,127 @@
+//! Tokens that leave at a check: what `early-exit`, `shallow-deep` and the like have in common.
+
+use crate::strategy::check_same_model;
+use crate::{
+    BatchMode, BatchShape, ExitSignal, KvFill, LayerSet, Needs, StepPlan, Strategy, StrategyError,
+    Verdict,
+};
+
+/// The strategy with its thresholds; rows are independent.
+pub(crate) struct Exits {
+    pub(crate) n_layers: usize,
+    pub(crate) signal: ExitSignal,
+    pub(crate) kv_fill: KvFill,
+    pub(crate) batch_mode: BatchMode,
+    /// (layer, threshold), ascending; the last layer is no check, since nothing is left to skip.
+    pub(crate) checks: Vec<(usize, f64)>,
+    pub(crate) decay: Option<f64>,
+    pub(crate) max_new_tokens: usize,
+    /// What the thresholds of this step are multiplied with.
+    pub(crate) share: f64,
+    /// Per row: the token of the last check, and how many checks in a row have agreed with the one before them.
+    pub(crate) agreed: Vec<(f64, usize)>,
+}
+
+impl Exits {
+    pub(crate) fn new(
+        n_layers: usize,
+        signal: ExitSignal,
+        kv_fill: KvFill,
+        batch_mode: BatchMode,
+        checks: Vec<(usize, f64)>,
+    ) -> Self {
+        Self {
+            n_layers,
+            signal,
+            kv_fill,
+            batch_mode,
+            checks,
+            decay: None,
+            max_new_tokens: 1,
+            share: 1.0,
+            agreed: Vec::new(),
+        }
+    }
+
+    fn is_sure(&mut self, threshold: f64, row: usize, signal: f64) -> bool {
+        let current = threshold * self.share;
+        let (never, always, passes) = match self.signal {
+            ExitSignal::SoftmaxMargin | ExitSignal::MaxProb | ExitSignal::Cosine => {
+                (1.0, 0.0, signal > current)
+            }
+            ExitSignal::Entropy => (0.0, 1.0, signal < current),
+            ExitSignal::Patience => (1.0, 0.0, self.is_patient(current, row, signal)),
+        };
+        // A saturated softmax gives exactly 1, and a cosine may round to more or be negative.
+        threshold == always || threshold != never && passes
+    }
+
+    /// PABEE (arXiv 2006.04152): the vote has been the same at enough checks in a row.
+    fn is_patient(&mut self, threshold: f64, row: usize, token: f64) -> bool {
+        let needed = (threshold * self.checks.len() as f64 - 1e-9)
+            .ceil()
+            .max(0.0) as usize;
+        if self.agreed.len() <= row {
+            self.agreed.resize(row + 1, (f64::NAN, 0));
+        }
+        let (last, times) = self.agreed[row];
+        let times = if last == token { times + 1 } else { 0 };
+        self.agreed[row] = (token, times);
+        times >= needed
+    }
+}
+
+impl Strategy for Exits {
+    fn needs(&self) -> Needs {
+        Needs {
+            signal: Some(self.signal),
+            kv_fill: self.kv_fill,
+            batch_mode: self.batch_mode,
+            ..Needs::default()
+        }
+    }
+
+    fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
+        self.max_new_tokens = shape.max_new_tokens.max(1);
+        check_same_model(self.n_layers, shape)
+    }
+
+    fn plan(&mut self, step: usize) -> StepPlan {
+        let done = step as f64 / self.max_new_tokens as f64;
+        self.share = self
+            .decay
+            .map_or(1.0, |decay| 0.9 + 0.1 * (-decay * done).exp());
+        self.agreed.clear();
+        StepPlan {
+            layers: LayerSet::full(self.n_layers),
+            checks: LayerSet::from_layers(self.checks.iter().map(|&(layer, _)| layer)),
+        }
+    }
+
+    fn observe(&mut self, layer: usize, row: usize, signal: f64) -> Verdict {
+        let found = self.checks.iter().find(|&&(check, _)| check == layer);
+        match found.copied() {
+            Some((_, threshold)) if self.is_sure(threshold, row, signal) => Verdict::Exit,
+            _ => Verdict::Continue,
+        }
+    }
+
+    fn reachable(&self) -> LayerSet {
+        LayerSet::full(self.n_layers)
+    }
+}
+
+/// Refuses a KV fill that leaves holes which a later token reads.
+pub(crate) fn check_fill(strategy: &'static str, kv_fill: KvFill) -> Result<(), StrategyError> {
+    match KvFill::OF_EXITS.contains(&kv_fill) {
+        true => Ok(()),
+        false => Err(StrategyError::Setting {
+            strategy,
+            key: "kv-fill",
+            message: format!(
+                "`{kv_fill}` leaves holes that the next token reads; use {}",
+                KvFill::OF_EXITS.map(KvFill::name).join(", ")
+            ),
+        }),
+    }
+}
