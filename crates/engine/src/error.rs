@@ -18,6 +18,14 @@ pub enum EngineError {
     /// Nothing to generate.
     #[error("max-new-tokens is 0; at least one token must be generated")]
     NoTokens,
+    /// An option of the search means nothing, or does not go with another.
+    #[error("`{option}`: {message}")]
+    Search {
+        /// The option.
+        option: &'static str,
+        /// What is wrong, and what would work.
+        message: String,
+    },
     /// The model's output is not a number.
     #[error(
         "the logits of row {row} are not finite; the checkpoint is damaged or its dtype overflows"

@@ -1,15 +1,21 @@
 //! Prefill and decode.
 
+use crate::audit::KvAudit;
+use crate::beam::Beam;
+use crate::decode::{Decoded, Pending, part_of, select};
 use crate::error::{EngineError, Result};
 use crate::ledger::Ledger;
+use crate::ngram;
+use crate::select::{Chooser, Sampling};
 use crate::signal;
+use crate::trace::TokenTrace;
 use candle_core::Tensor;
-use skipbench_model::{CausalLm, KvCache, ModelError, Span, token_count};
-use skipbench_strategy::{BatchShape, KvFill, Needs, StepPlan, Strategy, Verdict};
+use skipbench_model::{CausalLm, HoleReads, KvCache, ModelError, Part, Span};
+use skipbench_strategy::{BatchShape, LayerSet, Needs, Prefill, PromptSignal, Strategy};
 use std::time::Instant;
 
-/// How far to generate.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// How far to generate, and how to search.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options {
     /// Largest number of generated tokens per row, the end of sequence included.
     pub max_new_tokens: usize,
@@ -18,15 +24,30 @@ pub struct Options {
     /// Tokens that a schedule by position is laid over, where that is another number: a timing pass that stops early
     /// must still run the layers of the whole answer's first part.
     pub planned_tokens: Option<usize>,
+    /// Draw tokens instead of taking the likeliest.
+    pub sampling: Option<Sampling>,
+    /// Search with several beams.
+    pub beam: Option<Beam>,
+    /// No n-gram of this length, prompt included, occurs twice; 0 for no such rule.
+    pub no_repeat_ngram: usize,
+    /// Keep a [`TokenTrace`] of each token.
+    pub trace: bool,
+    /// Compare the KV cache with that of a full-depth replay at the end.
+    pub audit: bool,
 }
 
 /// What one row got.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
     /// Generated ids, without the prompt, ending with the end-of-sequence id where one was generated.
     pub tokens: Vec<u32>,
-    /// Layers run for each generated token.
-    pub layers: Vec<usize>,
+    /// Layers run for each generated token, half a layer for a sub-layer; those that made up for an earlier token's count
+    /// for the token that needed them.
+    pub layers: Vec<f64>,
+    /// How each token came to be, if that was asked for.
+    pub trace: Vec<TokenTrace>,
+    /// The KV cache against that of a full-depth replay, if that was asked for.
+    pub audit: Option<KvAudit>,
 }
 
 /// What one batch got, and what it cost.
@@ -40,8 +61,10 @@ pub struct Generation {
     pub step_s: Vec<f64>,
     /// Bytes of the KV cache.
     pub peak_kv_bytes: u64,
-    /// Bytes that the decode steps read.
+    /// What the decode steps cost.
     pub ledger: Ledger,
+    /// Holes of the KV cache that attention read.
+    pub hole_reads: HoleReads,
 }
 
 impl Generation {
@@ -76,11 +99,11 @@ impl<'a> Engine<'a> {
         self.model
     }
 
-    /// Greedily continues `prompts` (token ids), a row each.
+    /// Continues `prompts` (token ids), a row each.
     ///
     /// # Errors
     /// An empty batch or prompt, a prompt that does not fit with its new tokens, a strategy that does not suit the
-    /// model, logits that are not finite.
+    /// model or the search, logits that are not finite.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -88,39 +111,34 @@ impl<'a> Engine<'a> {
         options: &Options,
     ) -> Result<Generation> {
         self.check(prompts, options)?;
+        check_search(strategy, options)?;
+        let beams = options.beam.map_or(1, |beam| beam.beams);
         let shape = BatchShape {
-            prompt_lens: prompts.iter().map(Vec::len).collect(),
+            prompt_lens: prompts
+                .iter()
+                .flat_map(|prompt| vec![prompt.len(); beams])
+                .collect(),
             n_layers: self.model.sizes().n_layers,
             max_new_tokens: options.planned_tokens.unwrap_or(options.max_new_tokens),
         };
         strategy.begin(&shape)?;
+        let rows = shape.prompt_lens.len();
         let mut run = Run {
             model: self.model,
             needs: strategy.needs(),
             cache: self.cache(&shape, strategy, options)?,
+            pending: (0..rows).map(|_| Vec::new()).collect(),
             out: Generation {
                 rows: vec![RowOutput::default(); prompts.len()],
                 ..Generation::default()
             },
         };
         run.out.peak_kv_bytes = run.cache.bytes();
-
-        let clock = Clock::start(self.model)?;
-        let first = run.prefill(prompts)?;
-        run.out.prefill_s = clock.stop(self.model)?;
-        let mut live = run.accept((0..prompts.len()).zip(first), shape.n_layers, options);
-
-        let mut step = 1;
-        while !live.is_empty() && step < options.max_new_tokens {
-            let clock = Clock::start(self.model)?;
-            let decoded = match strategy.draft_length() {
-                Some(length) => run.speculate(prompts, &live, length, strategy, options)?,
-                None => run.step(prompts, &live, step, strategy)?,
-            };
-            run.out.step_s.push(clock.stop(self.model)?);
-            live = run.accept_each(decoded, options);
-            step += 1;
+        match options.beam {
+            Some(beam) => run.search(prompts, beam, strategy, options)?,
+            None => run.continue_each(prompts, strategy, options)?,
         }
+        run.out.hole_reads = run.cache.hole_reads();
         Ok(run.out)
     }
 
@@ -149,7 +167,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Room for the longest row in the layers that decode steps may run, none in the others.
+    /// Room for the longest row in the layers whose attention decode steps may run, none in the others.
     fn cache(
         &self,
         shape: &BatchShape,
@@ -160,7 +178,7 @@ impl<'a> Engine<'a> {
         let reachable = strategy.reachable();
         let decodes = options.max_new_tokens > 1;
         let capacity = (0..shape.n_layers)
-            .map(|layer| match decodes && reachable.contains(layer) {
+            .map(|layer| match decodes && reachable.has_attention(layer) {
                 true => longest + options.max_new_tokens - 1,
                 false => 0,
             })
@@ -169,28 +187,161 @@ impl<'a> Engine<'a> {
     }
 }
 
+/// Refuses options that do not go together or with the strategy.
+fn check_search(strategy: &dyn Strategy, options: &Options) -> Result<()> {
+    let wrong = |option: &'static str, message: &str| {
+        Err(EngineError::Search {
+            option,
+            message: message.to_owned(),
+        })
+    };
+    if let Some(sampling) = &options.sampling {
+        sampling.check()?;
+        if options.beam.is_some() {
+            return wrong("beams", "a beam search draws nothing; leave out the sampling or the beams");
+        }
+    }
+    if let Some(beam) = options.beam {
+        beam.check()?;
+        if options.trace || options.audit {
+            return wrong("trace", "a beam search has no one way through the layers to trace; use one beam");
+        }
+    }
+    let one_continuation = strategy.draft_length().is_some() || strategy.needs().oracle.is_some();
+    if one_continuation && options.beam.is_some() {
+        return wrong("beams", "this strategy follows one greedy continuation; use one beam");
+    }
+    if one_continuation && options.sampling.is_some() {
+        return wrong("temperature", "this strategy follows the likeliest tokens; decode greedily");
+    }
+    if one_continuation && options.no_repeat_ngram > 0 {
+        return wrong(
+            "no-repeat-ngram",
+            "this strategy is held to the full network's own tokens; leave the rule out",
+        );
+    }
+    Ok(())
+}
+
 /// One call of [`Engine::generate`].
 pub(crate) struct Run<'a> {
     pub(crate) model: &'a dyn CausalLm,
-    needs: Needs,
+    pub(crate) needs: Needs,
     pub(crate) cache: KvCache,
+    /// Per row of the cache, in the order of their positions.
+    pub(crate) pending: Vec<Vec<Pending>>,
     pub(crate) out: Generation,
 }
 
-/// A token of a row and the layers it took.
-pub(crate) struct Decoded {
+/// A token of a row and how it came to be.
+pub(crate) struct Chosen {
     pub(crate) row: usize,
     pub(crate) token: u32,
-    pub(crate) layers: usize,
+    pub(crate) layers: f64,
+    pub(crate) trace: TokenTrace,
+}
+
+impl Chosen {
+    pub(crate) fn new(decoded: Decoded, token: u32) -> Self {
+        Self {
+            row: decoded.row,
+            token,
+            layers: decoded.layers,
+            trace: decoded.trace,
+        }
+    }
 }
 
 impl Run<'_> {
-    /// All layers over all prompts; the first token of each row.
-    fn prefill(&mut self, prompts: &[Vec<u32>]) -> Result<Vec<u32>> {
-        let spans = Span::prompts(prompts.iter().map(Vec::len));
+    /// Greedy or drawn tokens: one continuation for each prompt.
+    fn continue_each(
+        &mut self,
+        prompts: &[Vec<u32>],
+        strategy: &mut dyn Strategy,
+        options: &Options,
+    ) -> Result<()> {
+        let mut chooser = Chooser::new(options.sampling.as_ref(), prompts.len());
+        let clock = Clock::start(self.model)?;
+        let logits = self.prefill(prompts, 1, strategy)?;
+        let first = self.choose(&logits, (0..prompts.len()).collect(), prompts, &mut chooser, options)?;
+        self.out.prefill_s = clock.stop(self.model)?;
+        let ran = self.prompt_layers(strategy);
+        let first = first
+            .into_iter()
+            .enumerate()
+            .map(|(row, token)| Chosen {
+                row,
+                token,
+                layers: ran.sub_layers() as f64 / 2.0,
+                trace: TokenTrace::new(ran),
+            })
+            .collect();
+        let mut live = self.accept(first, options);
+
+        let mut step = 1;
+        while !live.is_empty() && step < options.max_new_tokens {
+            let clock = Clock::start(self.model)?;
+            let chosen = match strategy.draft_length() {
+                Some(length) => self.speculate(prompts, &live, length, strategy, options)?,
+                None => self.step(prompts, &live, step, strategy, &mut chooser, options)?,
+            };
+            self.out.step_s.push(clock.stop(self.model)?);
+            live = self.accept(chosen, options);
+            step += 1;
+        }
+        if options.trace {
+            self.trace_provenance(prompts);
+        }
+        if options.audit {
+            self.audit(prompts)?;
+        }
+        Ok(())
+    }
+
+    /// The layers that the prompt runs through.
+    fn prompt_layers(&self, strategy: &dyn Strategy) -> LayerSet {
+        match self.needs.prefill {
+            Prefill::Full => LayerSet::full(self.model.sizes().n_layers),
+            Prefill::Skip => strategy.reachable(),
+        }
+    }
+
+    /// The prompts through their layers; logits behind each: `[prompts, vocab_size]`. Prompt `i` is row `i * stride` of
+    /// the cache.
+    pub(crate) fn prefill(
+        &mut self,
+        prompts: &[Vec<u32>],
+        stride: usize,
+        strategy: &mut dyn Strategy,
+    ) -> Result<Tensor> {
+        let mut spans = Span::prompts(prompts.iter().map(Vec::len));
+        for span in &mut spans {
+            span.row *= stride;
+        }
+        let layers = self.prompt_layers(strategy);
+        let by_part = self.needs.prompt_signal == Some(PromptSignal::Similarity);
+        let mut similarity = vec![Vec::new(); prompts.len()];
         let mut hidden = self.model.embed(&prompts.concat())?;
-        for layer in 0..self.model.sizes().n_layers {
-            hidden = self.model.layer(layer, &hidden, &mut self.cache, &spans)?;
+        for layer in layers.iter() {
+            let parts = match (part_of(&layers, layer), by_part) {
+                (Some(Part::Whole), true) => vec![Part::Attention, Part::Mlp],
+                (Some(part), _) => vec![part],
+                (None, _) => Vec::new(),
+            };
+            for part in parts {
+                let before = hidden;
+                hidden = self
+                    .model
+                    .layer_part(layer, part, &before, &mut self.cache, &spans)?;
+                if by_part {
+                    let cosines = signal::cosine(&before, &hidden)?;
+                    let mut cosines = cosines.into_iter();
+                    for (span, values) in spans.iter().zip(&mut similarity) {
+                        let sum: f64 = cosines.by_ref().take(span.len).sum();
+                        values.push(sum / span.len as f64);
+                    }
+                }
+            }
         }
         let mut last = 0;
         let ends: Vec<usize> = spans
@@ -200,7 +351,21 @@ impl Run<'_> {
                 last - 1
             })
             .collect();
-        signal::argmax(&self.model.head(&select(&hidden, &ends)?)?)
+        let logits = self.model.head(&select(&hidden, &ends)?)?;
+        let signals = match self.needs.prompt_signal {
+            None => return Ok(logits),
+            Some(PromptSignal::Similarity) => similarity,
+            Some(PromptSignal::Confidence(signal)) => {
+                let values = signal::from_logits(signal, &logits)?;
+                values.into_iter().map(|value| vec![value]).collect()
+            }
+        };
+        for (prompt, signal) in signals.iter().enumerate() {
+            for row in prompt * stride..(prompt + 1) * stride {
+                strategy.observe_prompt(row, signal);
+            }
+        }
+        Ok(logits)
     }
 
     /// The next token of every row that is live.
@@ -210,7 +375,9 @@ impl Run<'_> {
         live: &[usize],
         step: usize,
         strategy: &mut dyn Strategy,
-    ) -> Result<Vec<Decoded>> {
+        chooser: &mut Chooser,
+        options: &Options,
+    ) -> Result<Vec<Chosen>> {
         let spans: Vec<Span> = live
             .iter()
             .map(|&row| Span::token(row, prompts[row].len() + step - 1))
@@ -218,161 +385,57 @@ impl Run<'_> {
         let ids: Vec<u32> = live.iter().map(|&row| self.last_token(row)).collect();
         self.out.ledger.step(self.model.sizes(), &spans);
         let plan = strategy.plan(step);
-        self.decode(&ids, &spans, &plan, strategy)
+        let step = self.decode(&ids, &spans, &plan, strategy)?;
+        let rows = step.rows.iter().map(|decoded| decoded.row).collect();
+        let tokens = self.choose(&step.logits, rows, prompts, chooser, options)?;
+        let chosen = step.rows.into_iter().zip(tokens);
+        Ok(chosen.map(|(decoded, token)| Chosen::new(decoded, token)).collect())
+    }
+
+    /// A token of each of `rows` from `logits`: `[rows.len(), vocab_size]`.
+    fn choose(
+        &self,
+        logits: &Tensor,
+        rows: Vec<usize>,
+        prompts: &[Vec<u32>],
+        chooser: &mut Chooser,
+        options: &Options,
+    ) -> Result<Vec<u32>> {
+        if options.no_repeat_ngram == 0 {
+            return chooser.choose(&rows, logits);
+        }
+        let vocab = logits.dim(1)?;
+        let mut values = logits.flatten_all()?.to_vec1::<f32>()?;
+        for (&row, values) in rows.iter().zip(values.chunks_exact_mut(vocab)) {
+            let sequence = [&prompts[row][..], &self.out.rows[row].tokens].concat();
+            for banned in ngram::banned(&sequence, options.no_repeat_ngram) {
+                values[banned as usize] = f32::NEG_INFINITY;
+            }
+        }
+        let logits = Tensor::from_vec(values, logits.shape().clone(), logits.device())?;
+        chooser.choose(&rows, &logits)
     }
 
     pub(crate) fn last_token(&self, row: usize) -> u32 {
         self.out.rows[row].tokens.last().copied().unwrap_or(0)
     }
 
-    /// What follows each of `ids`, which stand at `spans`: the plan's layers, but for rows that exit before the last.
-    pub(crate) fn decode(
-        &mut self,
-        ids: &[u32],
-        spans: &[Span],
-        plan: &StepPlan,
-        strategy: &mut dyn Strategy,
-    ) -> Result<Vec<Decoded>> {
-        let sizes = self.model.sizes();
-        let mut hidden = self.model.embed(ids)?;
-        let mut spans = spans.to_vec();
-        let mut decoded = Vec::with_capacity(spans.len());
-        // States that still need the head: rows, layers run, and `[rows, d_model]`.
-        let mut waiting: Vec<(Vec<Span>, usize, Tensor)> = Vec::new();
-        let last = plan.layers.iter().last();
-        for (done, layer) in plan.layers.iter().enumerate() {
-            let before = hidden;
-            hidden = self.model.layer(layer, &before, &mut self.cache, &spans)?;
-            self.out.ledger.layer(sizes, &spans);
-            let (Some(signal), true) = (self.needs.signal, plan.checks.contains(layer)) else {
-                continue;
-            };
-            if Some(layer) == last {
-                continue;
-            }
-            let logits = match signal.needs_head() {
-                true => Some(self.head(&hidden)?),
-                false => None,
-            };
-            let values = match &logits {
-                Some(logits) => signal::from_logits(signal, logits)?,
-                None => signal::cosine(&before, &hidden)?,
-            };
-            let verdicts = spans
-                .iter()
-                .zip(values)
-                .map(|(span, value)| strategy.observe(layer, span.row, value) == Verdict::Exit);
-            let (exits, stays): (Vec<_>, Vec<_>) =
-                verdicts.enumerate().partition(|(_, exit)| *exit);
-            if exits.is_empty() {
-                continue;
-            }
-            let exits: Vec<usize> = exits.into_iter().map(|(index, _)| index).collect();
-            let stays: Vec<usize> = stays.into_iter().map(|(index, _)| index).collect();
-            let leaving: Vec<Span> = exits.iter().map(|&index| spans[index]).collect();
-            let state = select(&hidden, &exits)?;
-            self.fill(layer, &state, &leaving, plan, stays.is_empty())?;
-            match logits {
-                // The head was read for the check; its vote is the token.
-                Some(logits) => {
-                    let tokens = signal::argmax(&select(&logits, &exits)?)?;
-                    decoded.extend(leaving.iter().zip(tokens).map(|(span, token)| Decoded {
-                        row: span.row,
-                        token,
-                        layers: done + 1,
-                    }));
-                }
-                None => waiting.push((leaving, done + 1, state)),
-            }
-            spans = stays.iter().map(|&index| spans[index]).collect();
-            if spans.is_empty() {
-                break;
-            }
-            hidden = select(&hidden, &stays)?;
-        }
-        if !spans.is_empty() {
-            waiting.push((spans, plan.layers.len(), hidden));
-        }
-        self.vote(waiting, &mut decoded)?;
-        decoded.sort_by_key(|decoded| decoded.row);
-        Ok(decoded)
-    }
-
-    /// One pass of the LM head over all states that wait for it.
-    fn vote(
-        &mut self,
-        waiting: Vec<(Vec<Span>, usize, Tensor)>,
-        decoded: &mut Vec<Decoded>,
-    ) -> Result<()> {
-        let states: Vec<&Tensor> = waiting.iter().map(|(_, _, state)| state).collect();
-        let states = match states[..] {
-            [] => return Ok(()),
-            [one] => one.clone(),
-            _ => Tensor::cat(&states, 0)?,
-        };
-        let mut tokens = signal::argmax(&self.head(&states)?)?.into_iter();
-        for (spans, layers, _) in &waiting {
-            for (span, token) in spans.iter().zip(&mut tokens) {
-                decoded.push(Decoded {
-                    row: span.row,
-                    token,
-                    layers: *layers,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn head(&mut self, hidden: &Tensor) -> Result<Tensor> {
-        self.out.ledger.head(self.model.sizes());
-        Ok(self.model.head(hidden)?)
-    }
-
-    /// Gives rows that leave after `layer` keys and values in the layers they skip.
-    fn fill(
-        &mut self,
-        layer: usize,
-        state: &Tensor,
-        leaving: &[Span],
-        plan: &StepPlan,
-        all_leave: bool,
-    ) -> Result<()> {
-        debug_assert_eq!(state.dim(0)?, token_count(leaving));
-        // Under `none` a later read of the hole is refused by the cache.
-        if self.needs.kv_fill == KvFill::Propagate {
-            for skipped in plan.layers.iter().filter(|&next| next > layer) {
-                self.model
-                    .fill_kv(skipped, state, &mut self.cache, leaving)?;
-                // Rows that stay may still read the whole layer; its bytes are counted there.
-                if all_leave {
-                    self.out.ledger.fill(self.model.sizes());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Records a token of each row; gives the rows that go on.
-    fn accept(
-        &mut self,
-        tokens: impl IntoIterator<Item = (usize, u32)>,
-        layers: usize,
-        options: &Options,
-    ) -> Vec<usize> {
-        let decoded = tokens
-            .into_iter()
-            .map(|(row, token)| Decoded { row, token, layers })
-            .collect();
-        self.accept_each(decoded, options)
-    }
-
     /// Records tokens, those of a row one after the other; gives the rows that go on.
-    fn accept_each(&mut self, decoded: Vec<Decoded>, options: &Options) -> Vec<usize> {
-        let mut live = Vec::with_capacity(decoded.len());
-        for Decoded { row, token, layers } in decoded {
+    fn accept(&mut self, chosen: Vec<Chosen>, options: &Options) -> Vec<usize> {
+        let mut live = Vec::with_capacity(chosen.len());
+        for Chosen {
+            row,
+            token,
+            layers,
+            trace,
+        } in chosen
+        {
             let output = &mut self.out.rows[row];
             output.tokens.push(token);
             output.layers.push(layers);
+            if options.trace {
+                output.trace.push(trace);
+            }
             let ended =
                 options.eos_ids.contains(&token) || output.tokens.len() == options.max_new_tokens;
             match (ended, live.last() == Some(&row)) {
@@ -383,27 +446,31 @@ impl Run<'_> {
         }
         live
     }
-}
 
-/// Rows `indices` of `x`: `[rows, _]`.
-fn select(x: &Tensor, indices: &[usize]) -> Result<Tensor> {
-    if indices.len() == x.dim(0)? {
-        return Ok(x.clone());
+    /// What the cache holds at the position behind which each token was chosen.
+    fn trace_provenance(&mut self, prompts: &[Vec<u32>]) {
+        let n_layers = self.model.sizes().n_layers;
+        for (row, prompt) in prompts.iter().enumerate() {
+            for (index, trace) in self.out.rows[row].trace.iter_mut().enumerate() {
+                let position = prompt.len() + index - 1;
+                trace.kv = (0..n_layers)
+                    .map(|layer| self.cache.provenance(layer, row, position).letter())
+                    .collect();
+            }
+        }
     }
-    let indices: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
-    Ok(x.index_select(&Tensor::new(indices, x.device())?, 0)?)
 }
 
 /// Wall-clock time with the device idle at both ends.
-struct Clock(Instant);
+pub(crate) struct Clock(Instant);
 
 impl Clock {
-    fn start(model: &dyn CausalLm) -> Result<Self> {
+    pub(crate) fn start(model: &dyn CausalLm) -> Result<Self> {
         model.device().synchronize()?;
         Ok(Self(Instant::now()))
     }
 
-    fn stop(self, model: &dyn CausalLm) -> Result<f64> {
+    pub(crate) fn stop(self, model: &dyn CausalLm) -> Result<f64> {
         model.device().synchronize()?;
         Ok(self.0.elapsed().as_secs_f64())
     }

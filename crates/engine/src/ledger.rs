@@ -1,53 +1,188 @@
-//! The bytes that decoding had to read, and the speedup that they allow.
+//! The bytes and floating-point operations that decoding took, and the speedup that they allow.
 
-use skipbench_model::{ModelSizes, Span};
+use skipbench_model::{ModelSizes, Part, Span, token_count};
+use std::ops::{Add, AddAssign};
 
-/// Bytes read by the decode steps of one run, next to those that the full network reads for the same tokens.
-/// Decoding is bound by reading weights and cache, so their ratio bounds the speedup: the LM head, exit checks and
-/// KV filling are paid by the strategy and shrink it (arXiv 2404.06954 reports 1.76x for a nominal 2x).
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Ledger {
-    /// Bytes that the strategy read.
+/// Memory traffic and arithmetic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes of weights and KV cache read (and written, where a cache entry is copied).
     pub bytes: u64,
-    /// Bytes that the full network would have read.
-    pub full_bytes: u64,
+    /// Floating-point operations, a multiply-add being two; norms, activations and softmax are left out.
+    pub flops: u64,
+}
+
+impl Add for Cost {
+    type Output = Cost;
+
+    fn add(self, other: Cost) -> Cost {
+        Cost {
+            bytes: self.bytes + other.bytes,
+            flops: self.flops + other.flops,
+        }
+    }
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Cost) {
+        *self = *self + other;
+    }
+}
+
+/// What the decode steps of one run cost by what they did, next to what the full network takes for the same tokens.
+/// Decoding is bound by reading weights and cache, so the ratio of bytes bounds the speedup: the LM head, exit checks and
+/// KV filling are paid by the strategy and shrink it (arXiv 2404.06954 reports 1.76x for a nominal 2x).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Weights of the layers and the products with them.
+    pub layers: Cost,
+    /// Keys and values read, and the products of attention.
+    pub kv_read: Cost,
+    /// The LM head, for tokens.
+    pub head: Cost,
+    /// The LM head, for exit checks.
+    pub checks: Cost,
+    /// Keys and values made up for skipped layers.
+    pub kv_fill: Cost,
+    /// Of all that, what drafting took.
+    pub draft: Cost,
+    /// Of all that, what verifying drafts took.
+    pub verify: Cost,
+    /// What the full network takes.
+    pub full: Cost,
+    /// (row, layer) pairs that ran.
+    pub row_layers: u64,
+    /// Of these, the ones that rows ran which were done already, waiting for deeper ones.
+    pub wasted_row_layers: u64,
+    phase: Phase,
+}
+
+/// What the costs at hand are for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Phase {
+    #[default]
+    Decode,
+    Draft,
+    Verify,
 }
 
 impl Ledger {
+    /// Everything that the strategy took.
+    pub fn total(&self) -> Cost {
+        self.layers + self.kv_read + self.head + self.checks + self.kv_fill
+    }
+
     /// The largest speedup that the bytes allow; `None` where nothing was decoded.
     pub fn bound_speedup(&self) -> Option<f64> {
-        (self.bytes > 0).then(|| self.full_bytes as f64 / self.bytes as f64)
+        let bytes = self.total().bytes;
+        (bytes > 0).then(|| self.full.bytes as f64 / bytes as f64)
     }
 
-    /// Adds another run's bytes.
-    pub fn add(&mut self, other: Ledger) {
-        self.bytes += other.bytes;
-        self.full_bytes += other.full_bytes;
+    /// Adds another run's costs.
+    pub fn add(&mut self, other: &Ledger) {
+        self.layers += other.layers;
+        self.kv_read += other.kv_read;
+        self.head += other.head;
+        self.checks += other.checks;
+        self.kv_fill += other.kv_fill;
+        self.draft += other.draft;
+        self.verify += other.verify;
+        self.full += other.full;
+        self.row_layers += other.row_layers;
+        self.wasted_row_layers += other.wasted_row_layers;
     }
 
-    /// A step begins: what the full network would read for it.
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+    }
+
+    /// A step begins: what the full network would take for it.
     pub(crate) fn step(&mut self, sizes: &ModelSizes, spans: &[Span]) {
-        let layer = sizes.layer_bytes + kv_read(sizes, spans);
-        self.full_bytes += sizes.n_layers as u64 * layer + sizes.head_bytes;
+        let layer = weights(sizes, sizes.part_weights(Part::Whole), token_count(spans));
+        for _ in 0..sizes.n_layers {
+            self.full += layer + attention(sizes, spans);
+        }
+        self.full += weights(sizes, sizes.head_weights, token_count(spans));
     }
 
-    /// A layer ran for `spans`; its weights are read once for all of them.
-    pub(crate) fn layer(&mut self, sizes: &ModelSizes, spans: &[Span]) {
-        self.bytes += sizes.layer_bytes + kv_read(sizes, spans);
+    /// A part of a layer ran for `spans`; its weights are read once for all of them.
+    pub(crate) fn layer(&mut self, sizes: &ModelSizes, part: Part, spans: &[Span]) {
+        let cost = weights(sizes, sizes.part_weights(part), token_count(spans));
+        self.layers += cost;
+        self.attribute(cost);
+        if part.has_attention() {
+            let cost = attention(sizes, spans);
+            self.kv_read += cost;
+            self.attribute(cost);
+        }
+        self.row_layers += spans.len() as u64;
     }
 
-    /// The LM head was read.
-    pub(crate) fn head(&mut self, sizes: &ModelSizes) {
-        self.bytes += sizes.head_bytes;
+    /// The LM head was read for the tokens of so many rows.
+    pub(crate) fn head(&mut self, sizes: &ModelSizes, rows: usize) {
+        let cost = weights(sizes, sizes.head_weights, rows);
+        self.head += cost;
+        self.attribute(cost);
     }
 
-    /// Keys and values were projected for rows that skip a layer.
-    pub(crate) fn fill(&mut self, sizes: &ModelSizes) {
-        self.bytes += sizes.kv_projection_bytes;
+    /// The LM head was read to decide whether so many rows exit.
+    pub(crate) fn check(&mut self, sizes: &ModelSizes, rows: usize) {
+        let cost = weights(sizes, sizes.head_weights, rows);
+        self.checks += cost;
+        self.attribute(cost);
+    }
+
+    /// Keys and values were projected for so many rows that skip a layer. Where other rows run the layer, its weights are
+    /// read anyway.
+    pub(crate) fn project(&mut self, sizes: &ModelSizes, rows: usize, weights_read: bool) {
+        let mut cost = weights(sizes, sizes.kv_projection_weights, rows);
+        if weights_read {
+            cost.bytes = 0;
+        }
+        self.kv_fill += cost;
+        self.attribute(cost);
+    }
+
+    /// Keys and values of so many positions were copied: read and written.
+    pub(crate) fn copy(&mut self, sizes: &ModelSizes, positions: usize) {
+        let cost = Cost {
+            bytes: 2 * positions as u64 * sizes.kv_position_bytes(),
+            flops: 0,
+        };
+        self.kv_fill += cost;
+        self.attribute(cost);
+    }
+
+    pub(crate) fn waste(&mut self, rows: usize) {
+        self.wasted_row_layers += rows as u64;
+    }
+
+    fn attribute(&mut self, cost: Cost) {
+        match self.phase {
+            Phase::Decode => {}
+            Phase::Draft => self.draft += cost,
+            Phase::Verify => self.verify += cost,
+        }
     }
 }
 
-fn kv_read(sizes: &ModelSizes, spans: &[Span]) -> u64 {
+/// `count` weights are read once and multiplied with so many tokens.
+fn weights(sizes: &ModelSizes, count: u64, tokens: usize) -> Cost {
+    Cost {
+        bytes: count * sizes.element_bytes,
+        flops: 2 * count * tokens as u64,
+    }
+}
+
+/// Each row's cache is read once per span; each of its tokens attends to all positions up to itself.
+fn attention(sizes: &ModelSizes, spans: &[Span]) -> Cost {
     let positions: usize = spans.iter().map(|span| span.start + span.len).sum();
-    positions as u64 * sizes.kv_position_bytes
+    let products: usize = spans
+        .iter()
+        .map(|span| span.len * span.start + span.len * (span.len + 1) / 2)
+        .sum();
+    Cost {
+        bytes: positions as u64 * sizes.kv_position_bytes(),
+        flops: 4 * (products * sizes.q_width) as u64,
+    }
 }

@@ -4,20 +4,33 @@
 //!
 //! [`Engine::generate`] runs every layer over the prompts (prefill), then, for each further token, the layers that
 //! the [`Strategy`](skipbench_strategy::Strategy) names (decode). The first token of an answer therefore always
-//! comes from the full network, as in arXiv 2404.06954. Rows leave the batch when they end, and leave a step when
+//! comes from the full network, as in arXiv 2404.06954, unless the strategy cuts layers out of the prefill as well. Rows leave the batch when they end, and leave a step when
 //! they exit early; nothing is padded, so a row's tokens are the same alone and in any batch.
 //!
 //! [`measure`] times a strategy against the full network in randomised, interleaved blocks, and [`Ledger`] says
-//! which speedup the bytes read would allow.
+//! which speedup the bytes read would allow. [`removal_order`] scores layers on calibration text.
 
+mod audit;
+mod beam;
+mod decode;
 mod error;
 mod generate;
 mod ledger;
+mod ngram;
+mod oracle;
+mod scores;
+mod select;
 mod signal;
 mod speculate;
 mod timing;
+mod trace;
 
+pub use audit::{EntryAudit, KvAudit, LayerAudit};
+pub use beam::Beam;
 pub use error::{EngineError, Result};
 pub use generate::{Engine, Generation, Options, RowOutput};
-pub use ledger::Ledger;
+pub use ledger::{Cost, Ledger};
+pub use scores::{CalibrationText, removal_order};
+pub use select::Sampling;
 pub use timing::{Block, Interval, Speedup, TimingPlan, measure, speedup};
+pub use trace::TokenTrace;

@@ -31,12 +31,31 @@ pub(crate) fn argmax(logits: &Tensor) -> Result<Vec<u32>> {
 
 /// A signal that is read off the LM head, per row of `logits`: `[rows, vocab_size]`.
 pub(crate) fn from_logits(signal: ExitSignal, logits: &Tensor) -> Result<Vec<f64>> {
+    if signal == ExitSignal::Patience {
+        return Ok(argmax(logits)?.into_iter().map(f64::from).collect());
+    }
     let vocab = logits.dim(1)?;
     let values = logits.flatten_all()?.to_vec1::<f32>()?;
     Ok(values
         .chunks_exact(vocab)
         .map(|logits| confidence(signal, logits))
         .collect())
+}
+
+/// Natural logarithm of every token's probability, in the arithmetic of transformers: f32.
+pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = logits.iter().map(|&x| (x - largest).exp()).sum();
+    let log_sum = sum.ln();
+    logits.iter().map(|&x| x - largest - log_sum).collect()
+}
+
+/// Natural logarithm of the probability of `token`.
+pub(crate) fn log_probability(logits: &[f32], token: u32) -> f64 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - largest).exp()).sum();
+    let own = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    f64::from(own - largest) - sum.ln()
 }
 
 fn confidence(signal: ExitSignal, logits: &[f32]) -> f64 {
@@ -63,7 +82,7 @@ fn confidence(signal: ExitSignal, logits: &[f32]) -> f64 {
                 .sum();
             (sum.ln() - weighted / sum) / (logits.len() as f64).ln().max(f64::MIN_POSITIVE)
         }
-        ExitSignal::Cosine => f64::NAN,
+        ExitSignal::Cosine | ExitSignal::Patience => f64::NAN,
     }
 }
 

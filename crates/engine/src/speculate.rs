@@ -1,10 +1,12 @@
 //! Self-speculative decoding: draft with some layers, verify with all.
 
 use crate::error::Result;
-use crate::generate::{Decoded, Options, Run};
+use crate::generate::{Chosen, Options, Run};
+use crate::ledger::Phase;
 use crate::signal;
-use skipbench_model::Span;
-use skipbench_strategy::Strategy;
+use crate::trace::TokenTrace;
+use skipbench_model::{Part, Span};
+use skipbench_strategy::{LayerSet, Strategy};
 
 /// What a row drafts in one round.
 struct Draft {
@@ -14,7 +16,7 @@ struct Draft {
     /// That token and the drafted ones after it.
     ids: Vec<u32>,
     /// Layers that each drafted token took.
-    layers: Vec<usize>,
+    layers: Vec<f64>,
     /// How many tokens may be drafted, so that one more fits.
     room: usize,
 }
@@ -50,7 +52,7 @@ impl Run<'_> {
         length: usize,
         strategy: &mut dyn Strategy,
         options: &Options,
-    ) -> Result<Vec<Decoded>> {
+    ) -> Result<Vec<Chosen>> {
         let mut drafts: Vec<Draft> = live
             .iter()
             .map(|&row| {
@@ -64,8 +66,11 @@ impl Run<'_> {
                 }
             })
             .collect();
+        self.out.ledger.enter(Phase::Draft);
         self.draft(&mut drafts, strategy, options)?;
+        self.out.ledger.enter(Phase::Verify);
         let votes = self.verify(&drafts)?;
+        self.out.ledger.enter(Phase::Decode);
 
         let (mut drafted, mut accepted) = (0, 0);
         let mut decoded = Vec::new();
@@ -111,16 +116,18 @@ impl Run<'_> {
             let spans: Vec<Span> = open.iter().map(|&(_, span)| span).collect();
             // A drafting strategy's layers do not depend on the step.
             let plan = strategy.plan(1);
-            let decoded = self.decode(&ids, &spans, &plan, strategy)?;
-            for (&(index, _), next) in open.iter().zip(decoded) {
+            let step = self.decode(&ids, &spans, &plan, strategy)?;
+            let tokens = signal::argmax(&step.logits)?;
+            for ((&(index, _), next), token) in open.iter().zip(step.rows).zip(tokens) {
                 debug_assert_eq!(drafts[index].row, next.row);
-                drafts[index].ids.push(next.token);
+                drafts[index].ids.push(token);
                 drafts[index].layers.push(next.layers);
             }
         }
         // What the drafts wrote is not what all layers would have written.
         for draft in drafts {
             self.cache.truncate(draft.row, draft.start);
+            self.pending[draft.row].clear();
         }
         Ok(())
     }
@@ -133,7 +140,7 @@ impl Run<'_> {
         let mut hidden = self.model.embed(&ids)?;
         for layer in 0..sizes.n_layers {
             hidden = self.model.layer(layer, &hidden, &mut self.cache, &spans)?;
-            self.out.ledger.layer(sizes, &spans);
+            self.out.ledger.layer(sizes, Part::Whole, &spans);
         }
         signal::argmax(&self.head(&hidden)?)
     }
@@ -146,21 +153,22 @@ impl Run<'_> {
         votes: &[u32],
         standing: usize,
         options: &Options,
-    ) -> Vec<Decoded> {
+    ) -> Vec<Chosen> {
         let n_layers = self.model.sizes().n_layers;
-        let mut decoded: Vec<Decoded> = votes[..=standing]
+        let mut decoded: Vec<Chosen> = votes[..=standing]
             .iter()
             .enumerate()
-            .map(|(index, &token)| Decoded {
+            .map(|(index, &token)| Chosen {
                 row: draft.row,
                 token,
-                layers: n_layers + draft.layers.get(index).copied().unwrap_or(0),
+                layers: n_layers as f64 + draft.layers.get(index).copied().unwrap_or(0.0),
+                trace: TokenTrace::new(LayerSet::full(n_layers)),
             })
             .collect();
         if let Some(last) = decoded.last_mut() {
             let wasted = draft.drafted() - standing;
-            let layers: usize = draft.layers.iter().skip(standing + 1).sum();
-            last.layers += wasted * n_layers + layers;
+            let layers: f64 = draft.layers.iter().skip(standing + 1).sum();
+            last.layers += (wasted * n_layers) as f64 + layers;
         }
         // Nothing follows the end of a sequence.
         if let Some(end) = decoded
@@ -173,7 +181,7 @@ impl Run<'_> {
     }
 
     /// What the full network would have read for the tokens of a round, one step after the other.
-    fn charge_full(&mut self, drafts: &[Draft], decoded: &[Decoded]) {
+    fn charge_full(&mut self, drafts: &[Draft], decoded: &[Chosen]) {
         for step in 0.. {
             let spans: Vec<Span> = drafts
                 .iter()

@@ -1,5 +1,6 @@
 //! Speedup of a strategy over the full network, measured so that drift of the machine cancels out.
 
+use crate::beam::Beam;
 use crate::error::Result;
 use crate::generate::{Engine, Generation, Options};
 use rand::seq::SliceRandom;
@@ -25,6 +26,10 @@ pub struct TimingPlan {
     pub warm_up: usize,
     /// Seed of the order.
     pub seed: u64,
+    /// Search with several beams, both.
+    pub beam: Option<Beam>,
+    /// No n-gram of this length occurs twice, for both; 0 for no such rule.
+    pub no_repeat_ngram: usize,
 }
 
 /// One batch timed under the full network and under the strategy, back to back.
@@ -67,6 +72,9 @@ pub fn measure(engine: Engine<'_>, spec: &StrategySpec, plan: &TimingPlan) -> Re
         max_new_tokens: plan.new_tokens,
         eos_ids: Vec::new(),
         planned_tokens: Some(plan.planned_tokens),
+        beam: plan.beam,
+        no_repeat_ngram: plan.no_repeat_ngram,
+        ..Options::default()
     };
     let mut full = StrategySpec::full().build(n_layers)?;
     let mut strategy = spec.build(n_layers)?;

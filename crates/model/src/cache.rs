@@ -202,12 +202,12 @@ impl KvCache {
         }
     }
 
-    /// Says that `position` of `row`, which `layer` has computed, was computed in a later step than its own.
-    pub fn mark_deferred(&mut self, layer: usize, row: usize, position: usize) {
+    /// Says how `position` of `row` in `layer`, which is written already, came to be.
+    pub fn mark(&mut self, layer: usize, row: usize, position: usize, how: Provenance) {
         let kv = &mut self.layers[layer];
         if position < kv.filled[row] {
             let at = row * kv.capacity + position;
-            kv.set(row, at..at + 1, Provenance::Deferred);
+            kv.set(row, at..at + 1, how);
         }
     }
 

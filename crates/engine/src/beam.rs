@@ -1,0 +1,277 @@
+//! Beam search, as `generate` of transformers 5 does it with `early_stopping=False`.
+
+use crate::decode::Decoded;
+use crate::error::{EngineError, Result};
+use crate::generate::{Clock, Options, Run};
+use crate::ngram;
+use crate::signal;
+use skipbench_model::Span;
+use skipbench_strategy::Strategy;
+
+/// A score that no real one reaches: what transformers gives to what must not be chosen.
+const NEVER: f32 = -1e9;
+
+/// How to search.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Beam {
+    /// Continuations kept at each step.
+    pub beams: usize,
+    /// A finished continuation's log-probability is divided by its length to this power.
+    pub length_penalty: f64,
+}
+
+impl Beam {
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |option: &'static str, message: String| {
+            Err(EngineError::Search { option, message })
+        };
+        if !(2..=64).contains(&self.beams) {
+            return wrong("beams", format!("{} is outside 2 to 64", self.beams));
+        }
+        match self.length_penalty.is_finite() {
+            true => Ok(()),
+            false => wrong(
+                "length-penalty",
+                format!("{} is not a finite number", self.length_penalty),
+            ),
+        }
+    }
+}
+
+/// The beams of one prompt.
+struct Beams {
+    prompt: usize,
+    /// Running continuations, the best first.
+    running: Vec<Hypothesis>,
+    /// Finished ones, the best first; as many slots as beams.
+    finished: Vec<Hypothesis>,
+    /// Whether running ones may still beat finished ones.
+    open: bool,
+}
+
+#[derive(Clone)]
+struct Hypothesis {
+    tokens: Vec<u32>,
+    /// Layers run for each token: the mean over the beams of its step.
+    layers: Vec<f64>,
+    /// Accumulated log-probability while running, after the length penalty once finished.
+    score: f32,
+    done: bool,
+}
+
+impl Hypothesis {
+    fn empty(score: f32) -> Self {
+        Self {
+            tokens: Vec::new(),
+            layers: Vec::new(),
+            score,
+            done: false,
+        }
+    }
+}
+
+/// A continuation of a running hypothesis by one token.
+#[derive(Clone, Copy)]
+struct Candidate {
+    beam: usize,
+    token: u32,
+    score: f32,
+}
+
+impl Run<'_> {
+    /// The best continuation of each prompt, into `self.out.rows`.
+    pub(crate) fn search(
+        &mut self,
+        prompts: &[Vec<u32>],
+        beam: Beam,
+        strategy: &mut dyn Strategy,
+        options: &Options,
+    ) -> Result<()> {
+        let Beam { beams, .. } = beam;
+        let n_layers = self.model.sizes().n_layers as f64;
+        let mut searches: Vec<Beams> = (0..prompts.len())
+            .map(|prompt| Beams::new(prompt, beams))
+            .collect();
+        let clock = Clock::start(self.model)?;
+        let logits = self.prefill(prompts, beams, strategy)?;
+        let logits = logits.to_vec2::<f32>()?;
+        for (search, logits) in searches.iter_mut().zip(logits) {
+            // All beams are still the same, so one speaks for all.
+            let all = vec![logits; beams];
+            search.advance(&prompts[search.prompt], &all, n_layers, beam, options)?;
+        }
+        let parents: Vec<usize> = (0..prompts.len() * beams)
+            .map(|row| row / beams * beams)
+            .collect();
+        self.cache.reorder(&parents)?;
+        self.out.prefill_s = clock.stop(self.model)?;
+
+        for step in 1..options.max_new_tokens {
+            let live: Vec<usize> = (0..searches.len())
+                .filter(|&index| searches[index].open)
+                .collect();
+            if live.is_empty() {
+                break;
+            }
+            let clock = Clock::start(self.model)?;
+            let mut ids = Vec::new();
+            let mut spans = Vec::new();
+            for &prompt in &live {
+                for (beam, hypothesis) in searches[prompt].running.iter().enumerate() {
+                    ids.push(hypothesis.tokens[step - 1]);
+                    let position = prompts[prompt].len() + step - 1;
+                    spans.push(Span::token(prompt * beams + beam, position));
+                }
+            }
+            self.out.ledger.step(self.model.sizes(), &spans);
+            let plan = strategy.plan(step);
+            let decoded = self.decode(&ids, &spans, &plan, strategy)?;
+            let logits = decoded.logits.to_vec2::<f32>()?;
+            let mut parents: Vec<usize> = (0..prompts.len() * beams).collect();
+            for (place, &prompt) in live.iter().enumerate() {
+                let rows = place * beams..(place + 1) * beams;
+                let layers = mean_layers(&decoded.rows[rows.clone()]);
+                let search = &mut searches[prompt];
+                let from = search.advance(&prompts[prompt], &logits[rows], layers, beam, options)?;
+                for (beam, parent) in from.into_iter().enumerate() {
+                    parents[prompt * beams + beam] = prompt * beams + parent;
+                }
+            }
+            self.reorder(&parents)?;
+            self.out.step_s.push(clock.stop(self.model)?);
+        }
+        for search in searches {
+            let best = search.finished.into_iter().next();
+            let best = best.unwrap_or_else(|| Hypothesis::empty(NEVER));
+            let row = &mut self.out.rows[search.prompt];
+            row.tokens = best.tokens;
+            row.layers = best.layers;
+        }
+        Ok(())
+    }
+
+    fn reorder(&mut self, parents: &[usize]) -> Result<()> {
+        self.cache.reorder(parents)?;
+        if self.pending.iter().any(|pending| !pending.is_empty()) {
+            self.pending = parents
+                .iter()
+                .map(|&parent| self.pending[parent].clone())
+                .collect();
+        }
+        Ok(())
+    }
+}
+
+fn mean_layers(rows: &[Decoded]) -> f64 {
+    rows.iter().map(|row| row.layers).sum::<f64>() / rows.len().max(1) as f64
+}
+
+impl Beams {
+    fn new(prompt: usize, beams: usize) -> Self {
+        let mut running = vec![Hypothesis::empty(NEVER); beams];
+        // Only the first counts at the first step, or all beams would be the same.
+        running[0].score = 0.0;
+        Self {
+            prompt,
+            running,
+            finished: vec![Hypothesis::empty(NEVER); beams],
+            open: true,
+        }
+    }
+
+    /// One step; `logits`: `[beams][vocab_size]`. Gives the beam that each new one continues.
+    fn advance(
+        &mut self,
+        prompt: &[u32],
+        logits: &[Vec<f32>],
+        layers: f64,
+        beam: Beam,
+        options: &Options,
+    ) -> Result<Vec<usize>> {
+        let beams = beam.beams;
+        // So many that enough do not end, whatever ends.
+        let kept = (1 + options.eos_ids.len()).max(2) * beams;
+        let candidates = self.candidates(prompt, logits, kept, options)?;
+        let length = self.running[0].tokens.len() + 1;
+        let last = length == options.max_new_tokens;
+        let ends = |candidate: &Candidate| last || options.eos_ids.contains(&candidate.token);
+        let penalty = (length as f32).powf(beam.length_penalty as f32);
+
+        let mut continued: Vec<Candidate> = candidates
+            .iter()
+            .map(|candidate| Candidate {
+                score: candidate.score + if ends(candidate) { NEVER } else { 0.0 },
+                ..*candidate
+            })
+            .collect();
+        continued.sort_by(|a, b| b.score.total_cmp(&a.score));
+        continued.truncate(beams);
+
+        // Only the best candidates may finish; the others are there to keep the search going.
+        for candidate in candidates.iter().take(beams).filter(|c| ends(c)) {
+            let mut hypothesis = self.extend(candidate, layers);
+            hypothesis.score = candidate.score / penalty;
+            hypothesis.done = true;
+            self.finished.push(hypothesis);
+        }
+        self.finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+        self.finished.truncate(beams);
+
+        let running = continued.iter().map(|candidate| self.extend(candidate, layers));
+        self.running = running.collect();
+        let best = self.running[0].score / penalty;
+        let worst = self.finished.iter().map(|h| h.score).fold(f32::INFINITY, f32::min);
+        let all_done = self.finished.iter().all(|hypothesis| hypothesis.done);
+        self.open = !last && (!all_done || best > worst);
+        Ok(continued.into_iter().map(|candidate| candidate.beam).collect())
+    }
+
+    /// The best `kept` continuations, the best first.
+    fn candidates(
+        &self,
+        prompt: &[u32],
+        logits: &[Vec<f32>],
+        kept: usize,
+        options: &Options,
+    ) -> Result<Vec<Candidate>> {
+        let mut all = Vec::new();
+        for (beam, (hypothesis, logits)) in self.running.iter().zip(logits).enumerate() {
+            let mut scores = signal::log_softmax(logits);
+            if !scores.iter().all(|score| score.is_finite()) {
+                return Err(EngineError::NotFinite { row: self.prompt });
+            }
+            if options.no_repeat_ngram > 0 {
+                let sequence = [prompt, &hypothesis.tokens].concat();
+                for banned in ngram::banned(&sequence, options.no_repeat_ngram) {
+                    scores[banned as usize] = f32::NEG_INFINITY;
+                }
+            }
+            all.extend(scores.into_iter().enumerate().map(|(token, score)| Candidate {
+                beam,
+                token: token as u32,
+                score: score + hypothesis.score,
+            }));
+        }
+        // Of equal scores the one that comes first.
+        let order = |a: &Candidate, b: &Candidate| {
+            b.score
+                .total_cmp(&a.score)
+                .then((a.beam, a.token).cmp(&(b.beam, b.token)))
+        };
+        let kept = kept.min(all.len());
+        if kept < all.len() {
+            all.select_nth_unstable_by(kept, order);
+            all.truncate(kept);
+        }
+        all.sort_by(order);
+        Ok(all)
+    }
+
+    fn extend(&self, candidate: &Candidate, layers: f64) -> Hypothesis {
+        let mut hypothesis = self.running[candidate.beam].clone();
+        hypothesis.tokens.push(candidate.token);
+        hypothesis.layers.push(layers);
+        hypothesis.score = candidate.score;
+        hypothesis
+    }
+}
