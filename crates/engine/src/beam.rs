@@ -22,9 +22,8 @@ pub struct Beam {
 
 impl Beam {
     pub(crate) fn check(&self) -> Result<()> {
-        let wrong = |option: &'static str, message: String| {
-            Err(EngineError::Search { option, message })
-        };
+        let wrong =
+            |option: &'static str, message: String| Err(EngineError::Search { option, message });
         if !(2..=64).contains(&self.beams) {
             return wrong("beams", format!("{} is outside 2 to 64", self.beams));
         }
@@ -132,7 +131,8 @@ impl Run<'_> {
                 let rows = place * beams..(place + 1) * beams;
                 let layers = mean_layers(&decoded.rows[rows.clone()]);
                 let search = &mut searches[prompt];
-                let from = search.advance(&prompts[prompt], &logits[rows], layers, beam, options)?;
+                let from =
+                    search.advance(&prompts[prompt], &logits[rows], layers, beam, options)?;
                 for (beam, parent) in from.into_iter().enumerate() {
                     parents[prompt * beams + beam] = prompt * beams + parent;
                 }
@@ -217,13 +217,22 @@ impl Beams {
         self.finished.sort_by(|a, b| b.score.total_cmp(&a.score));
         self.finished.truncate(beams);
 
-        let running = continued.iter().map(|candidate| self.extend(candidate, layers));
+        let running = continued
+            .iter()
+            .map(|candidate| self.extend(candidate, layers));
         self.running = running.collect();
         let best = self.running[0].score / penalty;
-        let worst = self.finished.iter().map(|h| h.score).fold(f32::INFINITY, f32::min);
+        let worst = self
+            .finished
+            .iter()
+            .map(|h| h.score)
+            .fold(f32::INFINITY, f32::min);
         let all_done = self.finished.iter().all(|hypothesis| hypothesis.done);
         self.open = !last && (!all_done || best > worst);
-        Ok(continued.into_iter().map(|candidate| candidate.beam).collect())
+        Ok(continued
+            .into_iter()
+            .map(|candidate| candidate.beam)
+            .collect())
     }
 
     /// The best `kept` continuations, the best first.
@@ -246,11 +255,16 @@ impl Beams {
                     scores[banned as usize] = f32::NEG_INFINITY;
                 }
             }
-            all.extend(scores.into_iter().enumerate().map(|(token, score)| Candidate {
-                beam,
-                token: token as u32,
-                score: score + hypothesis.score,
-            }));
+            all.extend(
+                scores
+                    .into_iter()
+                    .enumerate()
+                    .map(|(token, score)| Candidate {
+                        beam,
+                        token: token as u32,
+                        score: score + hypothesis.score,
+                    }),
+            );
         }
         // Of equal scores the one that comes first.
         let order = |a: &Candidate, b: &Candidate| {

@@ -6,9 +6,7 @@ use crate::signal;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{Part, Provenance, Span};
-use skipbench_strategy::{
-    BatchMode, ExitSignal, KvFill, LayerSet, StepPlan, Strategy, Verdict,
-};
+use skipbench_strategy::{BatchMode, ExitSignal, KvFill, LayerSet, StepPlan, Strategy, Verdict};
 
 /// What the rows of a step got, by ascending row.
 pub(crate) struct Step {
@@ -112,7 +110,14 @@ impl Run<'_> {
                 }
             }
             let state = select(&hidden, &exits)?;
-            self.leave(layer, &state, &leaving, plan, &mut ghosts, !stays.is_empty())?;
+            self.leave(
+                layer,
+                &state,
+                &leaving,
+                plan,
+                &mut ghosts,
+                !stays.is_empty(),
+            )?;
             done.push(Done {
                 rows: leaving.into_iter().map(|row| (row, Some(layer))).collect(),
                 logits: match &logits {
@@ -217,12 +222,17 @@ impl Run<'_> {
         let sizes = self.model.sizes();
         let waiting: Vec<usize> = spans
             .iter()
-            .map(|span| self.pending[span.row].iter().filter(|p| p.next == layer).count())
+            .map(|span| {
+                self.pending[span.row]
+                    .iter()
+                    .filter(|p| p.next == layer)
+                    .count()
+            })
             .collect();
         if waiting.iter().all(|&count| count == 0) {
-            let output =
-                self.model
-                    .layer_part(layer, part, input, &mut self.cache, spans)?;
+            let output = self
+                .model
+                .layer_part(layer, part, input, &mut self.cache, spans)?;
             self.out.ledger.layer(sizes, part, spans);
             return Ok((output, waiting));
         }
@@ -406,8 +416,7 @@ impl Run<'_> {
             // Under `none` a later read of the hole is refused by the cache.
             KvFill::None | KvFill::Deferred => {}
             KvFill::Propagate => {
-                self.model
-                    .fill_kv(layer, state, &mut self.cache, spans)?;
+                self.model.fill_kv(layer, state, &mut self.cache, spans)?;
                 self.out.ledger.project(sizes, spans.len(), weights_read);
             }
             KvFill::Copy => {

@@ -198,21 +198,33 @@ fn check_search(strategy: &dyn Strategy, options: &Options) -> Result<()> {
     if let Some(sampling) = &options.sampling {
         sampling.check()?;
         if options.beam.is_some() {
-            return wrong("beams", "a beam search draws nothing; leave out the sampling or the beams");
+            return wrong(
+                "beams",
+                "a beam search draws nothing; leave out the sampling or the beams",
+            );
         }
     }
     if let Some(beam) = options.beam {
         beam.check()?;
         if options.trace || options.audit {
-            return wrong("trace", "a beam search has no one way through the layers to trace; use one beam");
+            return wrong(
+                "trace",
+                "a beam search has no one way through the layers to trace; use one beam",
+            );
         }
     }
     let one_continuation = strategy.draft_length().is_some() || strategy.needs().oracle.is_some();
     if one_continuation && options.beam.is_some() {
-        return wrong("beams", "this strategy follows one greedy continuation; use one beam");
+        return wrong(
+            "beams",
+            "this strategy follows one greedy continuation; use one beam",
+        );
     }
     if one_continuation && options.sampling.is_some() {
-        return wrong("temperature", "this strategy follows the likeliest tokens; decode greedily");
+        return wrong(
+            "temperature",
+            "this strategy follows the likeliest tokens; decode greedily",
+        );
     }
     if one_continuation && options.no_repeat_ngram > 0 {
         return wrong(
@@ -263,7 +275,13 @@ impl Run<'_> {
         let mut chooser = Chooser::new(options.sampling.as_ref(), prompts.len());
         let clock = Clock::start(self.model)?;
         let logits = self.prefill(prompts, 1, strategy)?;
-        let first = self.choose(&logits, (0..prompts.len()).collect(), prompts, &mut chooser, options)?;
+        let first = self.choose(
+            &logits,
+            (0..prompts.len()).collect(),
+            prompts,
+            &mut chooser,
+            options,
+        )?;
         self.out.prefill_s = clock.stop(self.model)?;
         let ran = self.prompt_layers(strategy);
         let first = first
@@ -389,7 +407,9 @@ impl Run<'_> {
         let rows = step.rows.iter().map(|decoded| decoded.row).collect();
         let tokens = self.choose(&step.logits, rows, prompts, chooser, options)?;
         let chosen = step.rows.into_iter().zip(tokens);
-        Ok(chosen.map(|(decoded, token)| Chosen::new(decoded, token)).collect())
+        Ok(chosen
+            .map(|(decoded, token)| Chosen::new(decoded, token))
+            .collect())
     }
 
     /// A token of each of `rows` from `logits`: `[rows.len(), vocab_size]`.

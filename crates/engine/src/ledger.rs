@@ -92,6 +92,30 @@ impl Ledger {
         self.wasted_row_layers += other.wasted_row_layers;
     }
 
+    /// The part of it that falls to `count` of `all` equal answers.
+    #[must_use]
+    pub fn share(&self, count: u64, all: u64) -> Ledger {
+        let part =
+            |value: u64| (u128::from(value) * u128::from(count) / u128::from(all.max(1))) as u64;
+        let cost = |cost: Cost| Cost {
+            bytes: part(cost.bytes),
+            flops: part(cost.flops),
+        };
+        Ledger {
+            layers: cost(self.layers),
+            kv_read: cost(self.kv_read),
+            head: cost(self.head),
+            checks: cost(self.checks),
+            kv_fill: cost(self.kv_fill),
+            draft: cost(self.draft),
+            verify: cost(self.verify),
+            full: cost(self.full),
+            row_layers: part(self.row_layers),
+            wasted_row_layers: part(self.wasted_row_layers),
+            phase: self.phase,
+        }
+    }
+
     pub(crate) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
     }

@@ -23,9 +23,7 @@ impl Run<'_> {
         let mut hidden = self.model.embed(ids)?;
         let mut states: Vec<(usize, Tensor)> = Vec::new();
         for layer in plan.layers.iter() {
-            hidden = self
-                .model
-                .layer(layer, &hidden, &mut self.cache, spans)?;
+            hidden = self.model.layer(layer, &hidden, &mut self.cache, spans)?;
             if plan.checks.contains(layer) {
                 states.push((layer, hidden.clone()));
             }
@@ -100,7 +98,9 @@ impl Run<'_> {
         plan: &StepPlan,
     ) -> Result<()> {
         for (exit, state) in states {
-            let leaving: Vec<usize> = (0..spans.len()).filter(|&row| exits[row] == *exit).collect();
+            let leaving: Vec<usize> = (0..spans.len())
+                .filter(|&row| exits[row] == *exit)
+                .collect();
             if leaving.is_empty() {
                 continue;
             }

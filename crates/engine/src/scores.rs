@@ -16,8 +16,7 @@ pub struct CalibrationText {
     pub answer_start: usize,
 }
 
-/// The layers in the order in which they are dropped, the least important first. `on_pass` is called after every pass over
-/// the texts.
+/// The layers in the order in which they are dropped, the least important first.
 ///
 /// # Errors
 /// A failed model call.
@@ -25,15 +24,9 @@ pub fn removal_order(
     model: &dyn CausalLm,
     scoring: Scoring,
     texts: &[CalibrationText],
-    on_pass: &mut dyn FnMut(),
 ) -> Result<Vec<usize>> {
     let n_layers = model.sizes().n_layers;
     let scorer = Scorer { model, texts };
-    let mut score = |layers: &LayerSet| -> Result<f64> {
-        let loss = scorer.loss(layers)?;
-        on_pass();
-        Ok(loss)
-    };
     match scoring {
         Scoring::BlockInfluence => Ok(ascending(&scorer.influence(Part::Whole)?)),
         Scoring::AttentionInfluence => Ok(ascending(&scorer.influence(Part::Attention)?)),
@@ -48,7 +41,7 @@ pub fn removal_order(
                 .map(|layer| {
                     let mut layers = LayerSet::full(n_layers);
                     layers.remove(layer);
-                    score(&layers)
+                    scorer.loss(&layers)
                 })
                 .collect::<Result<Vec<f64>>>()?;
             Ok(ascending(&losses))
@@ -66,7 +59,7 @@ pub fn removal_order(
                     .map(|&layer| {
                         let mut without = layers;
                         without.remove(layer);
-                        score(&without)
+                        scorer.loss(&without)
                     })
                     .collect::<Result<Vec<f64>>>()?;
                 let Some(&least) = ascending(&losses).first() else {
@@ -127,14 +120,19 @@ impl Scorer<'_> {
         let mut sums = vec![(0.0, 0usize); n_layers];
         for text in self.texts {
             let all = LayerSet::full(n_layers);
-            self.run(text, &all, part != Part::Whole, &mut |layer, ran, before, after| {
-                if ran == part {
-                    let cosines = signal::cosine(before, after)?;
-                    sums[layer].0 += cosines.iter().sum::<f64>();
-                    sums[layer].1 += cosines.len();
-                }
-                Ok(())
-            })?;
+            self.run(
+                text,
+                &all,
+                part != Part::Whole,
+                &mut |layer, ran, before, after| {
+                    if ran == part {
+                        let cosines = signal::cosine(before, after)?;
+                        sums[layer].0 += cosines.iter().sum::<f64>();
+                        sums[layer].1 += cosines.len();
+                    }
+                    Ok(())
+                },
+            )?;
         }
         Ok(sums
             .into_iter()
@@ -149,10 +147,15 @@ impl Scorer<'_> {
         for text in self.texts {
             let last = [text.ids.len() - 1];
             let mut states = vec![select(&self.model.embed(&text.ids)?, &last)?];
-            self.run(text, &LayerSet::full(n_layers), false, &mut |_, _, _, after| {
-                states.push(select(after, &last)?);
-                Ok(())
-            })?;
+            self.run(
+                text,
+                &LayerSet::full(n_layers),
+                false,
+                &mut |_, _, _, after| {
+                    states.push(select(after, &last)?);
+                    Ok(())
+                },
+            )?;
             for (start, sum) in sums.iter_mut().enumerate() {
                 let cosine = signal::cosine(&states[start], &states[start + block])?[0];
                 *sum += cosine.clamp(-1.0, 1.0).acos() / std::f64::consts::PI;

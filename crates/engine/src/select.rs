@@ -27,13 +27,15 @@ impl Sampling {
     /// # Errors
     /// A temperature that is not above 0, a probability outside 0 to 1, a `top_k` of 0.
     pub fn check(&self) -> Result<()> {
-        let wrong = |option: &'static str, message: String| {
-            Err(EngineError::Search { option, message })
-        };
+        let wrong =
+            |option: &'static str, message: String| Err(EngineError::Search { option, message });
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             return wrong(
                 "temperature",
-                format!("{} is not above 0; leave it out for greedy decoding", self.temperature),
+                format!(
+                    "{} is not above 0; leave it out for greedy decoding",
+                    self.temperature
+                ),
             );
         }
         if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
@@ -69,9 +71,11 @@ impl Chooser {
     pub(crate) fn new(sampling: Option<&Sampling>, rows: usize) -> Self {
         match sampling {
             None => Self::Greedy,
-            Some(sampling) => {
-                Self::Drawn((0..rows as u64).map(|row| sampling.processor(row)).collect())
-            }
+            Some(sampling) => Self::Drawn(
+                (0..rows as u64)
+                    .map(|row| sampling.processor(row))
+                    .collect(),
+            ),
         }
     }
 

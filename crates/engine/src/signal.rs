@@ -54,7 +54,10 @@ pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f32> {
 pub(crate) fn log_probability(logits: &[f32], token: u32) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from(x - largest).exp()).sum();
-    let own = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    let own = logits
+        .get(token as usize)
+        .copied()
+        .unwrap_or(f32::NEG_INFINITY);
     f64::from(own - largest) - sum.ln()
 }
 

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::plot::Plot;
 use crate::row::{ReportMeta, ResultRow};
-use crate::table::{LEGEND, facts, tables};
+use crate::table::{facts, legend, tables};
 use minijinja::{Environment, context};
 
 const TEMPLATE: &str = include_str!("../assets/report.html.j2");
@@ -21,7 +21,7 @@ pub(crate) fn page(meta: &ReportMeta, rows: &[ResultRow], plots: &[Plot]) -> Res
         facts => facts(meta),
         notes => meta.notes,
         // What stands between backticks is code.
-        legend => LEGEND.split('`').collect::<Vec<_>>(),
+        legend => legend(rows).split('`').collect::<Vec<_>>(),
         tables,
         plots => svgs,
     })?)

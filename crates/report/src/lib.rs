@@ -6,6 +6,7 @@
 
 mod error;
 mod frame;
+mod heatmap;
 mod html;
 mod image;
 mod plot;
@@ -13,6 +14,7 @@ mod row;
 mod table;
 
 pub use error::{ReportError, Result};
+pub use heatmap::heatmap;
 pub use plot::{LossSeries, loss_plot};
 pub use row::{MetricValue, ReportMeta, ResultRow};
 pub use table::{markdown_table, terminal_table};

@@ -2,7 +2,7 @@
 
 use crate::error::{ReportError, Result};
 use crate::image::{self, AREA, FONT, UNIT};
-use crate::row::{ResultRow, groups};
+use crate::row::{Band, ResultRow, groups};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::ops::Range;
@@ -19,6 +19,7 @@ const PALETTE: [RGBColor; 8] = [
     RGBColor(148, 103, 60),
     RGBColor(110, 110, 110),
 ];
+const BAND_COLOR: RGBColor = RGBColor(226, 226, 226);
 const LEGEND_WIDTH: u32 = 240 * UNIT;
 /// A pixel in drawing units.
 const PX: i32 = UNIT as i32;
@@ -52,6 +53,25 @@ struct Chart {
     series: Vec<Series>,
     /// A light line for reference: its name and points.
     guide: Option<(String, Vec<(f64, f64)>)>,
+    /// The band in which random sets lie: (x, low, high).
+    band: Vec<(f64, f64, f64)>,
+}
+
+/// Where 95% of the sets of a random band lie at each target, over the speedup that was measured for one of them.
+fn null_band(rows: &[&ResultRow]) -> Vec<(f64, f64, f64)> {
+    let mut targets: Vec<f64> = rows.iter().filter_map(|row| row.band()).collect();
+    targets.sort_by(f64::total_cmp);
+    targets.dedup();
+    targets
+        .into_iter()
+        .filter_map(|target| {
+            let members = rows.iter().filter(|row| row.band() == Some(target));
+            let x = members.clone().find_map(|row| row.achieved_speedup)?;
+            let scores = members.filter_map(|row| Some(row.metrics.first()?.1.score));
+            let band = Band::of(scores.collect())?;
+            Some((x, band.lo, band.hi))
+        })
+        .collect()
 }
 
 /// Every plot of a run.
@@ -83,6 +103,17 @@ fn file_name(parts: &[&str]) -> String {
         .collect()
 }
 
+/// Batch size and beams of a row's table, for a file name and for a title.
+fn setting(row: &ResultRow) -> (String, String) {
+    match (row.batch_size, row.beams) {
+        (batch, 1) => (format!("b{batch}"), format!("batch {batch}")),
+        (batch, beams) => (
+            format!("b{batch}-beams{beams}"),
+            format!("batch {batch}, {beams} beams"),
+        ),
+    }
+}
+
 /// Rows as series by strategy, in order of first appearance; a line joins its points from the lowest target to the
 /// highest, also where a faster target measured slower.
 fn series(rows: &[&ResultRow], point: impl Fn(&ResultRow) -> Option<Point>) -> Vec<Series> {
@@ -105,9 +136,12 @@ fn series(rows: &[&ResultRow], point: impl Fn(&ResultRow) -> Option<Point>) -> V
 }
 
 fn quality(group: &[&ResultRow]) -> Option<Chart> {
-    let (model, task, batch) = group[0].group();
+    let (model, task, ..) = group[0].group();
+    let (file, title) = setting(group[0]);
     let (metric, _) = group[0].metrics.first()?;
-    let series = series(group, |row| {
+    let (single, band): (Vec<&ResultRow>, Vec<&ResultRow>) =
+        group.iter().partition(|row| row.band().is_none());
+    let series = series(&single, |row| {
         let (_, value) = row.metrics.first()?;
         Some(Point {
             x: row.achieved_speedup?,
@@ -117,8 +151,9 @@ fn quality(group: &[&ResultRow]) -> Option<Chart> {
         })
     });
     Some(Chart {
-        name: file_name(&["quality", model, task, &format!("b{batch}")]),
-        title: format!("Quality against achieved speedup: {task}, batch {batch}"),
+        band: null_band(&band),
+        name: file_name(&["quality", model, task, &file]),
+        title: format!("Quality against achieved speedup: {task}, {title}"),
         x_label: "achieved speedup (decode time, full network = 1)".to_owned(),
         y_label: metric.clone(),
         series,
@@ -127,7 +162,8 @@ fn quality(group: &[&ResultRow]) -> Option<Chart> {
 }
 
 fn achieved(group: &[&ResultRow]) -> Option<Chart> {
-    let (model, task, batch) = group[0].group();
+    let (model, task, ..) = group[0].group();
+    let (file, title) = setting(group[0]);
     let targets: Vec<f64> = group.iter().filter_map(|row| row.target_speedup).collect();
     let largest = targets.iter().copied().fold(f64::NAN, f64::max);
     if largest.is_nan() {
@@ -142,8 +178,8 @@ fn achieved(group: &[&ResultRow]) -> Option<Chart> {
         })
     });
     Some(Chart {
-        name: file_name(&["achieved", model, task, &format!("b{batch}")]),
-        title: format!("Achieved against target speedup: {task}, batch {batch}"),
+        name: file_name(&["achieved", model, task, &file]),
+        title: format!("Achieved against target speedup: {task}, {title}"),
         x_label: "target speedup".to_owned(),
         y_label: "achieved speedup".to_owned(),
         series,
@@ -151,6 +187,7 @@ fn achieved(group: &[&ResultRow]) -> Option<Chart> {
             "achieved = target".to_owned(),
             vec![(1.0, 1.0), (largest, largest)],
         )),
+        band: Vec::new(),
     })
 }
 
@@ -169,6 +206,7 @@ fn throughput(rows: &[ResultRow]) -> Vec<Chart> {
         let members: Vec<&ResultRow> = rows
             .iter()
             .filter(|other| (&other.model, &other.task) == (&row.model, &row.task))
+            .filter(|other| other.beams == row.beams)
             .filter(|other| other.is_full() || other.target_speedup == target)
             .collect();
         let mut series = series(&members, |row| {
@@ -192,6 +230,7 @@ fn throughput(rows: &[ResultRow]) -> Vec<Chart> {
             y_label: "decoded tokens per second".to_owned(),
             series,
             guide: None,
+            band: Vec::new(),
         });
     }
     charts
@@ -235,13 +274,15 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
         points()
             .flat_map(|p| [Some(p.x), p.x_range.map(|r| r.0), p.x_range.map(|r| r.1)])
             .flatten()
-            .chain(guide().map(|p| p.0)),
+            .chain(guide().map(|p| p.0))
+            .chain(chart.band.iter().map(|&(x, ..)| x)),
     );
     let y = padded(
         points()
             .flat_map(|p| [Some(p.y), p.y_range.map(|r| r.0), p.y_range.map(|r| r.1)])
             .flatten()
-            .chain(guide().map(|p| p.1)),
+            .chain(guide().map(|p| p.1))
+            .chain(chart.band.iter().flat_map(|&(_, lo, hi)| [lo, hi])),
     );
     let mut context = ChartBuilder::on(&plot)
         .caption(&chart.title, (FONT, 17 * PX))
@@ -270,6 +311,12 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
         .x_label_formatter(&digits)
         .y_label_formatter(&digits)
         .draw()?;
+    if !chart.band.is_empty() {
+        let low = chart.band.iter().map(|&(x, lo, _)| (x, lo));
+        let high = chart.band.iter().rev().map(|&(x, _, hi)| (x, hi));
+        let edge: Vec<(f64, f64)> = low.chain(high).collect();
+        context.draw_series(std::iter::once(Polygon::new(edge, BAND_COLOR)))?;
+    }
     if let Some((_, line)) = &chart.guide {
         let style = RGBColor(160, 160, 160).stroke_width(UNIT);
         context.draw_series(DashedLineSeries::new(
@@ -312,6 +359,16 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
         area.draw(&marker(index, &series.name, (20 * PX, y), color))?;
         area.draw(&Text::new(
             series.name.clone(),
+            (42 * PX, y - 7 * PX),
+            style.clone(),
+        ))?;
+        y += 22 * PX;
+    }
+    if !chart.band.is_empty() {
+        let box_ = [(6 * PX, y - 6 * PX), (34 * PX, y + 6 * PX)];
+        area.draw(&Rectangle::new(box_, BAND_COLOR.filled()))?;
+        area.draw(&Text::new(
+            "95% of random sets",
             (42 * PX, y - 7 * PX),
             style.clone(),
         ))?;

@@ -47,6 +47,20 @@ pub struct ResultRow {
     pub tokens_per_s: Option<f64>,
     /// Prompt and generated tokens over total time: the count of arXiv 2404.06954.
     pub paper_tokens_per_s: Option<f64>,
+    /// Floating-point operations per decoded token, millions.
+    pub mflops_per_token: f64,
+    /// Bytes read per decoded token, millions.
+    pub mbytes_per_token: f64,
+    /// Share of the strategy's decode time that its bytes do not explain, were all of the full network's explained by its
+    /// own: 1 - achieved / bound.
+    pub unexplained: Option<f64>,
+    /// Share of the (row, layer) pairs that rows ran which were done already.
+    pub wasted_row_layers: f64,
+    /// Made-up keys and values read per decoded token, over all layers; a position that should have been seen and was not
+    /// counts too.
+    pub holes_read_per_token: f64,
+    /// Mean relative L2 distance of the made-up keys and values from those of a full-depth replay.
+    pub kv_distance: Option<f64>,
     /// Largest KV cache.
     pub peak_kv_bytes: u64,
     /// Prompts scored, failures included.
@@ -55,6 +69,8 @@ pub struct ResultRow {
     pub n_failed: usize,
     /// Scores by metric, the main one first.
     pub metrics: Vec<(String, MetricValue)>,
+    /// One of several random sets that are shown together as a band.
+    pub in_band: bool,
     /// What a reader must know of this row.
     pub note: Option<String>,
 }
@@ -96,9 +112,14 @@ pub struct ReportMeta {
 }
 
 impl ResultRow {
-    /// Which table a row belongs to: model, task, batch size.
-    pub(crate) fn group(&self) -> (&str, &str, usize) {
-        (&self.model, &self.task, self.batch_size)
+    /// Which table a row belongs to: model, task, batch size, beams.
+    pub(crate) fn group(&self) -> (&str, &str, usize, usize) {
+        (&self.model, &self.task, self.batch_size, self.beams)
+    }
+
+    /// Whether it is one set of a random band.
+    pub(crate) fn band(&self) -> Option<f64> {
+        self.in_band.then_some(self.target_speedup).flatten()
     }
 
     /// The strategy with its variant and settings, but without its target: the series of a plot.
@@ -130,4 +151,51 @@ pub(crate) fn groups(rows: &[ResultRow]) -> Vec<Vec<&ResultRow>> {
         }
     }
     groups
+}
+
+/// Where the scores of a random band lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Band {
+    pub(crate) lo: f64,
+    pub(crate) median: f64,
+    pub(crate) hi: f64,
+}
+
+impl Band {
+    /// Median, 2.5th and 97.5th percentile, between neighbours where they fall there; `None` without scores.
+    pub(crate) fn of(mut scores: Vec<f64>) -> Option<Self> {
+        scores.sort_by(f64::total_cmp);
+        let last = scores.len().checked_sub(1)?;
+        let at = |share: f64| {
+            let place = share * last as f64;
+            let below = place as usize;
+            let above = (below + 1).min(last);
+            scores[below] + (scores[above] - scores[below]) * (place - below as f64)
+        };
+        Some(Self {
+            lo: at(0.025),
+            median: at(0.5),
+            hi: at(0.975),
+        })
+    }
+
+    /// Whether a score is no better than what the band holds.
+    pub(crate) fn reaches(&self, score: f64) -> bool {
+        score <= self.hi
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Band;
+
+    #[test]
+    fn percentiles_lie_between_neighbours() {
+        let band = Band::of((0..=40).rev().map(f64::from).collect()).unwrap();
+        assert_eq!((band.lo, band.median, band.hi), (1.0, 20.0, 39.0));
+        let two = Band::of(vec![10.0, 20.0]).unwrap();
+        assert!((two.lo - 10.25).abs() < 1e-9 && two.median == 15.0);
+        assert!(band.reaches(39.0) && !band.reaches(39.1));
+        assert_eq!(Band::of(Vec::new()), None);
+    }
 }

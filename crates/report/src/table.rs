@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use crate::row::{MetricValue, ReportMeta, ResultRow, groups};
+use crate::row::{Band, MetricValue, ReportMeta, ResultRow, groups};
 use comfy_table::{CellAlignment, Table, presets};
 
 /// A strategy is marked when its difference from the full network has a corrected p-value below this.
@@ -19,8 +19,12 @@ pub(crate) fn tables(rows: &[ResultRow]) -> Vec<TableData> {
 }
 
 fn table(group: &[&ResultRow]) -> TableData {
-    let (model, task, batch) = group[0].group();
-    let mut sorted = group.to_vec();
+    let (model, task, batch, beams) = group[0].group();
+    let (mut sorted, random): (Vec<&ResultRow>, Vec<&ResultRow>) =
+        group.iter().partition(|row| row.band().is_none());
+    let bands = bands(&random);
+    // One row stands for a band: the one that was timed.
+    sorted.extend(bands.iter().map(|band| band.row));
     // The full network first, then by target; within one in the order of the experiment.
     sorted.sort_by(|a, b| {
         let key = |row: &ResultRow| (!row.is_full(), row.target_speedup.unwrap_or(0.0));
@@ -51,8 +55,14 @@ fn table(group: &[&ResultRow]) -> TableData {
     let body = sorted
         .iter()
         .map(|row| {
+            let band = bands.iter().find(|band| std::ptr::eq(band.row, *row));
+            let inside = row.band().is_none()
+                && bands.iter().any(|band| band.reaches(row) && !row.is_full());
             let mut cells = vec![
-                row.label.clone(),
+                match band {
+                    Some(band) => format!("random@{} ({} sets)", band.target, band.count),
+                    None => row.label.clone(),
+                },
                 row.target_speedup
                     .map_or("-".to_owned(), |target| format!("{target}x")),
                 format!("{:.1}", row.layers_per_token),
@@ -61,13 +71,12 @@ fn table(group: &[&ResultRow]) -> TableData {
                 row.tokens_per_s
                     .map_or("-".to_owned(), |speed| format!("{speed:.0}")),
             ];
-            cells.extend(
-                row.metrics
-                    .iter()
-                    .zip(&digits)
-                    .enumerate()
-                    .map(|(index, ((_, value), &digits))| score(value, digits, index == 0)),
-            );
+            cells.extend(row.metrics.iter().zip(&digits).enumerate().map(
+                |(index, ((_, value), &digits))| match band {
+                    Some(band) => band.score(index, digits),
+                    None => score(value, digits, index == 0, inside),
+                },
+            ));
             cells
         })
         .collect();
@@ -80,7 +89,10 @@ fn table(group: &[&ResultRow]) -> TableData {
         })
         .collect();
     TableData {
-        title: format!("{task}, batch {batch}, {model}"),
+        title: match beams {
+            1 => format!("{task}, batch {batch}, {model}"),
+            _ => format!("{task}, batch {batch}, {beams} beams, {model}"),
+        },
         header,
         rows: body,
         notes,
@@ -103,10 +115,77 @@ fn digits(group: &[&ResultRow], metric: usize) -> usize {
     }
 }
 
-fn score(value: &MetricValue, digits: usize, interval: bool) -> String {
-    let mark = match value.p_value {
+/// The sets of a random strategy at one target.
+struct RandomBand<'a> {
+    target: f64,
+    /// The set that was timed.
+    row: &'a ResultRow,
+    count: usize,
+    /// By metric.
+    scores: Vec<Option<Band>>,
+}
+
+fn bands<'a>(rows: &[&'a ResultRow]) -> Vec<RandomBand<'a>> {
+    let mut bands: Vec<RandomBand<'a>> = Vec::new();
+    for row in rows {
+        let Some(target) = row.band() else { continue };
+        if bands.iter().any(|band| band.target == target) {
+            continue;
+        }
+        let members: Vec<&ResultRow> = rows
+            .iter()
+            .copied()
+            .filter(|other| other.band() == Some(target))
+            .collect();
+        let scores = (0..row.metrics.len())
+            .map(|metric| {
+                let of = |member: &&ResultRow| member.metrics.get(metric).map(|(_, v)| v.score);
+                Band::of(members.iter().filter_map(of).collect())
+            })
+            .collect();
+        let timed = members
+            .iter()
+            .find(|member| member.achieved_speedup.is_some());
+        bands.push(RandomBand {
+            target,
+            row: timed.unwrap_or(row),
+            count: members.len(),
+            scores,
+        });
+    }
+    bands
+}
+
+impl RandomBand<'_> {
+    /// Whether a strategy with the same target is no better in the main metric than random sets are.
+    fn reaches(&self, row: &ResultRow) -> bool {
+        let band = self.scores.first().copied().flatten();
+        let score = row.metrics.first().map(|(_, value)| value.score);
+        row.target_speedup == Some(self.target)
+            && band
+                .zip(score)
+                .is_some_and(|(band, score)| band.reaches(score))
+    }
+
+    fn score(&self, metric: usize, digits: usize) -> String {
+        match self.scores.get(metric).copied().flatten() {
+            Some(Band { lo, median, hi }) if metric == 0 => {
+                format!("{median:.digits$} [{lo:.digits$}, {hi:.digits$}]")
+            }
+            Some(band) => format!("{:.digits$}", band.median),
+            None => "-".to_owned(),
+        }
+    }
+}
+
+fn score(value: &MetricValue, digits: usize, interval: bool, inside: bool) -> String {
+    let significant = match value.p_value {
         Some(p) if p < ALPHA => "*",
         _ => "",
+    };
+    let mark = match interval && inside {
+        true => format!("{significant}°"),
+        false => significant.to_owned(),
     };
     match interval {
         true => format!(
@@ -118,7 +197,18 @@ fn score(value: &MetricValue, digits: usize, interval: bool) -> String {
 }
 
 /// What the marks and columns mean.
-pub(crate) const LEGEND: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05). `bound`: the speedup that the bytes read allow; weights that fit in a cache can beat it. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise. `tokens/s`: of the row's own blocks, timed at its own moment; compare speeds by `achieved`.";
+pub(crate) fn legend(rows: &[ResultRow]) -> String {
+    let band = match rows.iter().any(|row| row.in_band) {
+        true => {
+            " `°`: no better than random sets of the same target, whose row gives their median and the band that holds 95% of them."
+        }
+        false => "",
+    };
+    format!("{MARKS}{band}{COLUMNS}")
+}
+
+const MARKS: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05).";
+const COLUMNS: &str = " `bound`: the speedup that the bytes read allow; weights that fit in a cache can beat it. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise. `tokens/s`: of the row's own blocks, timed at its own moment; compare speeds by `achieved`.";
 
 /// GitHub-flavoured Markdown, a table per model, task and batch size.
 pub fn markdown_table(rows: &[ResultRow]) -> String {
@@ -145,7 +235,7 @@ pub fn markdown_table(rows: &[ResultRow]) -> String {
             text.push('\n');
         }
     }
-    text.push_str(LEGEND);
+    text.push_str(&legend(rows));
     text.push('\n');
     text
 }
@@ -197,6 +287,6 @@ pub fn terminal_table(rows: &[ResultRow]) -> String {
         }
         text.push('\n');
     }
-    text.push_str(&LEGEND.replace('`', ""));
+    text.push_str(&legend(rows).replace('`', ""));
     text
 }

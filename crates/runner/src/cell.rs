@@ -3,14 +3,15 @@
 use crate::calibrate::Calibrated;
 use crate::experiment::Experiment;
 use crate::plan::Cell;
-use crate::store::{BlockRecord, Record, Sample, Times};
+use crate::store::{BlockRecord, LedgerRecord, Record, Sample, Times};
 use crate::task::TaskData;
-use anyhow::bail;
+use anyhow::{Context, bail};
 use skipbench_engine::{
-    Engine, EngineError, Generation, Ledger, Options, RowOutput, TimingPlan, measure,
+    Beam, Engine, EngineError, Generation, KvAudit, Ledger, Options, RowOutput, TimingPlan, measure,
 };
-use skipbench_model::{CausalLm, Tokenize};
-use skipbench_strategy::StrategySpec;
+use skipbench_metrics::{Hypotheses, References, evaluate};
+use skipbench_model::{CausalLm, HoleReads, Tokenize};
+use skipbench_strategy::{KvFill, StrategySpec};
 
 /// A model in memory with its tokenizer.
 pub struct Loaded {
@@ -34,7 +35,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<(Record, Vec<Sample>)> {
     let engine = Engine::new(loaded.model.as_ref());
     let prompts = tokenize_all(loaded.tokenizer.as_ref(), &task.prompts)?;
-    let quality = quality(loaded, cell, task, &calibrated.spec, &prompts)?;
+    let quality = quality(loaded, cell, task, &calibrated.spec, &prompts, experiment)?;
     let failures: Vec<&str> = quality
         .samples
         .iter()
@@ -52,24 +53,37 @@ pub(crate) fn run(
             prompts.len()
         )
     });
-    let blocks = timing(engine, cell, task, &calibrated.spec, &prompts, experiment)?;
-    let decoded: Vec<usize> = quality
+    let blocks = match cell.timed {
+        true => timing(engine, cell, task, &calibrated.spec, &prompts, experiment)?,
+        false => Vec::new(),
+    };
+    let decoded: Vec<f64> = quality
         .samples
         .iter()
         .flat_map(|sample| sample.layers.iter().skip(1).copied())
         .collect();
-    let n_layers = engine.model().sizes().n_layers;
+    let approximate = quality.audit.over_layers(|layer| &layer.approximate);
+    let deferred = quality.audit.over_layers(|layer| &layer.deferred);
     let record = Record {
         id: cell.id.clone(),
         threshold: calibrated.spec.threshold(),
-        calibration: calibrated.trace.clone(),
+        executed: calibrated.spec.clone(),
+        calibration_of: calibrated.trace.of.to_owned(),
+        calibration: calibrated.trace.points.clone(),
         note: joined(&[&calibrated.note, &failed]),
         kv_fill: quality.kv_fill,
         layers_per_token: match decoded.len() {
-            0 => n_layers as f64,
-            n => decoded.iter().sum::<usize>() as f64 / n as f64,
+            0 => engine.model().sizes().n_layers as f64,
+            n => decoded.iter().sum::<f64>() / n as f64,
         },
         bound_speedup: quality.ledger.bound_speedup().unwrap_or(1.0),
+        decoded_tokens: decoded.len(),
+        ledger: LedgerRecord::from(&quality.ledger),
+        approximate_reads: quality.hole_reads.approximate,
+        masked_reads: quality.hole_reads.masked,
+        kv_distance: approximate.distance(),
+        kv_cosine: approximate.cosine(),
+        kv_deferred_distance: (deferred.count > 0).then_some(deferred.distance_max),
         peak_kv_bytes: quality.peak_kv_bytes,
         blocks,
     };
@@ -101,9 +115,12 @@ pub(crate) fn natural_end(loaded: &Loaded, task: &TaskData) -> Options {
     }
 }
 
+#[derive(Default)]
 struct Quality {
     samples: Vec<Sample>,
     ledger: Ledger,
+    hole_reads: HoleReads,
+    audit: KvAudit,
     peak_kv_bytes: u64,
     kv_fill: String,
 }
@@ -111,11 +128,21 @@ struct Quality {
 impl Quality {
     /// Adds what a batch cost; its rows.
     fn take(&mut self, generation: Generation) -> Vec<Result<RowOutput, EngineError>> {
-        self.ledger.add(generation.ledger);
+        self.ledger.add(&generation.ledger);
+        self.hole_reads.approximate += generation.hole_reads.approximate;
+        self.hole_reads.masked += generation.hole_reads.masked;
         self.peak_kv_bytes = self.peak_kv_bytes.max(generation.peak_kv_bytes);
+        for row in &generation.rows {
+            if let Some(audit) = &row.audit {
+                self.audit.merge(audit);
+            }
+        }
         generation.rows.into_iter().map(Ok).collect()
     }
 }
+
+/// Prompts whose KV cache is compared with that of a full-depth replay.
+const AUDITED: usize = 16;
 
 fn quality(
     loaded: &Loaded,
@@ -123,21 +150,31 @@ fn quality(
     task: &TaskData,
     spec: &StrategySpec,
     prompts: &[Vec<u32>],
+    experiment: &Experiment,
 ) -> anyhow::Result<Quality> {
     let engine = Engine::new(loaded.model.as_ref());
-    let options = natural_end(loaded, task);
-    let mut strategy = spec.build(engine.model().sizes().n_layers)?;
+    let n_layers = engine.model().sizes().n_layers;
+    if let Some(menu) = spec.menu(n_layers) {
+        return least_depth(&menu, loaded, cell, task, prompts, experiment);
+    }
+    let mut options = Options {
+        beam: beam(cell, experiment),
+        no_repeat_ngram: experiment.no_repeat_ngram,
+        ..natural_end(loaded, task)
+    };
+    let mut strategy = spec.build(n_layers)?;
+    let kv_fill = strategy.needs().kv_fill;
     let mut quality = Quality {
-        samples: Vec::with_capacity(prompts.len()),
-        ledger: Ledger::default(),
-        peak_kv_bytes: 0,
-        kv_fill: strategy.needs().kv_fill.to_string(),
+        kv_fill: kv_fill.to_string(),
+        ..Quality::default()
     };
     for (ids, batch) in task
         .ids
         .chunks(cell.batch_size)
         .zip(prompts.chunks(cell.batch_size))
     {
+        let seen = quality.samples.len();
+        options.audit = kv_fill != KvFill::None && seen < AUDITED && options.beam.is_none();
         let outcomes = match engine.generate(batch, strategy.as_mut(), &options) {
             Ok(generation) => quality.take(generation),
             // One prompt that cannot be run fails alone, not with its neighbours.
@@ -167,6 +204,74 @@ fn quality(
         }
     }
     Ok(quality)
+}
+
+fn beam(cell: &Cell, experiment: &Experiment) -> Option<Beam> {
+    (cell.beams > 1).then_some(Beam {
+        beams: cell.beams,
+        length_penalty: experiment.length_penalty,
+    })
+}
+
+/// Of each prompt the answer of the fastest strategy of `menu` (the fastest first, the full network last) whose score is no
+/// worse than the full network's. The bytes are those of the answers that count, as near as a mean over each strategy's
+/// answers can tell.
+fn least_depth(
+    menu: &[StrategySpec],
+    loaded: &Loaded,
+    cell: &Cell,
+    task: &TaskData,
+    prompts: &[Vec<u32>],
+    experiment: &Experiment,
+) -> anyhow::Result<Quality> {
+    let metric = task.metrics.first().context("a task has a metric")?;
+    let passes = menu
+        .iter()
+        .map(|spec| quality(loaded, cell, task, spec, prompts, experiment))
+        .collect::<anyhow::Result<Vec<Quality>>>()?;
+    // Answer by answer: a corpus score cannot tell which of them keep it.
+    let score = |pass: &Quality, index: usize| -> anyhow::Result<f64> {
+        let answer = Hypotheses::new([pass.samples[index].text.clone()]);
+        let reference = References::single([task.references[index].clone()])?;
+        Ok(evaluate(metric, &answer, &reference)?.score())
+    };
+    let full = passes.last().context("a menu holds the full network")?;
+    let mut picked = Quality {
+        kv_fill: full.kv_fill.clone(),
+        peak_kv_bytes: full.peak_kv_bytes,
+        ..Quality::default()
+    };
+    let mut chosen = vec![0u64; passes.len()];
+    for index in 0..full.samples.len() {
+        let wanted = score(full, index)?;
+        let mut place = 0;
+        while score(&passes[place], index)? < wanted {
+            place += 1;
+        }
+        chosen[place] += 1;
+        picked.samples.push(passes[place].samples[index].clone());
+    }
+    for (pass, &count) in passes.iter().zip(&chosen) {
+        picked
+            .ledger
+            .add(&pass.ledger.share(count, full.samples.len() as u64));
+    }
+    Ok(picked)
+}
+
+/// How a cell is timed, but for the prompts.
+pub(crate) fn timing_plan(cell: &Cell, task: &TaskData, experiment: &Experiment) -> TimingPlan {
+    let timing = &experiment.timing;
+    TimingPlan {
+        batches: Vec::new(),
+        new_tokens: timing.new_tokens,
+        planned_tokens: task.max_new_tokens,
+        repeats: 1,
+        warm_up: timing.warm_up,
+        seed: experiment.seed,
+        beam: beam(cell, experiment),
+        no_repeat_ngram: experiment.no_repeat_ngram,
+    }
 }
 
 fn timing(
@@ -204,11 +309,8 @@ fn timing(
         .collect();
     let plan = TimingPlan {
         batches,
-        new_tokens: timing.new_tokens,
-        planned_tokens: task.max_new_tokens,
         repeats: timing.repeats,
-        warm_up: timing.warm_up,
-        seed: experiment.seed,
+        ..timing_plan(cell, task, experiment)
     };
     let blocks = measure(engine, spec, &plan)?;
     Ok(blocks

@@ -2,7 +2,38 @@
 
 use crate::commands;
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
+
+/// Parses the command line, runs the command and turns the outcome into an exit code: the whole of the `skipbench` binary,
+/// and of one that has registered strategies of its own.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    init_logging(cli.verbose);
+    // The main thread works in the pool itself: a product handed over and waited for costs two wake-ups. A pool that
+    // cannot be built leaves the default one, which is only slower.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global();
+    match cli.command.run() {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to tell if stderr is gone.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `skipbench .. | head` is not an error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
 
 /// Compare layer-skipping strategies for decoder-only language models: quality, speed, and the speedup that was
 /// really achieved next to the one that was asked for.
@@ -58,7 +89,7 @@ impl Command {
 }
 
 /// Logs to stderr; `RUST_LOG` wins over `-v`.
-pub fn init_logging(verbose: u8) {
+fn init_logging(verbose: u8) {
     let default = match verbose {
         0 => "warn",
         1 => "skipbench=info",

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use skipbench_strategy::StrategySpec;
+use skipbench_strategy::{KvFill, StrategySpec};
 use std::path::{Path, PathBuf};
 
 /// An experiment as written by a user. Relative paths are taken from the YAML file's folder.
@@ -27,9 +27,24 @@ pub struct Experiment {
     /// Target speedups.
     #[serde(default = "default_speedups")]
     pub speedups: Vec<f64>,
-    /// Batch sizes.
+    /// What a target speedup means: a share of the layers, or of the time on this machine.
+    #[serde(default, rename = "match")]
+    pub matching: Match,
+    /// KV fills to run every strategy with that leaves a choice; if not given, each keeps its own.
+    #[serde(default)]
+    pub kv_fills: Vec<KvFill>,
+    /// Batch sizes, in prompts.
     #[serde(default = "default_batch_sizes")]
     pub batch_sizes: Vec<usize>,
+    /// Beams to search with; 1 is greedy decoding.
+    #[serde(default = "default_beams")]
+    pub beams: Vec<usize>,
+    /// Of a beam search: a finished answer's log-probability is divided by its length to this power.
+    #[serde(default = "default_length_penalty")]
+    pub length_penalty: f64,
+    /// No n-gram of this length occurs twice in prompt and answer together; 0 for no such rule.
+    #[serde(default)]
+    pub no_repeat_ngram: usize,
     /// Where to compute.
     #[serde(default)]
     pub device: DeviceName,
@@ -112,6 +127,18 @@ pub struct TimingEntry {
     pub new_tokens: usize,
 }
 
+/// What a target speedup means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Match {
+    /// A share of the layers, as in the papers.
+    #[default]
+    Layers,
+    /// A share of the decode time, measured on the calibration prompts: static strategies get as many layers as meet it,
+    /// dynamic ones the threshold.
+    Wallclock,
+}
+
 /// Where to compute.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
@@ -144,6 +171,12 @@ fn default_speedups() -> Vec<f64> {
 }
 fn default_batch_sizes() -> Vec<usize> {
     vec![1]
+}
+fn default_beams() -> Vec<usize> {
+    vec![1]
+}
+fn default_length_penalty() -> f64 {
+    1.0
 }
 fn default_seed() -> u64 {
     1
@@ -221,6 +254,7 @@ impl Experiment {
             ("strategies", self.strategies.is_empty()),
             ("speedups", self.speedups.is_empty()),
             ("batch-sizes", self.batch_sizes.is_empty()),
+            ("beams", self.beams.is_empty()),
         ];
         if let Some((key, _)) = empty.iter().find(|(_, empty)| *empty) {
             bail!("{file}: `{key}` is empty; nothing would run");
@@ -233,6 +267,15 @@ impl Experiment {
         }
         if self.batch_sizes.contains(&0) {
             bail!("{file}: `batch-sizes` holds 0; a batch has at least one row");
+        }
+        if let Some(bad) = self.beams.iter().find(|beams| !(1..=64).contains(*beams)) {
+            bail!("{file}: `beams` holds {bad}; it is 1 (greedy) to 64");
+        }
+        if !self.length_penalty.is_finite() {
+            bail!("{file}: `length-penalty` is not a finite number");
+        }
+        if self.matching == Match::Wallclock && self.timing.batches == 0 {
+            bail!("{file}: `match: wallclock` needs a timing pass; `timing.batches` is 0");
         }
         if let Some(bad) = self
             .speedups

@@ -15,7 +15,10 @@ pub mod store;
 pub mod summary;
 pub mod task;
 
+pub use cli::main;
+
 mod calibrate;
 mod input;
 mod load;
 mod progress;
+mod trace;

@@ -1,6 +1,6 @@
 //! From an experiment to the cells that it asks for.
 
-use crate::experiment::{Experiment, ModelEntry};
+use crate::experiment::{Experiment, Match, ModelEntry};
 use crate::task::TaskData;
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Changed whenever the same cell would give another record, so that old results are not reused.
-const RECORD_VERSION: u32 = 1;
+const RECORD_VERSION: u32 = 2;
 
 /// Everything that an experiment runs, in order.
 #[derive(Debug)]
@@ -60,8 +60,12 @@ pub struct Cell {
     /// The strategy with its target.
     #[serde(serialize_with = "short_form")]
     pub strategy: StrategySpec,
-    /// Rows of a batch.
+    /// Prompts of a batch.
     pub batch_size: usize,
+    /// Beams of the search; 1 is greedy decoding.
+    pub beams: usize,
+    /// Whether it is timed: the time of an oracle means nothing, and all sets of a random band have as many layers.
+    pub timed: bool,
 }
 
 fn short_form<S: serde::Serializer>(spec: &StrategySpec, out: S) -> Result<S::Ok, S::Error> {
@@ -97,7 +101,19 @@ impl Plan {
     }
 
     fn cells(&self) -> anyhow::Result<Vec<Cell>> {
-        let specs = self.specs();
+        let specs = self.specs()?;
+        let searches = self.experiment.beams.iter().any(|&beams| beams > 1);
+        for spec in &specs {
+            if searches {
+                spec.check_search(2, false)?;
+            }
+            if self.experiment.no_repeat_ngram > 0 {
+                // The same strategies that need one continuation need the network's own tokens.
+                spec.check_search(1, true).with_context(|| {
+                    format!("`no-repeat-ngram` forbids tokens that `{spec}` has to follow")
+                })?;
+            }
+        }
         let mut cells = Vec::new();
         for (model, model_plan) in self.models.iter().enumerate() {
             for spec in &specs {
@@ -107,24 +123,30 @@ impl Plan {
             }
             for (task, task_data) in self.tasks.iter().enumerate() {
                 if task_data.calibration.is_empty()
-                    && let Some(spec) = specs.iter().find(|spec| spec.knob().is_some())
+                    && let Some((spec, lacks)) = specs
+                        .iter()
+                        .find_map(|spec| Some((spec, self.lacks(spec, model_plan.n_layers)?)))
                 {
                     bail!(
-                        "task `{}` has no `calibration` texts, which `{spec}` needs to find its threshold; give some, or a `threshold`",
+                        "task `{}` has no `calibration` texts, which `{spec}` needs to find {lacks}; give some, or what it is to find",
                         task_data.name
                     );
                 }
-                for &batch_size in &self.experiment.batch_sizes {
-                    for spec in &specs {
-                        cells.push(Cell {
-                            id: self.id(model_plan, task_data, spec, batch_size),
-                            model,
-                            task,
-                            model_name: model_plan.name.clone(),
-                            task_name: task_data.name.clone(),
-                            strategy: spec.clone(),
-                            batch_size,
-                        });
+                for &beams in &self.experiment.beams {
+                    for &batch_size in &self.experiment.batch_sizes {
+                        for spec in &specs {
+                            cells.push(Cell {
+                                id: self.id(model_plan, task_data, spec, batch_size, beams),
+                                model,
+                                task,
+                                model_name: model_plan.name.clone(),
+                                task_name: task_data.name.clone(),
+                                strategy: spec.clone(),
+                                batch_size,
+                                beams,
+                                timed: !spec.is_oracle() && leads_its_band(spec, &specs),
+                            });
+                        }
                     }
                 }
             }
@@ -132,8 +154,24 @@ impl Plan {
         Ok(cells)
     }
 
-    /// Strategies with their targets, without repetition, the full network always among them.
-    fn specs(&self) -> Vec<StrategySpec> {
+    /// What a strategy has to find on calibration text, if anything.
+    fn lacks(&self, spec: &StrategySpec, n_layers: usize) -> Option<&'static str> {
+        let timed = self.experiment.matching == Match::Wallclock;
+        if spec.knob().is_some() {
+            Some("its threshold")
+        } else if spec.scoring(n_layers).is_some() {
+            Some("the order of its layers")
+        } else if spec.wants_expected_length() {
+            Some("the expected length of an answer")
+        } else if timed && spec.target_speedup().is_some() {
+            Some("the layers that meet its target")
+        } else {
+            None
+        }
+    }
+
+    /// Strategies with their targets and KV fills, without repetition, the full network always among them.
+    fn specs(&self) -> anyhow::Result<Vec<StrategySpec>> {
         let mut specs = vec![StrategySpec::full()];
         for spec in &self.experiment.strategies {
             // One that has its target, or can do without, runs as it is.
@@ -148,16 +186,55 @@ impl Plan {
                 specs.extend(speedups.map(|&speedup| spec.with_target(speedup)));
             }
         }
+        let specs = specs
+            .into_iter()
+            .flat_map(|spec| spec.members().unwrap_or_else(|| vec![spec]))
+            .collect();
         let mut unique: Vec<StrategySpec> = Vec::new();
-        for spec in specs {
+        for spec in self.with_kv_fills(specs)? {
             if !unique.contains(&spec) {
                 unique.push(spec);
             }
         }
-        unique
+        Ok(unique)
     }
 
-    fn id(&self, model: &ModelPlan, task: &TaskData, spec: &StrategySpec, batch: usize) -> String {
+    /// Every strategy that leaves a choice with each of the experiment's KV fills that it can use.
+    fn with_kv_fills(&self, specs: Vec<StrategySpec>) -> anyhow::Result<Vec<StrategySpec>> {
+        let fills = &self.experiment.kv_fills;
+        if fills.is_empty() {
+            return Ok(specs);
+        }
+        for fill in fills {
+            if !specs.iter().any(|spec| spec.kv_fills().contains(fill)) {
+                bail!(
+                    "`kv-fills` holds `{fill}`, which none of the strategies can use; `early-exit` and `shallow-deep` can use propagate, copy, mask and deferred"
+                );
+            }
+        }
+        Ok(specs
+            .into_iter()
+            .flat_map(|spec| {
+                let usable = fills.iter().filter(|fill| spec.kv_fills().contains(fill));
+                let filled: Vec<StrategySpec> =
+                    usable.map(|&fill| spec.with_kv_fill(fill)).collect();
+                if filled.is_empty() {
+                    vec![spec]
+                } else {
+                    filled
+                }
+            })
+            .collect())
+    }
+
+    fn id(
+        &self,
+        model: &ModelPlan,
+        task: &TaskData,
+        spec: &StrategySpec,
+        batch: usize,
+        beams: usize,
+    ) -> String {
         let experiment = &self.experiment;
         let determines = json!({
             "version": RECORD_VERSION,
@@ -165,6 +242,10 @@ impl Plan {
             "task": task.digest(),
             "strategy": spec,
             "batch_size": batch,
+            "beams": beams,
+            "length_penalty": experiment.length_penalty,
+            "no_repeat_ngram": experiment.no_repeat_ngram,
+            "match": experiment.matching,
             "device": experiment.device,
             "dtype": experiment.dtype,
             "seed": experiment.seed,
@@ -173,6 +254,19 @@ impl Plan {
         let digest = Sha256::digest(determines.to_string());
         format!("{digest:x}")[..16].to_owned()
     }
+}
+
+/// Sets of a random strategy with the same target from which on they are shown as a band.
+pub(crate) const BAND: usize = 3;
+
+/// Whether a strategy is none of a random band, or the first of its own.
+fn leads_its_band(spec: &StrategySpec, specs: &[StrategySpec]) -> bool {
+    let mut band = specs.iter().filter(|other| {
+        spec.band_seed().is_some()
+            && other.band_seed().is_some()
+            && other.target_speedup() == spec.target_speedup()
+    });
+    band.clone().count() < BAND || band.next() == Some(spec)
 }
 
 impl ModelPlan {

@@ -3,6 +3,8 @@
 use anyhow::Context;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use skipbench_engine::{Cost, Ledger};
+use skipbench_strategy::{Scoring, StrategySpec};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -16,7 +18,12 @@ pub struct Record {
     /// Threshold that the strategy ran with, where it has one.
     #[serde(default)]
     pub threshold: Option<f64>,
-    /// How that threshold was found: (threshold, mean layers per decoded token) in the order tried.
+    /// The strategy as it ran, everything found on calibration text included.
+    pub executed: StrategySpec,
+    /// What calibration set and measured, as `threshold: layers`; empty where nothing was tried.
+    #[serde(default)]
+    pub calibration_of: String,
+    /// What it tried, in order.
     #[serde(default)]
     pub calibration: Vec<(f64, f64)>,
     /// What a reader of the table must know.
@@ -28,11 +35,87 @@ pub struct Record {
     pub layers_per_token: f64,
     /// Speedup that the bytes read allow.
     pub bound_speedup: f64,
+    /// Tokens that the decode steps of the quality pass generated.
+    pub decoded_tokens: usize,
+    /// What they cost.
+    pub ledger: LedgerRecord,
+    /// Keys and values read that were made up, over all queries and layers.
+    pub approximate_reads: u64,
+    /// Positions that a query should have seen and did not, over all queries and layers.
+    pub masked_reads: u64,
+    /// How far the made-up keys and values are from a full-depth replay: mean relative L2 distance over the first prompts.
+    #[serde(default)]
+    pub kv_distance: Option<f64>,
+    /// Their mean cosine to the replay's.
+    #[serde(default)]
+    pub kv_cosine: Option<f64>,
+    /// Largest relative L2 distance of what was computed at a later step; exact up to rounding.
+    #[serde(default)]
+    pub kv_deferred_distance: Option<f64>,
     /// Largest KV cache of a batch.
     pub peak_kv_bytes: u64,
     /// Timed blocks, full network and strategy back to back.
     #[serde(default)]
     pub blocks: Vec<BlockRecord>,
+}
+
+/// What decoding cost by what it did; (bytes, floating-point operations) each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerRecord {
+    /// Weights of the layers.
+    pub layers: (u64, u64),
+    /// Keys and values read, and attention over them.
+    pub kv_read: (u64, u64),
+    /// The LM head, for tokens.
+    pub head: (u64, u64),
+    /// The LM head, for exit checks.
+    pub checks: (u64, u64),
+    /// Keys and values made up for skipped layers.
+    pub kv_fill: (u64, u64),
+    /// Of all that, drafting.
+    pub draft: (u64, u64),
+    /// Of all that, verifying drafts.
+    pub verify: (u64, u64),
+    /// The full network, for the same tokens.
+    pub full: (u64, u64),
+    /// (row, layer) pairs that ran.
+    pub row_layers: u64,
+    /// Of these, the ones of rows that were done and waited.
+    pub wasted_row_layers: u64,
+}
+
+impl From<&Ledger> for LedgerRecord {
+    fn from(ledger: &Ledger) -> Self {
+        let pair = |cost: Cost| (cost.bytes, cost.flops);
+        Self {
+            layers: pair(ledger.layers),
+            kv_read: pair(ledger.kv_read),
+            head: pair(ledger.head),
+            checks: pair(ledger.checks),
+            kv_fill: pair(ledger.kv_fill),
+            draft: pair(ledger.draft),
+            verify: pair(ledger.verify),
+            full: pair(ledger.full),
+            row_layers: ledger.row_layers,
+            wasted_row_layers: ledger.wasted_row_layers,
+        }
+    }
+}
+
+impl LedgerRecord {
+    /// Bytes and floating-point operations of the strategy.
+    pub fn total(&self) -> (u64, u64) {
+        let parts = [
+            self.layers,
+            self.kv_read,
+            self.head,
+            self.checks,
+            self.kv_fill,
+        ];
+        parts
+            .iter()
+            .fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
+    }
 }
 
 /// One timed block.
@@ -81,11 +164,81 @@ pub struct Sample {
     pub tokens: Vec<u32>,
     /// Their text.
     pub text: String,
-    /// Layers run for each.
-    pub layers: Vec<usize>,
+    /// Layers run for each, half a layer for a sub-layer.
+    #[serde(serialize_with = "layer_counts")]
+    pub layers: Vec<f64>,
     /// Why there is no answer, where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Whole numbers of layers as integers: most are.
+pub(crate) fn layer_counts<S: serde::Serializer>(
+    layers: &[f64],
+    out: S,
+) -> Result<S::Ok, S::Error> {
+    out.collect_seq(layers.iter().map(|&layers| match layers.fract() == 0.0 {
+        true => serde_json::Value::from(layers as u64),
+        false => serde_json::Value::from(layers),
+    }))
+}
+
+/// Orders of layers that were found by scoring them, kept beside the results so that no text is scored twice.
+#[derive(Debug, Default)]
+pub(crate) struct ScoreCache {
+    file: Option<File>,
+    orders: Vec<ScoredOrder>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ScoredOrder {
+    /// Hash of the model and the calibration text.
+    key: String,
+    scoring: serde_json::Value,
+    order: Vec<usize>,
+}
+
+impl ScoreCache {
+    /// The cache in the folder of a run.
+    ///
+    /// # Errors
+    /// A folder that cannot be written, or lines that are not ours.
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
+        let (file, orders) = open_lines(&dir.join("scores.jsonl"), |_| true)?;
+        Ok(Self {
+            file: Some(file),
+            orders,
+        })
+    }
+
+    pub(crate) fn get(&self, key: &str, scoring: Scoring) -> Option<&[usize]> {
+        let scoring = serde_json::to_value(scoring).ok()?;
+        let found = self
+            .orders
+            .iter()
+            .find(|found| found.key == key && found.scoring == scoring)?;
+        Some(&found.order)
+    }
+
+    pub(crate) fn insert(
+        &mut self,
+        key: &str,
+        scoring: Scoring,
+        order: &[usize],
+    ) -> anyhow::Result<()> {
+        let scored = ScoredOrder {
+            key: key.to_owned(),
+            scoring: serde_json::to_value(scoring)?,
+            order: order.to_vec(),
+        };
+        if let Some(file) = &mut self.file {
+            let mut line = serde_json::to_vec(&scored)?;
+            line.push(b'\n');
+            file.write_all(&line).context("scores.jsonl")?;
+        }
+        self.orders.push(scored);
+        Ok(())
+    }
 }
 
 /// The folder of a run.
@@ -208,11 +361,20 @@ mod tests {
         Record {
             id: id.to_owned(),
             threshold: None,
+            executed: StrategySpec::full(),
+            calibration_of: String::new(),
             calibration: Vec::new(),
             note: None,
             kv_fill: "none".to_owned(),
             layers_per_token: 4.0,
             bound_speedup: 1.0,
+            decoded_tokens: 0,
+            ledger: LedgerRecord::default(),
+            approximate_reads: 0,
+            masked_reads: 0,
+            kv_distance: None,
+            kv_cosine: None,
+            kv_deferred_distance: None,
             peak_kv_bytes: 0,
             blocks: Vec::new(),
         }

@@ -1,6 +1,6 @@
 //! From the records of a run to the rows of its table.
 
-use crate::plan::{Cell, Plan};
+use crate::plan::{BAND, Cell, Plan};
 use crate::store::{BlockRecord, Record, Sample, Store, Times};
 use crate::task::TaskData;
 use skipbench_engine::speedup;
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub fn rows(plan: &Plan, store: &Store) -> anyhow::Result<Vec<ResultRow>> {
     let mut rows = Vec::new();
     let mut evaluations: Vec<Vec<Evaluation>> = Vec::new();
-    let mut groups: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<(usize, usize, usize, usize), Vec<usize>> = BTreeMap::new();
     for cell in &plan.cells {
         let (Some(record), Some(samples)) =
             (store.records.get(&cell.id), store.answers.get(&cell.id))
@@ -25,13 +25,14 @@ pub fn rows(plan: &Plan, store: &Store) -> anyhow::Result<Vec<ResultRow>> {
         let task = &plan.tasks[cell.task];
         let scores = scores(task, samples)?;
         groups
-            .entry((cell.model, cell.task, cell.batch_size))
+            .entry((cell.model, cell.task, cell.batch_size, cell.beams))
             .or_default()
             .push(rows.len());
         rows.push(row(plan, cell, record, samples, task, &scores));
         evaluations.push(scores);
     }
     for members in groups.values() {
+        mark_bands(&mut rows, members);
         compare(plan.experiment.seed, &mut rows, &evaluations, members)?;
     }
     Ok(rows)
@@ -53,6 +54,18 @@ fn resampling(seed: u64) -> Resampling {
     }
 }
 
+/// Random sets with the same target are shown as a band where there are enough of them.
+fn mark_bands(rows: &mut [ResultRow], members: &[usize]) {
+    let is_random = |row: &ResultRow| row.strategy == "random";
+    for &index in members {
+        let alike = members.iter().filter(|&&other| {
+            is_random(&rows[other]) && rows[other].target_speedup == rows[index].target_speedup
+        });
+        let in_band = is_random(&rows[index]) && alike.count() >= BAND;
+        rows[index].in_band = in_band;
+    }
+}
+
 /// Paired tests of every strategy against the full network, corrected over the strategies of the group (Holm 1979).
 fn compare(
     seed: u64,
@@ -69,7 +82,7 @@ fn compare(
     let others: Vec<usize> = members
         .iter()
         .copied()
-        .filter(|&index| index != full)
+        .filter(|&index| index != full && !rows[index].in_band)
         .collect();
     for (metric, baseline) in evaluations[full].iter().enumerate() {
         let p_values = others
@@ -106,6 +119,8 @@ fn row(
     let achieved = speedup(&pairs, plan.experiment.seed);
     let target = cell.strategy.target_speedup();
     let speed = Speed::of(&record.blocks);
+    let decoded = record.decoded_tokens.max(1) as f64;
+    let (bytes, flops) = record.ledger.total();
     ResultRow {
         experiment: plan.experiment.name.clone(),
         model: cell.model_name.clone(),
@@ -115,7 +130,7 @@ fn row(
         label: cell.strategy.to_string(),
         kv_fill: record.kv_fill.clone(),
         batch_size: cell.batch_size,
-        beams: 1,
+        beams: cell.beams,
         target_speedup: target,
         n_layers: plan.models[cell.model].n_layers,
         layers_per_token: record.layers_per_token,
@@ -130,6 +145,14 @@ fn row(
         tpot_ms: speed.map(|speed| speed.tpot_ms),
         tokens_per_s: speed.map(|speed| speed.tokens_per_s),
         paper_tokens_per_s: speed.map(|speed| speed.paper_tokens_per_s),
+        mflops_per_token: flops as f64 / decoded / 1e6,
+        mbytes_per_token: bytes as f64 / decoded / 1e6,
+        unexplained: achieved.map(|speedup| 1.0 - speedup.ratio / record.bound_speedup),
+        wasted_row_layers: record.ledger.wasted_row_layers as f64
+            / record.ledger.row_layers.max(1) as f64,
+        holes_read_per_token: (record.approximate_reads + record.masked_reads) as f64 / decoded,
+        kv_distance: record.kv_distance,
+        in_band: false,
         peak_kv_bytes: record.peak_kv_bytes,
         n_prompts: samples.len(),
         n_failed: samples

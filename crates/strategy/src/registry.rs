@@ -102,6 +102,11 @@ pub(crate) trait Settings {
         None
     }
 
+    /// For one set of a random band: its number in the band.
+    fn band_seed(&self) -> Option<u64> {
+        None
+    }
+
     /// The strategies of which an oracle picks one for each sequence, the fastest first.
     fn menu(&self, n_layers: usize) -> Option<Vec<StrategySpec>> {
         let _ = n_layers;

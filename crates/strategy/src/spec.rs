@@ -186,6 +186,11 @@ impl StrategySpec {
         Some(members.into_iter().map(|kind| Self { kind }).collect())
     }
 
+    /// For one set of a random band: its number in the band.
+    pub fn band_seed(&self) -> Option<u64> {
+        self.kind.settings().band_seed()
+    }
+
     /// The strategies of which an oracle picks one for each sequence, the fastest first.
     pub fn menu(&self, n_layers: usize) -> Option<Vec<Self>> {
         self.kind.settings().menu(n_layers)

@@ -1,20 +1,25 @@
 //! `skipbench generate`.
 
-use crate::calibrate::calibrate;
-use crate::experiment::{self, DeviceName, DtypeName};
-use crate::input::read_prompts;
+use crate::calibrate::Calibration;
+use crate::experiment::{self, DeviceName, DtypeName, Match};
+use crate::input::{Prompt, read_prompts};
 use crate::progress;
-use anyhow::Context;
+use crate::store::{ScoreCache, layer_counts};
+use crate::trace::{Heat, audit_json, trace_line};
+use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
-use skipbench_engine::{Engine, Options};
-use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize};
+use skipbench_engine::{Beam, Engine, KvAudit, Options, Sampling, TimingPlan};
+use skipbench_model::{
+    Backend, CausalLm, Decoder, HoleReads, ModelConfig, TextTokenizer, Tokenize,
+};
 use skipbench_strategy::StrategySpec;
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Prompts that the threshold of a dynamic strategy is found on.
+/// Prompts that a strategy is calibrated on.
 const CALIBRATION_PROMPTS: usize = 32;
 
 /// Arguments of `skipbench generate`.
@@ -29,6 +34,9 @@ pub struct GenerateArgs {
     /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
     #[arg(long, default_value = "full", value_parser = experiment::strategy)]
     strategy: StrategySpec,
+    /// Prompts to calibrate the strategy on, as `--input`; the first prompts themselves if not given
+    #[arg(long)]
+    calibration: Option<PathBuf>,
     /// Prompts run together
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
@@ -38,6 +46,36 @@ pub struct GenerateArgs {
     /// Always generate `max-new-tokens`
     #[arg(long)]
     ignore_eos: bool,
+    /// Beams to search with; 1 is greedy decoding
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    beams: u32,
+    /// Of a beam search: a finished answer's log-probability is divided by its length to this power
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    length_penalty: f64,
+    /// No n-gram of this length occurs twice in prompt and answer together; 0 for no such rule
+    #[arg(long, default_value_t = 0)]
+    no_repeat_ngram: usize,
+    /// Draw tokens, with the logits divided by this
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Draw from this many likeliest tokens
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Seed of the drawing; 0 if not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Write how each token came to be, a JSON line each: layers, confidence, exit, KV provenance
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// Draw which layers ran at which token (SVG, with a PNG beside it)
+    #[arg(long)]
+    heatmap: Option<PathBuf>,
+    /// Compare the KV cache with that of a full-depth replay, and write what was found as JSON
+    #[arg(long)]
+    audit: Option<PathBuf>,
     /// Where to compute
     #[arg(long, default_value = "cpu")]
     device: DeviceName,
@@ -55,7 +93,8 @@ struct Line<'a> {
     prompt_tokens: usize,
     tokens: &'a [u32],
     text: String,
-    layers: &'a [usize],
+    #[serde(serialize_with = "layer_counts")]
+    layers: &'a [f64],
 }
 
 /// Continues each prompt.
@@ -64,6 +103,7 @@ struct Line<'a> {
 /// A checkpoint, input or strategy that cannot be used.
 pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompts = read_prompts(&args.input)?;
+    check(&args)?;
     let device = args.device.open()?;
     let backend = match args.composed {
         true => Backend::Composed,
@@ -72,31 +112,21 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
     let model = Decoder::load(&args.model, &device, args.dtype.map(Into::into), backend)?;
     let tokenizer = TextTokenizer::load(&args.model, model.sizes().vocab_size)?;
     let engine = Engine::new(&model);
-    let options = Options {
-        max_new_tokens: args.max_new_tokens as usize,
-        eos_ids: match args.ignore_eos {
-            true => Vec::new(),
-            false => tokenizer.eos_ids().to_vec(),
-        },
-        ..Options::default()
-    };
+    let mut options = options(&args, &tokenizer);
     // Every prompt is looked at before the first is answered, so that a bad one leaves no half of an output.
-    let ids = prompts
-        .iter()
-        .map(|prompt| {
-            let ids = tokenizer.encode(&prompt.text)?;
-            engine.check(std::slice::from_ref(&ids), &options)?;
-            Ok(ids)
-        })
-        .enumerate()
-        .map(|(index, ids): (usize, anyhow::Result<Vec<u32>>)| {
-            ids.with_context(|| format!("{}: prompt {}", args.input.display(), index + 1))
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let mut strategy = fixed_knob(engine, &args.strategy, &ids, &options)
-        .and_then(|spec| Ok(spec.build(model.sizes().n_layers)?))
+    let ids = tokenize(&args.input, &prompts, &tokenizer, engine, &options)?;
+    let spec = calibrated(&args, engine, &tokenizer, &ids, &options)
+        .with_context(|| format!("strategy `{}`", args.strategy))?;
+    let mut strategy = spec
+        .build(model.sizes().n_layers)
         .with_context(|| format!("strategy `{}`", args.strategy))?;
 
+    let mut trace = match &args.trace {
+        Some(path) => Some((path, BufWriter::new(create(path)?))),
+        None => None,
+    };
+    let mut heat = Heat::new(model.sizes().n_layers);
+    let (mut audit, mut hole_reads) = (KvAudit::default(), HoleReads::default());
     let bar = progress::bar(prompts.len() as u64, "generating");
     let mut out = std::io::stdout().lock();
     let batch_size = args.batch_size as usize;
@@ -112,31 +142,183 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
             };
             serde_json::to_writer(&mut out, &line)?;
             writeln!(out)?;
+            if let Some((path, file)) = &mut trace {
+                for index in 0..row.tokens.len() {
+                    let line = trace_line(&prompt.id, ids.len(), row, index);
+                    writeln!(file, "{line}").with_context(|| write_failed(path))?;
+                }
+            }
+            heat.add(row);
+            if let Some(found) = &row.audit {
+                audit.merge(found);
+            }
+        }
+        hole_reads.approximate += generation.hole_reads.approximate;
+        hole_reads.masked += generation.hole_reads.masked;
+        if let Some(sampling) = &mut options.sampling {
+            sampling.first_row += ids.len() as u64;
         }
         bar.inc(prompts.len() as u64);
     }
     bar.finish_and_clear();
+    if let Some((path, mut file)) = trace {
+        file.flush().with_context(|| write_failed(path))?;
+    }
+    if let Some(path) = &args.heatmap {
+        let title = format!("Layers that ran: {spec}");
+        skipbench_report::heatmap(path, &title, &heat.shares())?;
+    }
+    if let Some(path) = &args.audit {
+        let json = audit_json(
+            &spec.to_string(),
+            strategy.needs().kv_fill,
+            &audit,
+            hole_reads,
+        );
+        std::fs::write(path, format!("{json:#}\n")).with_context(|| write_failed(path))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The strategy with its threshold: a target speedup is met on the first prompts, there being no other text here.
-fn fixed_knob(
+/// Refuses what does not go together before any weight is read.
+fn check(args: &GenerateArgs) -> anyhow::Result<()> {
+    let sampling = args.temperature.is_some() || args.top_p.is_some() || args.top_k.is_some();
+    if args.seed.is_some() && !sampling {
+        bail!("--seed does nothing where nothing is drawn; add --temperature, --top-p or --top-k");
+    }
+    if args.beams > 1 && sampling {
+        bail!(
+            "a beam search draws nothing; leave out --beams, or --temperature, --top-p and --top-k"
+        );
+    }
+    if args.beams > 1 && (args.trace.is_some() || args.heatmap.is_some() || args.audit.is_some()) {
+        bail!(
+            "a beam search has no one way through the layers to trace; leave out --beams, or --trace, --heatmap and --audit"
+        );
+    }
+    args.strategy.check_search(args.beams as usize, sampling)?;
+    if args.no_repeat_ngram > 0 {
+        args.strategy
+            .check_search(1, true)
+            .context("--no-repeat-ngram forbids tokens that this strategy has to follow")?;
+    }
+    let config = args.model.join("config.json");
+    // Without one the loader says what is missing.
+    if config.is_file() {
+        let n_layers = ModelConfig::read(&config)?.n_layers;
+        args.strategy
+            .validate(n_layers)
+            .with_context(|| format!("strategy `{}`", args.strategy))?;
+        if args.strategy.menu(n_layers).is_some() {
+            args.strategy.build(n_layers)?;
+        }
+    }
+    Ok(())
+}
+
+fn options(args: &GenerateArgs, tokenizer: &dyn Tokenize) -> Options {
+    let drawn = args.temperature.is_some() || args.top_p.is_some() || args.top_k.is_some();
+    Options {
+        max_new_tokens: args.max_new_tokens as usize,
+        eos_ids: match args.ignore_eos {
+            true => Vec::new(),
+            false => tokenizer.eos_ids().to_vec(),
+        },
+        sampling: drawn.then(|| Sampling {
+            temperature: args.temperature.unwrap_or(1.0),
+            top_p: args.top_p,
+            top_k: args.top_k,
+            seed: args.seed.unwrap_or(0),
+            first_row: 0,
+        }),
+        beam: (args.beams > 1).then_some(Beam {
+            beams: args.beams as usize,
+            length_penalty: args.length_penalty,
+        }),
+        no_repeat_ngram: args.no_repeat_ngram,
+        trace: args.trace.is_some() || args.heatmap.is_some(),
+        audit: args.audit.is_some(),
+        ..Options::default()
+    }
+}
+
+fn tokenize(
+    path: &Path,
+    prompts: &[Prompt],
+    tokenizer: &dyn Tokenize,
     engine: Engine<'_>,
-    spec: &StrategySpec,
+    options: &Options,
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    prompts
+        .iter()
+        .map(|prompt| {
+            let ids = tokenizer.encode(&prompt.text)?;
+            engine.check(std::slice::from_ref(&ids), options)?;
+            Ok(ids)
+        })
+        .enumerate()
+        .map(|(index, ids): (usize, anyhow::Result<Vec<u32>>)| {
+            ids.with_context(|| format!("{}: prompt {}", path.display(), index + 1))
+        })
+        .collect()
+}
+
+fn create(path: &Path) -> anyhow::Result<File> {
+    File::create(path).with_context(|| write_failed(path))
+}
+
+fn write_failed(path: &Path) -> String {
+    format!("cannot write {}", path.display())
+}
+
+/// The strategy with what it lacks: a threshold, scores, an expected length.
+fn calibrated(
+    args: &GenerateArgs,
+    engine: Engine<'_>,
+    tokenizer: &dyn Tokenize,
     ids: &[Vec<u32>],
     options: &Options,
 ) -> anyhow::Result<StrategySpec> {
-    let sample = &ids[..ids.len().min(CALIBRATION_PROMPTS)];
-    let calibrated = calibrate(engine, spec, sample, options)?;
-    if spec.knob().is_some() {
+    let spec = &args.strategy;
+    let n_layers = engine.model().sizes().n_layers;
+    let lacks =
+        spec.knob().is_some() || spec.scoring(n_layers).is_some() || spec.wants_expected_length();
+    if !lacks {
+        return Ok(spec.clone());
+    }
+    // Answers are calibrated as greedy ones that end where the model ends them.
+    let natural = Options {
+        max_new_tokens: options.max_new_tokens,
+        eos_ids: tokenizer.eos_ids().to_vec(),
+        ..Options::default()
+    };
+    let texts = match &args.calibration {
+        Some(path) => tokenize(path, &read_prompts(path)?, tokenizer, engine, &natural)?,
+        None => ids.to_vec(),
+    };
+    let sample = texts[..texts.len().min(CALIBRATION_PROMPTS)].to_vec();
+    if args.calibration.is_none() {
         tracing::warn!(
-            "the threshold of `{spec}`, {:.4}, was found on the first {} prompts themselves",
-            calibrated.spec.threshold().unwrap_or_default(),
+            "`{spec}` is calibrated on the first {} prompts themselves; --calibration takes others",
             sample.len()
         );
     }
-    if let Some(note) = &calibrated.note {
+    let timing = TimingPlan {
+        batches: Vec::new(),
+        new_tokens: 2,
+        planned_tokens: natural.max_new_tokens,
+        repeats: 0,
+        warm_up: 0,
+        seed: 0,
+        beam: None,
+        no_repeat_ngram: 0,
+    };
+    let mut calibration = Calibration::new(engine, sample, natural, String::new());
+    let mut scores = ScoreCache::default();
+    let found = calibration.calibrate(spec, Match::Layers, &timing, &mut scores)?;
+    if let Some(note) = &found.note {
         tracing::warn!("{spec}: {note}");
     }
-    Ok(calibrated.spec)
+    tracing::info!("runs as {}", found.spec);
+    Ok(found.spec)
 }

@@ -4,7 +4,7 @@ use super::print_json;
 use crate::experiment;
 use anyhow::Context;
 use clap::Args;
-use skipbench_strategy::StrategySpec;
+use skipbench_strategy::{Explanation, StrategySpec};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -38,23 +38,79 @@ pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
         print_json(&explanation)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let layers: Vec<String> = explanation.layers.iter().map(usize::to_string).collect();
-    let blocks: String = (0..args.n_layers)
-        .map(|layer| match explanation.layers.contains(&layer) {
-            true => '■',
-            false => '·',
-        })
-        .collect();
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{} of {} layers", layers.len(), args.n_layers)?;
-    writeln!(out, "{blocks}")?;
-    writeln!(out, "{}", layers.join(", "))?;
-    if let Some(length) = explanation.draft_length {
-        writeln!(
-            out,
-            "they draft {length} tokens at a time; all {} layers verify them",
-            args.n_layers
-        )?;
-    }
+    write!(out, "{}", describe(&explanation))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The explanation for people.
+fn describe(explanation: &Explanation) -> String {
+    let n_layers = explanation.n_layers;
+    let numbers = |layers: &[usize]| -> String {
+        let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
+        numbers.join(", ")
+    };
+    let mut text = format!("{}: {}\n", explanation.strategy, explanation.about);
+    let mut line = |line: String| {
+        text.push_str(&line);
+        text.push('\n');
+    };
+    match (explanation.chosen_by, explanation.layers_per_step) {
+        (Some(by), Some(layers)) => line(format!("{layers} of {n_layers} layers, chosen by {by}")),
+        (Some(by), None) => line(format!("of {n_layers} layers, chosen by {by}")),
+        (None, _) => line(format!("{} of {n_layers} layers", explanation.layers.len())),
+    }
+    if !explanation.layers.is_empty() {
+        line(blocks(explanation));
+        line(numbers(&explanation.layers));
+    }
+    for (kind, layers) in [
+        ("attention", &explanation.attention_only),
+        ("MLP", &explanation.mlp_only),
+    ] {
+        if !layers.is_empty() {
+            line(format!("{kind} alone: {}", numbers(layers)));
+        }
+    }
+    if !explanation.checks.is_empty() {
+        line(format!(
+            "a token may leave after {}",
+            numbers(&explanation.checks)
+        ));
+    }
+    for range in &explanation.steps {
+        line(format!(
+            "tokens {} to {}: {} layers, {}",
+            range.first,
+            range.last,
+            range.layers.len(),
+            numbers(&range.layers)
+        ));
+    }
+    for layers in &explanation.menu {
+        line(format!("or {} layers: {}", layers.len(), numbers(layers)));
+    }
+    if let Some(length) = explanation.draft_length {
+        line(format!(
+            "they draft {length} tokens at a time; all {n_layers} layers verify them"
+        ));
+    }
+    text
+}
+
+/// A block a layer: whole, attention alone, MLP alone or none.
+fn blocks(explanation: &Explanation) -> String {
+    (0..explanation.n_layers)
+        .map(|layer| {
+            if explanation.attention_only.contains(&layer) {
+                '▀'
+            } else if explanation.mlp_only.contains(&layer) {
+                '▄'
+            } else if explanation.layers.contains(&layer) {
+                '■'
+            } else {
+                '·'
+            }
+        })
+        .collect()
 }

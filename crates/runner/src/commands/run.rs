@@ -1,16 +1,17 @@
 //! `skipbench run`.
 
-use crate::calibrate::{Calibrated, calibrate};
+use crate::calibrate::{Calibrated, Calibration};
 use crate::cell::{self, Loaded};
+use crate::experiment::Match;
 use crate::plan::{Cell, ModelPlan, Plan};
 use crate::progress;
-use crate::store::{Record, Sample, Store, write_whole};
+use crate::store::{Record, Sample, ScoreCache, Store, write_whole};
 use crate::summary;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
-use skipbench_engine::Engine;
+use skipbench_engine::{Engine, TimingPlan};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_report::{ReportMeta, terminal_table};
 use std::collections::HashMap;
@@ -56,6 +57,7 @@ fn run_cells(
     store: &mut Store,
 ) -> anyhow::Result<Vec<(String, String)>> {
     let mut failed = Vec::new();
+    let mut scores = ScoreCache::open(&plan.experiment.out_dir())?;
     let bar = progress::bar(plan.cells.len() as u64, "cells");
     for (index, model) in plan.models.iter().enumerate() {
         let todo: Vec<_> = plan
@@ -69,14 +71,20 @@ fn run_cells(
             continue;
         }
         let loaded = load(plan, model, device)?;
-        // A threshold is found on a task once, whatever the batch size: rows do not depend on it.
-        let mut calibrations: HashMap<(usize, String), Calibrated> = HashMap::new();
+        let mut tuner = Tuner {
+            plan,
+            model,
+            loaded: &loaded,
+            scores: &mut scores,
+            texts: HashMap::new(),
+            found: HashMap::new(),
+        };
         for cell in todo {
             bar.set_message(format!(
                 "{} batch {} {}",
                 cell.task_name, cell.batch_size, cell.strategy
             ));
-            match run_cell(plan, &loaded, cell, &mut calibrations) {
+            match run_cell(&mut tuner, cell) {
                 Ok((record, samples)) => store.append(record, samples)?,
                 Err(error) => {
                     let name = format!(
@@ -93,24 +101,69 @@ fn run_cells(
     Ok(failed)
 }
 
-fn run_cell(
-    plan: &Plan,
-    loaded: &Loaded,
-    cell: &Cell,
-    calibrations: &mut HashMap<(usize, String), Calibrated>,
-) -> anyhow::Result<(Record, Vec<Sample>)> {
-    let task = &plan.tasks[cell.task];
-    let calibrated = match calibrations.entry((cell.task, serde_json::to_string(&cell.strategy)?)) {
-        Entry::Occupied(found) => found.into_mut(),
-        Entry::Vacant(free) => free.insert(calibrate(
-            Engine::new(loaded.model.as_ref()),
-            &cell.strategy,
-            &cell::tokenize_all(loaded.tokenizer.as_ref(), &task.calibration)?,
-            &cell::natural_end(loaded, task),
-        )?),
-    };
-    cell::run(loaded, cell, task, calibrated, &plan.experiment)
+fn run_cell(tuner: &mut Tuner<'_>, cell: &Cell) -> anyhow::Result<(Record, Vec<Sample>)> {
+    let calibrated = tuner.calibrated(cell)?;
+    let (plan, loaded) = (tuner.plan, tuner.loaded);
+    cell::run(
+        loaded,
+        cell,
+        &plan.tasks[cell.task],
+        &calibrated,
+        &plan.experiment,
+    )
 }
+
+/// Calibrates the strategies of one model, each thing once.
+struct Tuner<'a> {
+    plan: &'a Plan,
+    model: &'a ModelPlan,
+    loaded: &'a Loaded,
+    scores: &'a mut ScoreCache,
+    /// By task.
+    texts: HashMap<usize, Calibration<'a>>,
+    /// By task, strategy and, where time counts, what else it depends on.
+    found: HashMap<(usize, String, Option<(usize, usize)>), Calibrated>,
+}
+
+impl Tuner<'_> {
+    fn calibrated(&mut self, cell: &Cell) -> anyhow::Result<Calibrated> {
+        let experiment = &self.plan.experiment;
+        let task = &self.plan.tasks[cell.task];
+        // What is found in layers holds for every batch, since rows do not depend on it; what is timed does not.
+        let timed = experiment.matching == Match::Wallclock;
+        let shape = timed.then_some((cell.batch_size, cell.beams));
+        let key = (cell.task, serde_json::to_string(&cell.strategy)?, shape);
+        if let Some(found) = self.found.get(&key) {
+            return Ok(found.clone());
+        }
+        let prompts = cell::tokenize_all(self.loaded.tokenizer.as_ref(), &task.calibration)?;
+        let timing = TimingPlan {
+            batches: prompts
+                .chunks(cell.batch_size)
+                .filter(|batch| batch.len() == cell.batch_size.min(prompts.len()))
+                .take(CALIBRATION_BATCHES)
+                .map(<[Vec<u32>]>::to_vec)
+                .collect(),
+            repeats: 2,
+            ..cell::timing_plan(cell, task, experiment)
+        };
+        let text = match self.texts.entry(cell.task) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(free) => free.insert(Calibration::new(
+                Engine::new(self.loaded.model.as_ref()),
+                prompts,
+                cell::natural_end(self.loaded, task),
+                format!("{}-{}", self.model.digest, task.digest()),
+            )),
+        };
+        let found = text.calibrate(&cell.strategy, experiment.matching, &timing, self.scores)?;
+        self.found.insert(key, found.clone());
+        Ok(found)
+    }
+}
+
+/// Batches of calibration prompts that are timed for one trial.
+const CALIBRATION_BATCHES: usize = 8;
 
 fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loaded> {
     let dtype = plan.experiment.dtype.map(Into::into);

@@ -102,6 +102,10 @@ impl Settings for Random {
         }
     }
 
+    fn band_seed(&self) -> Option<u64> {
+        Some(self.seed)
+    }
+
     fn members(&self) -> Option<Vec<Kind>> {
         let member = |seed| {
             Kind::Random(Self {
