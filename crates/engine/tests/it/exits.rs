@@ -1,13 +1,13 @@
 //! Early exit: rows that leave at different layers, and what their later tokens then read.
 
-use crate::support::{fixed, generate, load, spec};
+use crate::support::{fixed, generate, load, ragged, spec};
 use skipbench_model::{Backend, CausalLm, Span};
 use skipbench_strategy::StrategySpec;
 
 const NEW_TOKENS: usize = 10;
 
 /// CALM for one row as its paper tells it, without batching, ledger or plan: tokens and layers of each.
-fn reference(model: &dyn CausalLm, prompt: &[u32], threshold: f64) -> (Vec<u32>, Vec<usize>) {
+fn reference(model: &dyn CausalLm, prompt: &[u32], threshold: f64) -> (Vec<u32>, Vec<f64>) {
     let n_layers = model.sizes().n_layers;
     let mut cache = model
         .new_cache(1, vec![prompt.len() + NEW_TOKENS; n_layers])
@@ -18,7 +18,10 @@ fn reference(model: &dyn CausalLm, prompt: &[u32], threshold: f64) -> (Vec<u32>,
         hidden = model.layer(layer, &hidden, &mut cache, &spans).unwrap();
     }
     let logits = model.head(&hidden).unwrap().to_vec2::<f32>().unwrap();
-    let (mut tokens, mut layers) = (vec![top_two(&logits[prompt.len() - 1]).0], vec![n_layers]);
+    let (mut tokens, mut layers) = (
+        vec![top_two(&logits[prompt.len() - 1]).0],
+        vec![n_layers as f64],
+    );
     while tokens.len() < NEW_TOKENS {
         let span = [Span::token(0, prompt.len() + tokens.len() - 1)];
         let mut hidden = model.embed(&[tokens[tokens.len() - 1]]).unwrap();
@@ -34,7 +37,7 @@ fn reference(model: &dyn CausalLm, prompt: &[u32], threshold: f64) -> (Vec<u32>,
             }
             if exits || layer == n_layers - 1 {
                 tokens.push(token);
-                layers.push(layer + 1);
+                layers.push((layer + 1) as f64);
                 break;
             }
         }
@@ -69,13 +72,7 @@ fn rows_exit_at_different_layers_as_the_reference_says() {
     for name in ["llama1", "bloom"] {
         for backend in [Backend::Auto, Backend::Composed] {
             let model = load(name, backend);
-            let prompts: Vec<Vec<u32>> = (0..6u32)
-                .map(|row| {
-                    (0..3 + 2 * row)
-                        .map(|i| 3 + (i * 31 + row * 17) % 90)
-                        .collect()
-                })
-                .collect();
+            let prompts = ragged();
             let generation = generate(&model, &prompts, &margin(0.4), &fixed(NEW_TOKENS));
             let mut mixed_steps = 0;
             for step in 1..NEW_TOKENS {
@@ -105,16 +102,17 @@ fn the_ends_of_the_threshold_are_exact() {
         ("early-exit:max-prob", 0.0, 1.0),
         ("early-exit:cosine", 0.0, 1.0),
         ("early-exit:entropy", 1.0, 0.0),
+        ("early-exit:patience", 0.0, 1.0),
     ] {
-        let layers = |threshold: f64| -> Vec<usize> {
+        let layers = |threshold: f64| -> Vec<f64> {
             let spec = spec(name).with_threshold(threshold);
             let rows = generate(&model, &prompts, &spec, &fixed(6)).rows;
             rows.iter()
                 .flat_map(|row| row.layers[1..].to_vec())
                 .collect()
         };
-        assert!(layers(always).iter().all(|&layers| layers == 2), "{name}");
-        assert!(layers(never).iter().all(|&layers| layers == 6), "{name}");
+        assert!(layers(always).iter().all(|&layers| layers == 2.0), "{name}");
+        assert!(layers(never).iter().all(|&layers| layers == 6.0), "{name}");
     }
 }
 
@@ -126,11 +124,12 @@ fn checks_are_in_the_ledger() {
         let spec = spec(name).with_threshold(1.0);
         generate(&model, &[vec![5, 9]], &spec, &fixed(4))
             .ledger
+            .total()
             .bytes
     };
     let sizes = model.sizes();
     // Three steps; checks after layers 2 to 5 of 6, the last of which needs none.
-    let extra = 3 * 4 * sizes.head_bytes;
+    let extra = 3 * 4 * sizes.head_weights * sizes.element_bytes;
     assert_eq!(
         bytes("early-exit:softmax-margin"),
         bytes("early-exit:cosine") + extra

@@ -1,8 +1,14 @@
 //! The engine against a model whose numbers can be worked out by hand, and against transformers' own tokens.
 #![allow(clippy::unwrap_used)]
 
+mod beams;
 mod exits;
+mod fills;
 mod mock;
+mod oracles;
 mod parity;
+mod prefill;
+mod sampling;
+mod scores;
 mod speculate;
 mod support;

@@ -19,7 +19,7 @@ fn prefill_runs_all_layers_and_decode_the_plan() {
     let generation = generate(&model, &[vec![5, 100]], &spec("unified@2"), &fixed(4));
     let row = &generation.rows[0];
     assert_eq!(row.tokens, [108, 112, 116, 120]);
-    assert_eq!(row.layers, [8, 4, 4, 4]);
+    assert_eq!(row.layers, [8.0, 4.0, 4.0, 4.0]);
     assert_eq!(generation.step_s.len(), 3);
     assert_eq!(generation.decoded_tokens(), 3);
 }
@@ -71,21 +71,26 @@ fn layers_that_no_decode_step_runs_get_no_cache() {
 fn the_ledger_counts_the_bytes_that_were_read() {
     let model = MockModel::new(8, 100);
     let ledger = generate(&model, &[vec![1; 10]], &spec("unified@2"), &fixed(3)).ledger;
-    // Two steps that read 11 and 12 cached positions of 8 bytes in each layer of 100, and the head of 50.
+    // Two steps that read 11 and 12 cached positions of 8 bytes in each layer of 100, and the head of 48.
     assert_eq!(
-        ledger.full_bytes,
-        8 * (100 + 11 * 8) + 8 * (100 + 12 * 8) + 2 * 50
+        ledger.full.bytes,
+        8 * (100 + 11 * 8) + 8 * (100 + 12 * 8) + 2 * 48
     );
     assert_eq!(
-        ledger.bytes,
-        4 * (100 + 11 * 8) + 4 * (100 + 12 * 8) + 2 * 50
+        ledger.total().bytes,
+        4 * (100 + 11 * 8) + 4 * (100 + 12 * 8) + 2 * 48
     );
     let batch = generate(&model, &[vec![1; 10], vec![1]], &spec("full"), &fixed(2)).ledger;
-    assert_eq!(batch.bytes, batch.full_bytes);
+    assert_eq!(batch.total(), batch.full);
     assert_eq!(
-        batch.bytes,
-        8 * (100 + (11 + 2) * 8) + 50,
+        batch.total().bytes,
+        8 * (100 + (11 + 2) * 8) + 48,
         "weights are read once a batch"
+    );
+    // 25 weights a layer and 12 of the head for each of two rows, and attention over 11 and 2 positions of one channel.
+    assert_eq!(
+        batch.full.flops,
+        8 * (2 * 25 * 2 + 4 * (11 + 2)) + 2 * 12 * 2
     );
     assert_eq!(batch.bound_speedup(), Some(1.0));
 }

@@ -1,6 +1,6 @@
 //! Tokens of transformers, batches against single rows, and the full network bit for bit.
 
-use crate::support::{Recorder, fixed, fixture, generate, load, spec};
+use crate::support::{Recorder, fixed, fixture, generate, load, long, spec};
 use proptest::prelude::*;
 use serde::Deserialize;
 use skipbench_engine::Options;
@@ -84,14 +84,27 @@ fn all_layers_named_is_the_full_network_bit_for_bit() {
             "bottom",
             "middle",
             "random",
+            "block-influence",
+            "angular",
+            "sleb",
+            "perplexity",
+            "sublayer-drop",
+            "sublayer-drop:mlp",
+            "skip-decode",
+            "position-decay",
+            "adaskip",
         ] {
             let all = spec(name).with_target(1.0);
             assert!(bits(&all) == full, "{name}, {backend:?}");
         }
+        let slowest = spec("prompt-depth").with_threshold(1.0);
+        assert!(bits(&slowest) == full, "prompt-depth, {backend:?}");
         // Reads the head at every check as well, so only its tokens can be compared.
         let never = spec("early-exit").with_threshold(1.0);
-        let tokens = |spec| generate(&model, &prompts, spec, &fixed(8)).rows;
+        let tokens = |spec: &StrategySpec| generate(&model, &prompts, spec, &fixed(8)).rows;
         assert_eq!(tokens(&never), tokens(&spec("full")), "{backend:?}");
+        let deep = spec("shallow-deep").with_threshold(1.0);
+        assert_eq!(tokens(&deep), tokens(&spec("full")), "{backend:?}");
     }
 }
 
@@ -113,9 +126,31 @@ fn strategies() -> Vec<StrategySpec> {
         ("early-exit:max-prob", 0.6),
         ("early-exit:entropy", 0.3),
         ("early-exit:cosine", 0.7),
+        ("early-exit:patience", 0.4),
+        ("shallow-deep", 0.3),
+        ("prompt-depth", 0.5),
     ] {
         specs.push(spec(name).with_threshold(threshold));
     }
+    for text in [
+        r#"{"block-influence": {"order": [3, 1, 2], "speedup": 2}}"#,
+        r#"{"sublayer-drop": {"drop": "mlp", "speedup": 1.5}}"#,
+        r#"{"early-exit": {"threshold": 0.4, "kv-fill": "copy"}}"#,
+        r#"{"early-exit": {"threshold": 0.4, "kv-fill": "mask"}}"#,
+        r#"{"early-exit": {"threshold": 0.4, "kv-fill": "deferred"}}"#,
+        r#"{"early-exit": {"layer-thresholds": {"2": 0.5, "4": 0.3}}}"#,
+    ] {
+        specs.push(long(text));
+    }
+    specs.extend(
+        [
+            "position-decay@2",
+            "adaskip@1.5",
+            "oracle-exit",
+            "sublayer-drop@1.5",
+        ]
+        .map(spec),
+    );
     specs
 }
 

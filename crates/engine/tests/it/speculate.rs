@@ -1,8 +1,8 @@
 //! Self-speculative decoding is the full network's, token for token.
 
-use crate::support::{fixed, generate, load, spec};
+use crate::support::{fixed, generate, load, spec, tokens};
 use proptest::prelude::*;
-use skipbench_engine::{Generation, Options};
+use skipbench_engine::Options;
 use skipbench_model::{Backend, CausalLm};
 use skipbench_strategy::StrategySpec;
 
@@ -26,15 +26,16 @@ fn drafts() -> Vec<StrategySpec> {
         r#"{"self-speculative": {"draft": "unified:even@2", "draft-length": 9}}"#,
         r#"{"self-speculative": {"draft": "top@3", "adaptive": true}}"#,
         r#"{"self-speculative": {"draft": {"early-exit": {"signal": "cosine", "threshold": 0.9}}}}"#,
+        r#"{"self-speculative": {"draft": {"early-exit": {"threshold": 0.3, "kv-fill": "deferred"}}}}"#,
+        r#"{"self-speculative": {"draft": {"early-exit": {"threshold": 0.3, "kv-fill": "mask"}}}}"#,
+        r#"{"self-speculative": {"draft": {"early-exit": {"threshold": 0.3, "kv-fill": "copy", "batch-mode": "sync"}}}}"#,
+        r#"{"self-speculative": {"draft": {"shallow-deep": {"threshold": 0.3}}}}"#,
+        r#"{"self-speculative": {"draft": {"block-influence": {"order": [2, 4, 1], "speedup": 2}}}}"#,
+        r#"{"self-speculative": {"draft": "sublayer-drop@1.5"}}"#,
     ] {
         specs.push(serde_json::from_str(long).unwrap());
     }
     specs
-}
-
-fn tokens(generation: &Generation) -> Vec<&[u32]> {
-    let rows = generation.rows.iter();
-    rows.map(|row| row.tokens.as_slice()).collect()
 }
 
 #[test]
@@ -57,7 +58,7 @@ fn every_draft_gives_the_full_networks_tokens() {
 #[test]
 fn rounds_and_layers_are_counted() {
     let model = load("llama1", Backend::Auto);
-    let n_layers = model.sizes().n_layers;
+    let n_layers = model.sizes().n_layers as f64;
     let generation = generate(
         &model,
         &[vec![3, 17, 40]],
@@ -66,14 +67,17 @@ fn rounds_and_layers_are_counted() {
     );
     assert_eq!(generation.step_s.len(), 4);
     // Each round: four drafted and verified tokens, and one that only the verification gives.
-    let round = [2, 2, 2, 2, 1].map(|passes| passes * n_layers);
+    let round = [2.0, 2.0, 2.0, 2.0, 1.0].map(|passes| passes * n_layers);
     assert_eq!(generation.rows[0].layers[0], n_layers);
     assert_eq!(generation.rows[0].layers[1..], round.repeat(4));
     assert_eq!(generation.decoded_tokens(), 20);
     let full = generate(&model, &[vec![3, 17, 40]], &spec("full"), &fixed(21));
-    assert_eq!(generation.ledger.full_bytes, full.ledger.full_bytes);
+    assert_eq!(generation.ledger.full, full.ledger.full);
     // Four drafts by all layers and one verification read what five steps read.
-    assert_eq!(generation.ledger.bytes, full.ledger.bytes);
+    let ledger = generation.ledger;
+    assert_eq!(ledger.total().bytes, full.ledger.total().bytes);
+    assert_eq!(ledger.draft + ledger.verify, ledger.total());
+    assert!(ledger.draft.bytes > ledger.verify.bytes);
 }
 
 proptest! {
@@ -85,7 +89,7 @@ proptest! {
         prompts in prop::collection::vec(prop::collection::vec(0u32..96, 1..9), 1..5),
         max_new_tokens in 1usize..18,
         eos in prop::collection::vec(0u32..96, 0..40),
-        draft in 0usize..11,
+        draft in 0usize..17,
     ) {
         let model = load("llama1", Backend::Auto);
         let options = Options { max_new_tokens, eos_ids: eos, ..Options::default() };

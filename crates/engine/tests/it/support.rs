@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use skipbench_engine::{Engine, Generation, Options};
-use skipbench_model::{Backend, CausalLm, Decoder, KvCache, ModelSizes, Result, Span};
+use skipbench_model::{Backend, CausalLm, Decoder, KvCache, ModelSizes, Part, Result, Span};
 use skipbench_strategy::StrategySpec;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -20,6 +20,28 @@ pub(crate) fn load(name: &str, backend: Backend) -> Decoder {
 
 pub(crate) fn spec(text: &str) -> StrategySpec {
     text.parse().unwrap()
+}
+
+/// A strategy in its long form, as JSON.
+pub(crate) fn long(text: &str) -> StrategySpec {
+    serde_json::from_str(text).unwrap()
+}
+
+/// Six prompts of different lengths.
+pub(crate) fn ragged() -> Vec<Vec<u32>> {
+    (0..6u32)
+        .map(|row| {
+            (0..3 + 2 * row)
+                .map(|i| 3 + (i * 31 + row * 17) % 90)
+                .collect()
+        })
+        .collect()
+}
+
+/// Tokens of every row.
+pub(crate) fn tokens(generation: &Generation) -> Vec<&[u32]> {
+    let rows = generation.rows.iter();
+    rows.map(|row| row.tokens.as_slice()).collect()
 }
 
 /// `max_new_tokens` of every row, whatever the tokens are.
@@ -65,14 +87,15 @@ impl CausalLm for Recorder<'_> {
         self.inner.embed(ids)
     }
 
-    fn layer(
+    fn layer_part(
         &self,
         index: usize,
+        part: Part,
         hidden: &Tensor,
         cache: &mut KvCache,
         spans: &[Span],
     ) -> Result<Tensor> {
-        self.inner.layer(index, hidden, cache, spans)
+        self.inner.layer_part(index, part, hidden, cache, spans)
     }
 
     fn fill_kv(

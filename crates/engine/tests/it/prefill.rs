@@ -1,0 +1,94 @@
+//! Layers that are cut out of the prompt as well, and sub-layers that are cut out alone.
+
+use crate::support::{fixed, generate, load, long, ragged};
+use skipbench_model::{Backend, CausalLm, Part, Span};
+use skipbench_strategy::LayerSet;
+
+/// Greedy decoding by a network that has only `layers`, without a cache.
+fn reference(model: &dyn CausalLm, prompt: &[u32], layers: &LayerSet, new: usize) -> Vec<u32> {
+    let mut ids = prompt.to_vec();
+    for _ in 0..new {
+        let mut cache = model.new_cache(1, vec![0; model.sizes().n_layers]).unwrap();
+        let span = Span::prompts([ids.len()]);
+        let mut hidden = model.embed(&ids).unwrap();
+        for layer in layers.iter() {
+            for (part, runs) in [
+                (Part::Attention, layers.has_attention(layer)),
+                (Part::Mlp, layers.has_mlp(layer)),
+            ] {
+                if runs {
+                    hidden = model
+                        .layer_part(layer, part, &hidden, &mut cache, &span)
+                        .unwrap();
+                }
+            }
+        }
+        let logits = model.head(&hidden).unwrap().to_vec2::<f32>().unwrap();
+        let last = logits.last().unwrap();
+        let best = (0..last.len())
+            .max_by(|&a, &b| last[a].total_cmp(&last[b]))
+            .unwrap();
+        ids.push(best as u32);
+    }
+    ids[prompt.len()..].to_vec()
+}
+
+#[test]
+fn a_pruned_network_is_one_without_the_layers() {
+    for name in ["llama1", "bloom", "qwen2"] {
+        for backend in [Backend::Auto, Backend::Composed] {
+            let model = load(name, backend);
+            for text in [
+                r#"{"drop-list": {"drop": [1, 4], "prefill": "skip"}}"#,
+                r#"{"sleb": {"order": [3, 2], "speedup": 1.5}}"#,
+                r#"{"sublayer-drop": {"speedup": 1.5}}"#,
+                r#"{"sublayer-drop": {"drop": "mlp", "speedup": 1.5}}"#,
+            ] {
+                let spec = long(text);
+                let layers = spec.build(6).unwrap().reachable();
+                let generation = generate(&model, &ragged(), &spec, &fixed(8));
+                for (prompt, row) in ragged().iter().zip(&generation.rows) {
+                    let expected = reference(&model, prompt, &layers, 8);
+                    assert_eq!(row.tokens, expected, "{name} {backend:?} {text}");
+                    let each = layers.sub_layers() as f64 / 2.0;
+                    assert!(row.layers.iter().all(|&layers| layers == each), "{text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_layer_without_attention_needs_no_cache() {
+    let model = load("llama1", Backend::Auto);
+    let bytes = |text: &str| generate(&model, &ragged(), &long(text), &fixed(8)).peak_kv_bytes;
+    let full = bytes(r#"{"full": {}}"#);
+    // Of twelve sub-layers four go: four of six caches.
+    assert_eq!(bytes(r#"{"sublayer-drop": {"speedup": 1.5}}"#) * 3, full);
+    assert_eq!(
+        bytes(r#"{"sublayer-drop": {"drop": "mlp", "speedup": 1.5}}"#),
+        full
+    );
+}
+
+#[test]
+fn the_parts_of_a_layer_make_the_whole() {
+    for name in ["llama1", "bloom"] {
+        for backend in [Backend::Auto, Backend::Composed] {
+            let model = load(name, backend);
+            let spans = Span::prompts([5, 3]);
+            let hidden = model.embed(&[3, 4, 5, 6, 7, 50, 51, 52]).unwrap();
+            let mut cache = model.new_cache(2, vec![8; 6]).unwrap();
+            let whole = model.layer(2, &hidden, &mut cache, &spans).unwrap();
+            let mut cache = model.new_cache(2, vec![8; 6]).unwrap();
+            let half = model
+                .layer_part(2, Part::Attention, &hidden, &mut cache, &spans)
+                .unwrap();
+            let both = model
+                .layer_part(2, Part::Mlp, &half, &mut cache, &spans)
+                .unwrap();
+            let bits = |x: &candle_core::Tensor| x.to_vec2::<f32>().unwrap();
+            assert_eq!(bits(&both), bits(&whole), "{name} {backend:?}");
+        }
+    }
+}
