@@ -65,7 +65,7 @@ fn margin(logits: &[f32]) -> (u32, f64) {
 
 #[test]
 fn deferred_is_exact() {
-    for (name, threshold) in [("llama1", 0.4), ("qwen2", 0.4), ("bloom", 0.03)] {
+    for (name, threshold) in [("llama1", 0.4), ("qwen2", 0.4), ("bloom", 0.1)] {
         for backend in [Backend::Auto, Backend::Composed] {
             let model = load(name, backend);
             let prompts = ragged();
@@ -95,7 +95,7 @@ fn deferred_is_exact() {
                 deferred += made_up.count;
             }
             assert!(
-                deferred > 20,
+                deferred > 10,
                 "{name}: only {deferred} positions were deferred"
             );
             assert_eq!(generation.hole_reads, HoleReads::default());

@@ -55,14 +55,18 @@ fn describe(explanation: &Explanation) -> String {
         text.push_str(&line);
         text.push('\n');
     };
-    match (explanation.chosen_by, explanation.layers_per_step) {
-        (Some(by), Some(layers)) => line(format!("{layers} of {n_layers} layers, chosen by {by}")),
-        (Some(by), None) => line(format!("of {n_layers} layers, chosen by {by}")),
-        (None, _) => line(format!("{} of {n_layers} layers", explanation.layers.len())),
-    }
-    if !explanation.layers.is_empty() {
-        line(blocks(explanation));
-        line(numbers(&explanation.layers));
+    let count = match (explanation.chosen_by, explanation.layers_per_step) {
+        (None, _) => format!("{} of {n_layers} layers", explanation.layers.len()),
+        (Some(by), Some(layers)) => format!("{layers} of {n_layers} layers, chosen by {by}"),
+        (Some(by), None) => format!("up to {n_layers} layers, chosen by {by}"),
+    };
+    line(count);
+    if explanation.steps.is_empty() && explanation.menu.is_empty() && !explanation.layers.is_empty()
+    {
+        line(blocks(explanation, &explanation.layers));
+        if explanation.layers.len() < n_layers {
+            line(numbers(&explanation.layers));
+        }
     }
     for (kind, layers) in [
         ("attention", &explanation.attention_only),
@@ -74,21 +78,21 @@ fn describe(explanation: &Explanation) -> String {
     }
     if !explanation.checks.is_empty() {
         line(format!(
-            "a token may leave after {}",
+            "a token may leave after layer {}",
             numbers(&explanation.checks)
         ));
     }
     for range in &explanation.steps {
-        line(format!(
-            "tokens {} to {}: {} layers, {}",
-            range.first,
-            range.last,
-            range.layers.len(),
-            numbers(&range.layers)
-        ));
+        let tokens = match range.first == range.last {
+            true => format!("token {}", range.first),
+            false => format!("tokens {} to {}", range.first, range.last),
+        };
+        let drawn = blocks(explanation, &range.layers);
+        line(format!("{drawn}  {} layers, {tokens}", range.layers.len()));
     }
     for layers in &explanation.menu {
-        line(format!("or {} layers: {}", layers.len(), numbers(layers)));
+        let drawn = blocks(explanation, layers);
+        line(format!("{drawn}  {} layers", layers.len()));
     }
     if let Some(length) = explanation.draft_length {
         line(format!(
@@ -99,14 +103,14 @@ fn describe(explanation: &Explanation) -> String {
 }
 
 /// A block a layer: whole, attention alone, MLP alone or none.
-fn blocks(explanation: &Explanation) -> String {
+fn blocks(explanation: &Explanation, layers: &[usize]) -> String {
     (0..explanation.n_layers)
         .map(|layer| {
             if explanation.attention_only.contains(&layer) {
                 '▀'
             } else if explanation.mlp_only.contains(&layer) {
                 '▄'
-            } else if explanation.layers.contains(&layer) {
+            } else if layers.contains(&layer) {
                 '■'
             } else {
                 '·'

@@ -1,0 +1,108 @@
+//! The example has every command, and its strategy a place in each.
+#![allow(clippy::unwrap_used)]
+
+use assert_cmd::Command;
+use std::path::PathBuf;
+
+fn checkpoint() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../data/checkpoints/base")
+}
+
+fn command() -> Command {
+    Command::cargo_bin("custom-strategy").unwrap()
+}
+
+fn stdout(command: &mut Command) -> String {
+    let output = command.assert().success().get_output().stdout.clone();
+    String::from_utf8(output).unwrap()
+}
+
+#[test]
+fn layers_draws_it() {
+    let text = stdout(command().args([
+        "layers",
+        "--strategy",
+        "rotating: {speedup: 2, stride: 2}",
+        "--n-layers",
+        "8",
+        "--max-new-tokens",
+        "4",
+    ]));
+    assert!(text.contains("■■■····■"), "{text}");
+    assert!(text.contains("■··■■··■"), "{text}");
+    assert!(text.contains("■····■■■"), "{text}");
+}
+
+#[test]
+fn generate_fills_its_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("prompts.jsonl");
+    std::fs::write(
+        &input,
+        stdout(command().args(["data", "translation", "-n", "3"])),
+    )
+    .unwrap();
+    for variant in ["propagate", "copy", "mask"] {
+        let audit = dir.path().join("audit.json");
+        let text = stdout(
+            command()
+                .arg("generate")
+                .arg("--model")
+                .arg(checkpoint())
+                .arg("--input")
+                .arg(&input)
+                .arg("--audit")
+                .arg(&audit)
+                .args([
+                    "--strategy",
+                    &format!("rotating:{variant}@2"),
+                    "--batch-size",
+                    "2",
+                ]),
+        );
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let layers = line["layers"].as_array().unwrap();
+            assert!(layers[1..].iter().all(|layers| *layers == 8), "{line}");
+        }
+        let audit: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&audit).unwrap()).unwrap();
+        let key = if variant == "mask" {
+            "masked_reads"
+        } else {
+            "approximate_reads"
+        };
+        assert!(audit[key].as_u64().unwrap() > 0, "{variant}: {audit}");
+    }
+}
+
+#[test]
+fn run_puts_it_beside_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = dir.path().join("e.yaml");
+    let text = format!(
+        "name: mine\nmodels: [{{path: {:?}}}]\ntasks: [{{builtin: translation, prompts: 3}}]\nstrategies: [unified, rotating, \"rotating:mask\"]\nspeedups: [2, 4]\ntiming: {{batches: 0}}\n",
+        checkpoint().canonicalize().unwrap()
+    );
+    std::fs::write(&experiment, text).unwrap();
+    let out = dir.path().join("out");
+    let table = stdout(command().arg("run").arg(&experiment).arg("--out").arg(&out));
+    for label in ["full", "unified@2", "rotating@2", "rotating:mask@4"] {
+        assert!(table.contains(label), "{table}");
+    }
+}
+
+#[test]
+fn its_mistakes_are_refused() {
+    let error = |strategy: &str| {
+        let assert = command()
+            .args(["layers", "--n-layers", "8", "--strategy", strategy])
+            .assert()
+            .code(2);
+        String::from_utf8(assert.get_output().stderr.clone()).unwrap()
+    };
+    assert!(error("rotating@9").contains("largest possible speedup for 8 layers is 4"));
+    assert!(error("rotating: {speedup: 2, strid: 3}").contains("unknown key `strid`"));
+    assert!(error("rotatin@2").contains("did you mean `rotating`?"));
+    assert!(error("rotating:cpy@2").contains("did you mean `copy`?"));
+}
