@@ -61,10 +61,9 @@ fn draw(
     let cells = shares.iter().enumerate().flat_map(|(token, shares)| {
         shares.iter().enumerate().map(move |(layer, &share)| {
             let (x, y) = (token as f64, layer as f64);
-            Rectangle::new(
-                [(x - 0.5, y - 0.5), (x + 0.5, y + 0.5)],
-                shade(share).filled(),
-            )
+            // A little over the edge, or the rounding of corners leaves hairlines; the next cell covers it.
+            let corners = [(x - 0.5, y - 0.5), (x + 0.54, y + 0.54)];
+            Rectangle::new(corners, shade(share).filled())
         })
     });
     context.draw_series(cells)?;

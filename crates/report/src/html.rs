@@ -1,9 +1,10 @@
 //! `report.html`: one file, no network.
 
 use crate::error::Result;
+use crate::ledger;
 use crate::plot::Plot;
 use crate::row::{ReportMeta, ResultRow};
-use crate::table::{facts, legend, tables};
+use crate::table::{TableData, facts, legend, tables};
 use minijinja::{Environment, context};
 
 const TEMPLATE: &str = include_str!("../assets/report.html.j2");
@@ -11,10 +12,10 @@ const TEMPLATE: &str = include_str!("../assets/report.html.j2");
 pub(crate) fn page(meta: &ReportMeta, rows: &[ResultRow], plots: &[Plot]) -> Result<String> {
     let mut environment = Environment::new();
     environment.add_template("report.html", TEMPLATE)?;
-    let tables: Vec<_> = tables(rows)
-        .into_iter()
-        .map(|table| context! {title => table.title, header => table.header, rows => table.rows, notes => table.notes})
-        .collect();
+    let drawn = |tables: Vec<TableData>| -> Vec<minijinja::Value> {
+        let one = |table: TableData| context! {title => table.title, header => table.header, rows => table.rows, notes => table.notes};
+        tables.into_iter().map(one).collect()
+    };
     let svgs: Vec<&str> = plots.iter().map(|plot| plot.svg.as_str()).collect();
     Ok(environment.get_template("report.html")?.render(context! {
         title => meta.title,
@@ -22,7 +23,9 @@ pub(crate) fn page(meta: &ReportMeta, rows: &[ResultRow], plots: &[Plot]) -> Res
         notes => meta.notes,
         // What stands between backticks is code.
         legend => legend(rows).split('`').collect::<Vec<_>>(),
-        tables,
+        tables => drawn(tables(rows)),
+        ledgers => drawn(ledger::tables(rows)),
+        ledger_legend => ledger::LEGEND.split('`').collect::<Vec<_>>(),
         plots => svgs,
     })?)
 }

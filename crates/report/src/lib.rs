@@ -9,6 +9,7 @@ mod frame;
 mod heatmap;
 mod html;
 mod image;
+mod ledger;
 mod plot;
 mod row;
 mod table;
@@ -16,7 +17,7 @@ mod table;
 pub use error::{ReportError, Result};
 pub use heatmap::heatmap;
 pub use plot::{LossSeries, loss_plot};
-pub use row::{MetricValue, ReportMeta, ResultRow};
+pub use row::{MetricValue, ReportMeta, ResultRow, TokenCost};
 pub use table::{markdown_table, terminal_table};
 
 use std::path::{Path, PathBuf};

@@ -20,6 +20,7 @@ const PALETTE: [RGBColor; 8] = [
     RGBColor(110, 110, 110),
 ];
 const BAND_COLOR: RGBColor = RGBColor(226, 226, 226);
+const LEGEND_HEIGHT: i32 = 420 * PX;
 const LEGEND_WIDTH: u32 = 240 * UNIT;
 /// A pixel in drawing units.
 const PX: i32 = UNIT as i32;
@@ -314,7 +315,12 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
     if !chart.band.is_empty() {
         let low = chart.band.iter().map(|&(x, lo, _)| (x, lo));
         let high = chart.band.iter().rev().map(|&(x, _, hi)| (x, hi));
-        let edge: Vec<(f64, f64)> = low.chain(high).collect();
+        let mut edge: Vec<(f64, f64)> = low.chain(high).collect();
+        if let [(x, lo, hi)] = chart.band[..] {
+            // One target alone has no width.
+            let (left, right) = (x * 0.985, x * 1.015);
+            edge = vec![(left, lo), (right, lo), (right, hi), (left, hi)];
+        }
         context.draw_series(std::iter::once(Polygon::new(edge, BAND_COLOR)))?;
     }
     if let Some((_, line)) = &chart.guide {
@@ -348,7 +354,21 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
 }
 
 fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
-    let style = TextStyle::from((FONT, 13 * PX).into_font()).color(&BLACK);
+    let entries = chart.series.len()
+        + usize::from(!chart.band.is_empty())
+        + usize::from(chart.guide.is_some());
+    // Many series stand closer, in smaller letters.
+    let step = (LEGEND_HEIGHT / entries.max(1) as i32).min(22 * PX);
+    let letters = (step * 3 / 4).clamp(7 * PX, 13 * PX);
+    let style = TextStyle::from((FONT, letters).into_font()).color(&BLACK);
+    let fits = (200 * PX * 5 / (letters * 3)) as usize;
+    let label = |name: &str, y: i32| {
+        let name = match name.chars().count() > fits {
+            true => name.chars().take(fits - 1).chain(['…']).collect(),
+            false => name.to_owned(),
+        };
+        Text::new(name, (42 * PX, y - letters / 2), style.clone())
+    };
     let mut y = 52 * PX;
     for (index, series) in styled(&chart.series) {
         let color = color(index, &series.name);
@@ -357,22 +377,14 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
             color.stroke_width(2 * UNIT),
         ))?;
         area.draw(&marker(index, &series.name, (20 * PX, y), color))?;
-        area.draw(&Text::new(
-            series.name.clone(),
-            (42 * PX, y - 7 * PX),
-            style.clone(),
-        ))?;
-        y += 22 * PX;
+        area.draw(&label(&series.name, y))?;
+        y += step;
     }
     if !chart.band.is_empty() {
-        let box_ = [(6 * PX, y - 6 * PX), (34 * PX, y + 6 * PX)];
-        area.draw(&Rectangle::new(box_, BAND_COLOR.filled()))?;
-        area.draw(&Text::new(
-            "95% of random sets",
-            (42 * PX, y - 7 * PX),
-            style.clone(),
-        ))?;
-        y += 22 * PX;
+        let corners = [(6 * PX, y - 5 * PX), (34 * PX, y + 5 * PX)];
+        area.draw(&Rectangle::new(corners, BAND_COLOR.filled()))?;
+        area.draw(&label("95% of random sets", y))?;
+        y += step;
     }
     if let Some((name, _)) = &chart.guide {
         let grey = RGBColor(160, 160, 160).stroke_width(UNIT);
@@ -382,7 +394,7 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
                 grey,
             ))?;
         }
-        area.draw(&Text::new(name.clone(), (42 * PX, y - 7 * PX), style))?;
+        area.draw(&label(name, y))?;
     }
     Ok(())
 }

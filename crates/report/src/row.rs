@@ -47,10 +47,8 @@ pub struct ResultRow {
     pub tokens_per_s: Option<f64>,
     /// Prompt and generated tokens over total time: the count of arXiv 2404.06954.
     pub paper_tokens_per_s: Option<f64>,
-    /// Floating-point operations per decoded token, millions.
-    pub mflops_per_token: f64,
-    /// Bytes read per decoded token, millions.
-    pub mbytes_per_token: f64,
+    /// What a decoded token costs.
+    pub cost: TokenCost,
     /// Share of the strategy's decode time that its bytes do not explain, were all of the full network's explained by its
     /// own: 1 - achieved / bound.
     pub unexplained: Option<f64>,
@@ -73,6 +71,29 @@ pub struct ResultRow {
     pub in_band: bool,
     /// What a reader must know of this row.
     pub note: Option<String>,
+}
+
+/// What one decoded token costs on average; millions of bytes read and of floating-point operations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenCost {
+    /// Floating-point operations.
+    pub mflops: f64,
+    /// Bytes of everything below.
+    pub mbytes: f64,
+    /// Weights of the layers.
+    pub layers_mbytes: f64,
+    /// Keys and values.
+    pub kv_read_mbytes: f64,
+    /// The LM head, for tokens.
+    pub head_mbytes: f64,
+    /// The LM head, for exit checks.
+    pub checks_mbytes: f64,
+    /// Keys and values made up for skipped layers.
+    pub kv_fill_mbytes: f64,
+    /// Of all that, drafting.
+    pub draft_mbytes: f64,
+    /// Of all that, verifying.
+    pub verify_mbytes: f64,
 }
 
 /// A score with its 95% interval.

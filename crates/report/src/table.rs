@@ -1,5 +1,6 @@
 //! Tables for people.
 
+use crate::ledger;
 use crate::row::{Band, MetricValue, ReportMeta, ResultRow, groups};
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -18,20 +19,37 @@ pub(crate) fn tables(rows: &[ResultRow]) -> Vec<TableData> {
     groups(rows).iter().map(|group| table(group)).collect()
 }
 
-fn table(group: &[&ResultRow]) -> TableData {
-    let (model, task, batch, beams) = group[0].group();
-    let (mut sorted, random): (Vec<&ResultRow>, Vec<&ResultRow>) =
-        group.iter().partition(|row| row.band().is_none());
-    let bands = bands(&random);
-    // One row stands for a band: the one that was timed.
-    sorted.extend(bands.iter().map(|band| band.row));
-    // The full network first, then by target; within one in the order of the experiment.
+/// "task, batch, beams, model" of a row's table.
+pub(crate) fn title(row: &ResultRow) -> String {
+    let (model, task, batch, beams) = row.group();
+    match beams {
+        1 => format!("{task}, batch {batch}, {model}"),
+        _ => format!("{task}, batch {batch}, {beams} beams, {model}"),
+    }
+}
+
+/// The full network first, then by target, within one in the order of the experiment, and oracles at the end.
+pub(crate) fn sorted<'a>(group: &[&'a ResultRow]) -> Vec<&'a ResultRow> {
+    let mut sorted = group.to_vec();
     sorted.sort_by(|a, b| {
-        let key = |row: &ResultRow| (!row.is_full(), row.target_speedup.unwrap_or(0.0));
+        let key = |row: &ResultRow| {
+            let target = row.target_speedup.unwrap_or(0.0);
+            (!row.is_full(), row.strategy.starts_with("oracle"), target)
+        };
         key(a)
             .partial_cmp(&key(b))
             .unwrap_or(std::cmp::Ordering::Equal)
     });
+    sorted
+}
+
+fn table(group: &[&ResultRow]) -> TableData {
+    let (mut members, random): (Vec<&ResultRow>, Vec<&ResultRow>) =
+        group.iter().partition(|row| row.band().is_none());
+    let bands = bands(&random);
+    // One row stands for a band: the one that was timed.
+    members.extend(bands.iter().map(|band| band.row));
+    let sorted = sorted(&members);
     let metrics: Vec<&str> = group[0]
         .metrics
         .iter()
@@ -89,10 +107,7 @@ fn table(group: &[&ResultRow]) -> TableData {
         })
         .collect();
     TableData {
-        title: match beams {
-            1 => format!("{task}, batch {batch}, {model}"),
-            _ => format!("{task}, batch {batch}, {beams} beams, {model}"),
-        },
+        title: title(group[0]),
         header,
         rows: body,
         notes,
@@ -210,10 +225,14 @@ pub(crate) fn legend(rows: &[ResultRow]) -> String {
 const MARKS: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05).";
 const COLUMNS: &str = " `bound`: the speedup that the bytes read allow; weights that fit in a cache can beat it. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise. `tokens/s`: of the row's own blocks, timed at its own moment; compare speeds by `achieved`.";
 
-/// GitHub-flavoured Markdown, a table per model, task and batch size.
+/// GitHub-flavoured Markdown, a table per model, task, batch size and number of beams.
 pub fn markdown_table(rows: &[ResultRow]) -> String {
+    markdown(&tables(rows)) + &legend(rows) + "\n"
+}
+
+fn markdown(tables: &[TableData]) -> String {
     let mut text = String::new();
-    for table in tables(rows) {
+    for table in tables {
         text.push_str(&format!("## {}\n\n", table.title));
         let line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
@@ -235,8 +254,6 @@ pub fn markdown_table(rows: &[ResultRow]) -> String {
             text.push('\n');
         }
     }
-    text.push_str(&legend(rows));
-    text.push('\n');
     text
 }
 
@@ -250,7 +267,9 @@ pub(crate) fn document(meta: &ReportMeta, rows: &[ResultRow]) -> String {
     for note in &meta.notes {
         text.push_str(&format!("> {note}\n\n"));
     }
-    text + &markdown_table(rows)
+    let ledgers = markdown(&ledger::tables(rows));
+    let legend = ledger::LEGEND;
+    format!("{text}{}\n{ledgers}{legend}\n", markdown_table(rows))
 }
 
 /// The head of a report, a name and a value each.

@@ -206,7 +206,8 @@ impl Plan {
             return Ok(specs);
         }
         for fill in fills {
-            if !specs.iter().any(|spec| spec.kv_fills().contains(fill)) {
+            let uses = |spec: &StrategySpec| spec.kv_fills().contains(fill) && !spec.is_oracle();
+            if !specs.iter().any(uses) {
                 bail!(
                     "`kv-fills` holds `{fill}`, which none of the strategies can use; `early-exit` and `shallow-deep` can use propagate, copy, mask and deferred"
                 );
@@ -215,7 +216,10 @@ impl Plan {
         Ok(specs
             .into_iter()
             .flat_map(|spec| {
-                let usable = fills.iter().filter(|fill| spec.kv_fills().contains(fill));
+                // An oracle's own cache is exact; another is asked for by name.
+                let usable = fills
+                    .iter()
+                    .filter(|fill| spec.kv_fills().contains(fill) && !spec.is_oracle());
                 let filled: Vec<StrategySpec> =
                     usable.map(|&fill| spec.with_kv_fill(fill)).collect();
                 if filled.is_empty() {

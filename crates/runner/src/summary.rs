@@ -5,7 +5,7 @@ use crate::store::{BlockRecord, Record, Sample, Store, Times};
 use crate::task::TaskData;
 use skipbench_engine::speedup;
 use skipbench_metrics::{Evaluation, Hypotheses, References, Resampling, evaluate, holm, paired};
-use skipbench_report::{MetricValue, ResultRow};
+use skipbench_report::{MetricValue, ResultRow, TokenCost};
 use std::collections::BTreeMap;
 
 /// The rows of every finished cell, in the order of the plan.
@@ -120,7 +120,6 @@ fn row(
     let target = cell.strategy.target_speedup();
     let speed = Speed::of(&record.blocks);
     let decoded = record.decoded_tokens.max(1) as f64;
-    let (bytes, flops) = record.ledger.total();
     ResultRow {
         experiment: plan.experiment.name.clone(),
         model: cell.model_name.clone(),
@@ -145,8 +144,7 @@ fn row(
         tpot_ms: speed.map(|speed| speed.tpot_ms),
         tokens_per_s: speed.map(|speed| speed.tokens_per_s),
         paper_tokens_per_s: speed.map(|speed| speed.paper_tokens_per_s),
-        mflops_per_token: flops as f64 / decoded / 1e6,
-        mbytes_per_token: bytes as f64 / decoded / 1e6,
+        cost: cost(record),
         unexplained: achieved.map(|speedup| 1.0 - speedup.ratio / record.bound_speedup),
         wasted_row_layers: record.ledger.wasted_row_layers as f64
             / record.ledger.row_layers.max(1) as f64,
@@ -175,6 +173,23 @@ fn row(
             })
             .collect(),
         note: record.note.clone(),
+    }
+}
+
+fn cost(record: &Record) -> TokenCost {
+    let ledger = &record.ledger;
+    let per_token = |count: u64| count as f64 / record.decoded_tokens.max(1) as f64 / 1e6;
+    let (bytes, flops) = ledger.total();
+    TokenCost {
+        mflops: per_token(flops),
+        mbytes: per_token(bytes),
+        layers_mbytes: per_token(ledger.layers.0),
+        kv_read_mbytes: per_token(ledger.kv_read.0),
+        head_mbytes: per_token(ledger.head.0),
+        checks_mbytes: per_token(ledger.checks.0),
+        kv_fill_mbytes: per_token(ledger.kv_fill.0),
+        draft_mbytes: per_token(ledger.draft.0),
+        verify_mbytes: per_token(ledger.verify.0),
     }
 }
 

@@ -381,7 +381,10 @@ impl StrategySpec {
             .map(
                 |(key, value)| match serde_json::from_value::<Self>(value.clone()) {
                     Ok(nested) if value.is_object() => format!("{key}: {nested}"),
-                    _ => format!("{key}: {value}"),
+                    _ => match value.as_str() {
+                        Some(word) => format!("{key}: {word}"),
+                        None => format!("{key}: {value}"),
+                    },
                 },
             )
             .collect()

@@ -3,8 +3,8 @@
 
 use polars::prelude::*;
 use skipbench_report::{
-    LossSeries, MetricValue, ReportMeta, ResultRow, loss_plot, markdown_table, terminal_table,
-    write,
+    LossSeries, MetricValue, ReportMeta, ResultRow, TokenCost, heatmap, loss_plot, markdown_table,
+    terminal_table, write,
 };
 use std::path::Path;
 
@@ -37,8 +37,14 @@ fn row(label: &str, target: Option<f64>, batch_size: usize, bleu: f64) -> Result
         tpot_ms: Some(0.5),
         tokens_per_s: Some(2000.0 * achieved * batch_size as f64),
         paper_tokens_per_s: Some(2500.0),
-        mflops_per_token: 12.5,
-        mbytes_per_token: 25.0,
+        cost: TokenCost {
+            mflops: 12.5,
+            mbytes: 25.0,
+            layers_mbytes: 18.0,
+            kv_read_mbytes: 2.0,
+            head_mbytes: 5.0,
+            ..TokenCost::default()
+        },
         unexplained: Some(0.02),
         wasted_row_layers: 0.0,
         holes_read_per_token: 0.0,
@@ -194,7 +200,8 @@ fn html_is_one_file_and_escapes_what_it_is_given() {
     assert!(html.contains("Rows &lt;made&gt; by hand &amp; typed"));
     assert!(!html.contains("<script>alert"));
     assert_eq!(html.matches("<svg").count(), 5);
-    assert_eq!(html.matches("<tr><td>").count(), rows().len());
+    // Once with its scores, once with its cost.
+    assert_eq!(html.matches("<tr><td>").count(), 2 * rows().len());
     for link in ["src=", "href=", "url(", "@import"] {
         assert!(!html.contains(link), "{link} would fetch something");
     }
@@ -280,4 +287,53 @@ fn loss_curves_of_any_length() {
         let svg = std::fs::read_to_string(&path).unwrap();
         assert!(svg.contains("cross-entropy") && !svg.contains("NaN"));
     }
+}
+
+#[test]
+fn a_random_band_is_one_row_and_marks_what_is_no_better() {
+    let mut rows = vec![
+        row("full", None, 1, 60.0),
+        row("unified@2", Some(2.0), 1, 49.0),
+    ];
+    rows.push(row("top@2", Some(2.0), 1, 55.0));
+    for seed in 0..5u32 {
+        let mut set = row(
+            &format!("random@2 {{seed: {seed}}}"),
+            Some(2.0),
+            1,
+            46.0 + f64::from(seed),
+        );
+        set.strategy = "random".to_owned();
+        set.in_band = true;
+        if seed > 0 {
+            set.achieved_speedup = None;
+        }
+        rows.push(set);
+    }
+    let text = markdown_table(&rows);
+    assert!(text.contains("| random@2 (5 sets) | 2x |"), "{text}");
+    assert!(text.contains("48.0 [46.1, 49.9]"), "{text}");
+    assert!(
+        text.contains("49.0° [47.5, 50.5]"),
+        "within the band: {text}"
+    );
+    assert!(text.contains("55.0 [53.5, 56.5]"), "above it: {text}");
+    assert!(!text.contains("seed"), "{text}");
+    assert!(text.contains("`°`: no better than random sets"));
+    assert!(!markdown_table(&rows[..2]).contains('°'));
+}
+
+#[test]
+fn a_heatmap_shades_what_ran() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("which layers.svg");
+    let written = heatmap(&path, "Layers", &[vec![1.0, 0.5, 0.0], vec![1.0, 0.0, 0.0]]).unwrap();
+    assert_eq!(written.len(), 2);
+    let svg = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        svg.contains("generated token") && svg.contains("#005A96"),
+        "the full shade"
+    );
+    // No token, no layer: an empty plot, not a panic.
+    heatmap(&path, "Layers", &[]).unwrap();
 }

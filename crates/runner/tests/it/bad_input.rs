@@ -267,3 +267,67 @@ fn a_run_of_another_version_is_not_mixed_in() {
     let error = refused(skipbench().arg("run").arg(&path).arg("--out").arg(&out));
     assert_names(&error, &["cells.jsonl", "line 1"]);
 }
+
+#[test]
+fn searches_that_contradict_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = |extra: &[&str]| {
+        refused(
+            skipbench()
+                .args(["generate", "--model", "no such model", "--input"])
+                .arg(prompt(dir.path()))
+                .args(extra),
+        )
+    };
+    // Each is refused before the model, which is not there, is looked for.
+    assert_names(&error(&["--seed", "3"]), &["--seed does nothing"]);
+    assert_names(
+        &error(&["--beams", "4", "--temperature", "1"]),
+        &["a beam search draws nothing"],
+    );
+    assert_names(
+        &error(&["--beams", "4", "--trace", "t"]),
+        &["leave out --beams, or --trace"],
+    );
+    assert_names(
+        &error(&["--beams", "4", "--strategy", "self-speculative@2"]),
+        &["cannot run under a beam search", "greedy"],
+    );
+    assert_names(
+        &error(&["--top-k", "4", "--strategy", "oracle-exit"]),
+        &["cannot run under sampling"],
+    );
+    assert_names(
+        &error(&["--no-repeat-ngram", "3", "--strategy", "self-speculative@2"]),
+        &["--no-repeat-ngram forbids tokens"],
+    );
+    let model = checkpoint();
+    let with_model = |extra: &[&str]| {
+        refused(
+            skipbench()
+                .arg("generate")
+                .arg("--model")
+                .arg(&model)
+                .arg("--input")
+                .arg(prompt(dir.path()))
+                .args(extra),
+        )
+    };
+    assert_names(
+        &with_model(&["--temperature", "0"]),
+        &["temperature", "not above 0"],
+    );
+    assert_names(&with_model(&["--top-p", "1.5", "--seed", "1"]), &["top-p"]);
+    assert_names(
+        &with_model(&["--strategy", "oracle-depth"]),
+        &["needs references", "skipbench run"],
+    );
+    assert_names(
+        &with_model(&["--strategy", "block-influence:llama-2-7b@1.2"]),
+        &["for a model of 32 layers, not 16"],
+    );
+    assert_names(
+        &with_model(&["--trace", "no such folder/t.jsonl"]),
+        &["cannot write no such folder/t.jsonl"],
+    );
+}

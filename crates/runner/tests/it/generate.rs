@@ -77,6 +77,11 @@ fn a_batch_answers_as_single_prompts_do_under_every_strategy() {
         "random@2",
         "skip-decode@2",
         "early-exit: {threshold: 0.5}",
+        "early-exit: {threshold: 0.5, kv-fill: deferred}",
+        "early-exit: {threshold: 0.5, kv-fill: mask, batch-mode: sync}",
+        "shallow-deep: {threshold: 0.5}",
+        "prompt-depth: {threshold: 0.5}",
+        "adaskip@1.5",
     ] {
         let strategy = ["--max-new-tokens", "24", "--strategy", strategy];
         let alone = generate(&input, &strategy);
@@ -132,6 +137,91 @@ fn a_threshold_is_found_for_a_target() {
         .collect();
     let mean = layers.iter().sum::<u64>() as f64 / layers.len() as f64;
     assert!((mean / (16.0 / 1.5) - 1.0).abs() < 0.1, "{mean}");
+}
+
+#[test]
+fn a_search_is_the_users_choice() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = json_lines(dir.path(), &prompts(5));
+    let greedy = generate(&input, &[]);
+    let beams = [
+        "--beams",
+        "4",
+        "--no-repeat-ngram",
+        "3",
+        "--length-penalty",
+        "1.0",
+    ];
+    let found = generate(&input, &beams);
+    assert_eq!(found.len(), 5);
+    assert_eq!(
+        found,
+        generate(&input, &[&beams[..], &["--batch-size", "3"]].concat())
+    );
+    let drawn = |extra: &[&str]| {
+        let options = ["--temperature", "2", "--top-p", "0.9", "--top-k", "50"];
+        generate(&input, &[&options[..], extra].concat())
+    };
+    let seven = drawn(&["--seed", "7"]);
+    assert_eq!(seven, drawn(&["--seed", "7", "--batch-size", "2"]));
+    assert_ne!(seven, drawn(&["--seed", "8"]));
+    assert_ne!(seven, greedy);
+    assert_eq!(generate(&input, &["--top-k", "1"]), greedy);
+}
+
+#[test]
+fn a_trace_tells_of_every_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = json_lines(dir.path(), &prompts(4));
+    let (trace, heat) = (dir.path().join("t.jsonl"), dir.path().join("heat map.svg"));
+    let audit = dir.path().join("audit.json");
+    let paths = [&trace, &heat, &audit].map(|path| path.to_str().unwrap().to_owned());
+    let answers = generate(
+        &input,
+        &[
+            "--strategy",
+            "early-exit: {threshold: 0.8, first-exit: 4}",
+            "--batch-size",
+            "4",
+            "--trace",
+            &paths[0],
+            "--heatmap",
+            &paths[1],
+            "--audit",
+            &paths[2],
+        ],
+    );
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let tokens: usize = answers
+        .iter()
+        .map(|line| line["tokens"].as_array().unwrap().len())
+        .sum();
+    assert_eq!(lines.len(), tokens);
+    for line in &lines {
+        let answer = &answers[line["id"].as_u64().unwrap() as usize];
+        let index = line["index"].as_u64().unwrap() as usize;
+        assert_eq!(line["token"], answer["tokens"][index]);
+        let ran = line["layers"].as_array().unwrap().len();
+        assert_eq!(answer["layers"][index], ran);
+        assert_eq!(line["kv"].as_str().unwrap().len(), 16);
+        if index > 0 {
+            let exit = line["exit_layer"].as_u64();
+            assert_eq!(exit.map_or(16, |exit| exit + 1), ran as u64);
+            let confidence = line["confidence"].as_f64().unwrap();
+            assert_eq!(confidence > 0.8, exit.is_some());
+            let computed = line["kv"].as_str().unwrap().matches('c').count();
+            assert_eq!(computed, ran);
+        }
+    }
+    assert!(heat.is_file() && dir.path().join("heat map.png").is_file());
+    let audit: Value = serde_json::from_str(&std::fs::read_to_string(&audit).unwrap()).unwrap();
+    assert_eq!(audit["kv_fill"], "propagate");
+    assert!(audit["approximate"]["relative_l2_mean"].as_f64().unwrap() > 0.0);
+    assert_eq!(audit["layers"].as_array().unwrap().len(), 16);
 }
 
 /// Lossless on text: 500 prompts of the built-in tasks, on a model whose drafts often fail.

@@ -7,5 +7,6 @@ mod layers;
 mod run;
 mod schema;
 mod score;
+mod strategies;
 mod support;
 mod train;

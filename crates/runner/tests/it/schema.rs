@@ -11,8 +11,9 @@ fn the_committed_schema_is_that_of_the_code() {
         std::fs::write(&path, &schema).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(
-        committed, schema,
+    // Thousands of lines: a comparison that prints them hides what it has to say.
+    assert!(
+        committed == schema,
         "run the tests once with SKIPBENCH_UPDATE_SCHEMA=1 and commit experiments/schema.json"
     );
 }

@@ -14,7 +14,8 @@ const NAME: &str = "shallow-deep";
 /// published, the layers that tokens skipped run together with the next token that needs them (synchronised parallel
 /// decoding), so every key and value is exact.
 ///
-/// FREE's own setting is 6 of 24 layers and a threshold of 0.9 on `softmax-margin`: a quarter of the depth is the default.
+/// FREE's own setting is 6 of 24 layers and a threshold of 0.9 on `softmax-margin`: a quarter of the depth is the default,
+/// and `{threshold: 0.9}` the rest of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct ShallowDeep {
@@ -24,7 +25,7 @@ pub(crate) struct ShallowDeep {
     /// The target speedup.
     #[serde(skip_serializing_if = "Option::is_none")]
     speedup: Option<f64>,
-    /// The threshold, in 0..1; found by calibration if there is a target, 0.9 if there is none.
+    /// The threshold, in 0..1; found by calibration if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     threshold: Option<f64>,
     /// Layers before the check; a quarter of them if not given, or fewer where the target needs it.
@@ -37,9 +38,6 @@ pub(crate) struct ShallowDeep {
     #[serde(deserialize_with = "crate::strict::named")]
     batch_mode: BatchMode,
 }
-
-/// The threshold of FREE's released code.
-const THRESHOLD: f64 = 0.9;
 
 impl Default for ShallowDeep {
     fn default() -> Self {
@@ -164,17 +162,16 @@ impl Settings for ShallowDeep {
                 Ok(())
             }
             (Some(speedup), Some(_)) => check_speedup(speedup),
-            (None, _) => Ok(()),
+            (None, Some(_)) => Ok(()),
+            (None, None) => Err(StrategyError::MissingSpeedup { strategy: NAME }),
         }
     }
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
         self.validate(n_layers)?;
-        let threshold = match (self.threshold, self.speedup) {
-            (Some(threshold), _) => threshold,
-            (None, None) => THRESHOLD,
-            (None, Some(_)) => return Err(StrategyError::NotCalibrated { strategy: NAME }),
-        };
+        let threshold = self
+            .threshold
+            .ok_or(StrategyError::NotCalibrated { strategy: NAME })?;
         let check = (self.shallow(n_layers) - 1, threshold);
         Ok(Box::new(Exits::new(
             n_layers,
@@ -192,7 +189,10 @@ mod tests {
 
     #[test]
     fn there_is_one_check_after_a_quarter() {
-        let settings = ShallowDeep::default();
+        let settings = ShallowDeep {
+            threshold: Some(0.9),
+            ..ShallowDeep::default()
+        };
         assert_eq!(settings.build(24).unwrap().plan(1).checks.to_vec(), [5]);
         let fast = ShallowDeep {
             speedup: Some(5.0),
@@ -202,6 +202,7 @@ mod tests {
         assert_eq!(fast.build(16).unwrap().plan(1).checks.to_vec(), [2]);
         let fixed = ShallowDeep {
             speedup: Some(3.0),
+            threshold: None,
             shallow_layers: Some(8),
             ..settings
         };
