@@ -2,7 +2,7 @@
 //! layers are tested against.
 
 use crate::batch::{Span, positions};
-use crate::cache::{LayerKv, Storage};
+use crate::cache_layer::{LayerKv, Storage};
 use crate::config::{ModelConfig, PositionScheme};
 use crate::decoder::Part;
 use crate::error::Result;

@@ -12,6 +12,7 @@
 
 mod batch;
 mod cache;
+mod cache_layer;
 mod checkpoint;
 mod composed;
 mod config;

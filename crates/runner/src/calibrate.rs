@@ -7,13 +7,13 @@ use anyhow::{Context, bail};
 use skipbench_engine::{
     CalibrationText, Engine, Options, TimingPlan, measure, removal_order, speedup,
 };
-use skipbench_strategy::{Knob, Scoring, StrategySpec};
+use skipbench_strategy::{BatchMode, Knob, Scoring, StrategySpec};
 
 /// Halvings of the interval of a threshold.
 const TRIALS: usize = 12;
 /// Halvings where each is timed: the noise of a clock makes more of them pointless.
 const TIMED_TRIALS: usize = 7;
-/// Rows run together; a row's result does not depend on it.
+/// Rows run together where a row's layers do not depend on it.
 const BATCH: usize = 8;
 /// Mean layers this close to the target are taken as meeting it.
 const TOLERANCE: f64 = 0.05;
@@ -82,7 +82,13 @@ impl<'a> Calibration<'a> {
         let timed = matching == Match::Wallclock && spec.draft().is_none();
         match (spec.knob(), target) {
             (Some(knob), Some(target)) if timed => self.timed_threshold(spec, knob, target, timing),
-            (Some(knob), Some(target)) => self.threshold(spec, knob, target),
+            (Some(knob), Some(target)) => {
+                let rows = match spec.batch_mode() {
+                    BatchMode::Compact => BATCH,
+                    BatchMode::Sync => timing.batches.first().map_or(BATCH, Vec::len),
+                };
+                self.threshold(spec, knob, target, rows)
+            }
             (None, Some(target)) if timed && spec.threshold().is_none() => {
                 self.timed_depth(spec, target, timing, scores)
             }
@@ -157,11 +163,11 @@ impl<'a> Calibration<'a> {
         Ok(self.answers.as_deref().unwrap_or_default())
     }
 
-    /// Mean layers per decoded token.
-    fn layers(&self, spec: &StrategySpec) -> anyhow::Result<f64> {
+    /// Mean layers per decoded token, so many rows at a time.
+    fn layers(&self, spec: &StrategySpec, rows: usize) -> anyhow::Result<f64> {
         let (mut layers, mut tokens) = (0.0, 0);
         let mut strategy = spec.build(self.engine.model().sizes().n_layers)?;
-        for batch in self.prompts.chunks(BATCH) {
+        for batch in self.prompts.chunks(rows.max(1)) {
             let generation = self
                 .engine
                 .generate(batch, strategy.as_mut(), &self.options)
@@ -197,6 +203,7 @@ impl<'a> Calibration<'a> {
         spec: &StrategySpec,
         knob: Knob,
         target: f64,
+        rows: usize,
     ) -> anyhow::Result<Calibrated> {
         let wanted = self.engine.model().sizes().n_layers as f64 / target;
         let tried = spec.draft().unwrap_or(spec);
@@ -205,12 +212,12 @@ impl<'a> Calibration<'a> {
             true => (knob.lo, knob.hi),
             false => (knob.hi, knob.lo),
         };
-        let fewest = self.layers(&tried.with_threshold(shallow))?;
+        let fewest = self.layers(&tried.with_threshold(shallow), rows)?;
         let mut points = vec![(shallow, fewest)];
         if fewest < wanted {
             for _ in 0..TRIALS {
                 let middle = 0.5 * (shallow + deep);
-                let layers = self.layers(&tried.with_threshold(middle))?;
+                let layers = self.layers(&tried.with_threshold(middle), rows)?;
                 points.push((middle, layers));
                 if (layers - wanted).abs() < TOLERANCE {
                     break;

@@ -58,7 +58,7 @@ pub enum Command {
     /// Print the layers that a strategy runs; no model needed
     Layers(commands::layers::LayersArgs),
     /// Continue prompts under a strategy, as JSON lines
-    Generate(commands::generate::GenerateArgs),
+    Generate(Box<commands::generate::GenerateArgs>),
     /// Score outputs against references (BLEU, chrF, TER, ROUGE)
     Score(commands::score::ScoreArgs),
     /// Train or fine-tune a small model from a YAML config
@@ -79,7 +79,7 @@ impl Command {
             Command::Run(args) => commands::run::run(args),
             Command::Plan(args) => commands::plan::run(args),
             Command::Layers(args) => commands::layers::run(args),
-            Command::Generate(args) => commands::generate::run(args),
+            Command::Generate(args) => commands::generate::run(&args),
             Command::Score(args) => commands::score::run(args),
             Command::Train(args) => commands::train::run(args),
             Command::Report(args) => commands::report::run(args),

@@ -156,7 +156,7 @@ pub enum BatchMode {
     #[default]
     Compact,
     /// It goes through the layers of the deepest row, for nothing: what a batch costs where rows cannot leave. The tokens
-    /// are the same.
+    /// are the same. (Under `deferred` it is not quite for nothing: those layers need not be made up for later.)
     Sync,
 }
 

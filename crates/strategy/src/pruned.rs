@@ -203,3 +203,34 @@ pub(crate) fn first_of<'a>(
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{StrategySpec, kept_layers};
+    use proptest::prelude::*;
+
+    proptest! {
+        /// What a faster target keeps, a slower one keeps too; and what is dropped is the beginning of the order.
+        #[test]
+        fn sets_are_nested_along_an_order(
+            order in (3..=48usize).prop_flat_map(|n| Just((0..n).collect::<Vec<_>>()).prop_shuffle()),
+            slow in 1.0..4.0f64,
+            more in 1.0..3.0f64,
+            name in proptest::sample::select(vec!["block-influence", "angular", "sleb", "perplexity"]),
+        ) {
+            let n_layers = order.len();
+            let fast = slow * more;
+            prop_assume!(kept_layers(n_layers, fast).is_ok());
+            let spec: StrategySpec = name.parse().unwrap();
+            let set = |speedup| {
+                let spec = spec.with_target(speedup).with_order(order.clone());
+                spec.build(n_layers).unwrap().reachable()
+            };
+            let (slow_set, fast_set) = (set(slow), set(fast));
+            prop_assert!(fast_set.is_subset(&slow_set));
+            let kept = kept_layers(n_layers, slow).unwrap();
+            prop_assert_eq!(slow_set.len(), kept);
+            prop_assert!(order[..n_layers - kept].iter().all(|&layer| !slow_set.contains(layer)));
+        }
+    }
+}

@@ -12,7 +12,7 @@ use crate::strategies::{
     sleb::Sleb, sublayer_drop::SublayerDrop, top::Top, unified::Unified,
 };
 use crate::strict::StrictSeed;
-use crate::{Knob, KvFill, Scoring, Strategy, StrategyError, StrategySpec};
+use crate::{BatchMode, Knob, KvFill, Scoring, Strategy, StrategyError, StrategySpec};
 use schemars::JsonSchema;
 use serde::de::MapAccess;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,11 @@ pub(crate) trait Settings {
     /// Where the KV fill goes; `None` for a strategy that leaves no choice.
     fn kv_fill_mut(&mut self) -> Option<&mut KvFill> {
         None
+    }
+
+    /// What becomes of rows that are done before others.
+    fn batch_mode(&self) -> BatchMode {
+        BatchMode::Compact
     }
 
     /// What must be scored on calibration text before it knows its layers.

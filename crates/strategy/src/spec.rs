@@ -4,7 +4,7 @@ use crate::budget::check_speedup;
 use crate::error::nearest;
 use crate::registry::Kind;
 use crate::schedule::ScheduleLength;
-use crate::{Explanation, KvFill, Scoring, Strategy, StrategyError};
+use crate::{BatchMode, Explanation, KvFill, Scoring, Strategy, StrategyError};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -168,6 +168,11 @@ impl StrategySpec {
     /// The KV fills that it can use, where there is a choice.
     pub fn kv_fills(&self) -> &'static [KvFill] {
         self.kind.settings().kv_fills()
+    }
+
+    /// What becomes of rows that are done before others.
+    pub fn batch_mode(&self) -> BatchMode {
+        self.kind.settings().batch_mode()
     }
 
     /// The same strategy with another KV fill; one that leaves no choice stays as it is.

@@ -11,6 +11,7 @@ use skipbench_strategy::{
     BatchShape, Extension, KvFill, LayerSet, Needs, Request, StepPlan, Strategy, StrategyError,
     kept_layers, register,
 };
+use std::io::Write;
 use std::process::ExitCode;
 
 const NAME: &str = "rotating";
@@ -109,7 +110,8 @@ impl Extension for RotatingExtension {
 
 fn main() -> ExitCode {
     if let Err(error) = register(&RotatingExtension) {
-        eprintln!("error: {error}");
+        // Nothing is left to tell if stderr is gone.
+        let _ = writeln!(std::io::stderr(), "error: {error}");
         return ExitCode::from(2);
     }
     skipbench::main()

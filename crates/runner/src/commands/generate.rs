@@ -101,9 +101,9 @@ struct Line<'a> {
 ///
 /// # Errors
 /// A checkpoint, input or strategy that cannot be used.
-pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompts = read_prompts(&args.input)?;
-    check(&args)?;
+    check(args)?;
     let device = args.device.open()?;
     let backend = match args.composed {
         true => Backend::Composed,
@@ -112,10 +112,10 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
     let model = Decoder::load(&args.model, &device, args.dtype.map(Into::into), backend)?;
     let tokenizer = TextTokenizer::load(&args.model, model.sizes().vocab_size)?;
     let engine = Engine::new(&model);
-    let mut options = options(&args, &tokenizer);
+    let mut options = options(args, &tokenizer);
     // Every prompt is looked at before the first is answered, so that a bad one leaves no half of an output.
     let ids = tokenize(&args.input, &prompts, &tokenizer, engine, &options)?;
-    let spec = calibrated(&args, engine, &tokenizer, &ids, &options)
+    let spec = calibrated(args, engine, &tokenizer, &ids, &options)
         .with_context(|| format!("strategy `{}`", args.strategy))?;
     let mut strategy = spec
         .build(model.sizes().n_layers)

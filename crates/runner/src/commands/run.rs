@@ -14,6 +14,7 @@ use serde_json::json;
 use skipbench_engine::{Engine, TimingPlan};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_report::{ReportMeta, terminal_table};
+use skipbench_strategy::BatchMode;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io::Write;
@@ -121,18 +122,30 @@ struct Tuner<'a> {
     scores: &'a mut ScoreCache,
     /// By task.
     texts: HashMap<usize, Calibration<'a>>,
-    /// By task, strategy and, where time counts, what else it depends on.
-    found: HashMap<(usize, String, Option<(usize, usize)>), Calibrated>,
+    found: HashMap<TunedFor, Calibrated>,
+}
+
+/// What the outcome of a calibration holds for.
+#[derive(PartialEq, Eq, Hash)]
+struct TunedFor {
+    task: usize,
+    strategy: String,
+    /// Batch size and beams, where time counts or rows wait: what is found in layers holds for every batch otherwise, since
+    /// rows do not depend on it.
+    shape: Option<(usize, usize)>,
 }
 
 impl Tuner<'_> {
     fn calibrated(&mut self, cell: &Cell) -> anyhow::Result<Calibrated> {
         let experiment = &self.plan.experiment;
         let task = &self.plan.tasks[cell.task];
-        // What is found in layers holds for every batch, since rows do not depend on it; what is timed does not.
         let timed = experiment.matching == Match::Wallclock;
-        let shape = timed.then_some((cell.batch_size, cell.beams));
-        let key = (cell.task, serde_json::to_string(&cell.strategy)?, shape);
+        let waits = cell.strategy.batch_mode() == BatchMode::Sync;
+        let key = TunedFor {
+            task: cell.task,
+            strategy: serde_json::to_string(&cell.strategy)?,
+            shape: (timed || waits).then_some((cell.batch_size, cell.beams)),
+        };
         if let Some(found) = self.found.get(&key) {
             return Ok(found.clone());
         }

@@ -128,6 +128,7 @@ impl Strategy for Similar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::{Just, Strategy as _, prop, prop_assert, prop_assert_eq, proptest};
 
     #[test]
     fn the_most_similar_sub_layers_go() {
@@ -146,5 +147,31 @@ mod tests {
         assert_eq!(set(1), "{0, 1}");
         assert!(Adaskip { speedup: Some(3.0) }.validate(4).is_err());
         assert!(Adaskip { speedup: Some(2.0) }.validate(4).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_keeps_as_many_and_drops_the_most_similar(
+            (n_layers, signal) in (2..=32usize).prop_flat_map(|n| (Just(n), prop::collection::vec(-1.0..1.0f64, 2 * n))),
+            share in 0.0..1.0f64,
+        ) {
+            let speedup = 1.0 + share * (n_layers as f64 / 2.0 - 1.0);
+            let mut strategy = Adaskip { speedup: Some(speedup) }.build(n_layers).unwrap();
+            let shape = BatchShape { prompt_lens: vec![1, 1], n_layers, max_new_tokens: 4 };
+            strategy.begin(&shape).unwrap();
+            strategy.observe_prompt(1, &signal);
+            let set = strategy.row_layers(1).unwrap();
+            let kept = (2.0 * n_layers as f64 / speedup + 1e-9).floor() as usize;
+            prop_assert_eq!(set.sub_layers(), kept);
+            let has = |sub: usize| match sub % 2 {
+                0 => set.has_attention(sub / 2),
+                _ => set.has_mlp(sub / 2),
+            };
+            let of = |wanted: bool| (0..2 * n_layers).filter(move |&sub| has(sub) == wanted).map(|sub| signal[sub]);
+            let most_kept = of(true).fold(f64::NEG_INFINITY, f64::max);
+            prop_assert!(of(false).all(|dropped| dropped >= most_kept));
+            prop_assert!(set.is_subset(&strategy.plan(1).layers));
+            prop_assert_eq!(strategy.row_layers(0).unwrap(), LayerSet::full(n_layers));
+        }
     }
 }

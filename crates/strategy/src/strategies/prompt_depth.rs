@@ -269,6 +269,7 @@ impl Strategy for Menu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::{prop_assert, proptest};
 
     fn depths(threshold: f64, signals: &[f64]) -> Vec<usize> {
         let settings = PromptDepth {
@@ -317,5 +318,18 @@ mod tests {
         };
         assert!(error(&[2.0, 2.0, 9.0], 2.0).contains("there must be two"));
         assert!(error(&[1.0, 2.0], 3.0).contains("add a faster one"));
+    }
+
+    proptest! {
+        /// A surer prompt never gets more layers, nor does a lower threshold.
+        #[test]
+        fn depth_is_monotone(a in 0.0..=1.0f64, b in 0.0..=1.0f64, low in 0.0..=1.0f64, high in 0.0..=1.0f64) {
+            let (sure, unsure) = (a.max(b), a.min(b));
+            let (low, high) = (low.min(high), low.max(high));
+            let at_low = depths(low, &[sure, unsure]);
+            let at_high = depths(high, &[sure, unsure]);
+            prop_assert!(at_low[0] <= at_low[1] && at_high[0] <= at_high[1]);
+            prop_assert!(at_low[0] <= at_high[0] && at_low[1] <= at_high[1]);
+        }
     }
 }

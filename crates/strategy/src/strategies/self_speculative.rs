@@ -4,8 +4,8 @@
 use crate::budget::{MIN_KEPT, check_depth};
 use crate::registry::Settings;
 use crate::{
-    BatchShape, Knob, LayerSet, Needs, Prefill, Scoring, StepPlan, Strategy, StrategyError,
-    StrategySpec, Verdict,
+    BatchMode, BatchShape, Knob, LayerSet, Needs, Prefill, Scoring, StepPlan, Strategy,
+    StrategyError, StrategySpec, Verdict,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -113,6 +113,10 @@ impl Settings for SelfSpeculative {
 
     fn order_mut(&mut self) -> Option<&mut Option<Vec<usize>>> {
         self.draft.order_mut()
+    }
+
+    fn batch_mode(&self) -> BatchMode {
+        self.draft.batch_mode()
     }
 
     fn no_beams(&self) -> Option<&'static str> {

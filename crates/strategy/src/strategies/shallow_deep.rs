@@ -111,6 +111,10 @@ impl Settings for ShallowDeep {
         &KvFill::OF_EXITS
     }
 
+    fn batch_mode(&self) -> BatchMode {
+        self.batch_mode
+    }
+
     fn kv_fill_mut(&mut self) -> Option<&mut KvFill> {
         Some(&mut self.kv_fill)
     }

@@ -1,0 +1,216 @@
+//! One layer of the KV cache: its memory, and how each position came to be.
+
+use crate::batch::Span;
+use crate::cache::{HoleReads, Provenance};
+use crate::error::Result;
+use candle_core::{Device, Tensor};
+use std::ops::Range;
+
+/// Where a layer's keys and values lie.
+#[derive(Debug)]
+pub(crate) enum Storage {
+    /// `[rows, n_kv_heads, capacity, head_dim]` in plain memory, for the fused CPU layer.
+    Host {
+        /// Keys.
+        k: Vec<f32>,
+        /// Values.
+        v: Vec<f32>,
+    },
+    /// `[rows, n_kv_heads, capacity, head_dim]` tensors on the model's device.
+    Device {
+        /// Keys.
+        k: Tensor,
+        /// Values.
+        v: Tensor,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct LayerKv {
+    pub(crate) capacity: usize,
+    pub(crate) storage: Storage,
+    /// `[rows]`: positions `0..filled` of the row hold a key.
+    pub(crate) filled: Vec<usize>,
+    /// `[rows, capacity]`.
+    pub(crate) provenance: Vec<Provenance>,
+    /// `[rows]`: holes of the row by kind, so that counting reads costs nothing.
+    pub(crate) holes: Vec<HoleReads>,
+    /// `[rows, capacity]`: positions that no query sees; empty until there is one.
+    pub(crate) masked: Vec<bool>,
+}
+
+impl LayerKv {
+    /// In plain memory; `width` is `n_kv_heads * head_dim`.
+    pub(crate) fn host(rows: usize, capacity: usize, width: usize) -> Self {
+        let len = rows * capacity * width;
+        let storage = Storage::Host {
+            k: vec![0.0; len],
+            v: vec![0.0; len],
+        };
+        Self::new(rows, capacity, storage)
+    }
+
+    pub(crate) fn new(rows: usize, capacity: usize, storage: Storage) -> Self {
+        Self {
+            capacity,
+            storage,
+            filled: vec![0; rows],
+            provenance: vec![Provenance::Empty; rows * capacity],
+            holes: vec![HoleReads::default(); rows],
+            masked: Vec::new(),
+        }
+    }
+
+    /// Marks slots of `row`; `slots` index `[rows, capacity]`.
+    pub(crate) fn set(&mut self, row: usize, slots: Range<usize>, how: Provenance) {
+        let holes = &mut self.holes[row];
+        for slot in slots.clone() {
+            match self.provenance[slot] {
+                Provenance::Masked => holes.masked -= 1,
+                old if old.is_approximate() => holes.approximate -= 1,
+                _ => {}
+            }
+        }
+        self.provenance[slots.clone()].fill(how);
+        match how {
+            Provenance::Masked => holes.masked += slots.len() as u64,
+            how if how.is_approximate() => holes.approximate += slots.len() as u64,
+            _ => {}
+        }
+        if !self.masked.is_empty() {
+            self.masked[slots].fill(how == Provenance::Masked);
+        }
+    }
+
+    /// Which of the first `len` positions of `row` no query sees; empty if every one is seen.
+    pub(crate) fn masked(&self, row: usize, len: usize) -> &[bool] {
+        match self.masked.is_empty() || self.holes[row].masked == 0 {
+            true => &[],
+            false => &self.masked[row * self.capacity..row * self.capacity + len],
+        }
+    }
+
+    /// What is added to scores: 0 where a query, (row, positions that it may see), sees a key and minus infinity
+    /// elsewhere: `[queries, longest]`.
+    pub(crate) fn mask(
+        &self,
+        queries: &[(usize, usize)],
+        longest: usize,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let mut values = vec![f32::NEG_INFINITY; queries.len() * longest];
+        for (&(row, len), values) in queries.iter().zip(values.chunks_exact_mut(longest)) {
+            values[..len].fill(0.0);
+            // A layer without room holds no holes either.
+            if self.capacity > 0 {
+                for (value, masked) in values.iter_mut().zip(self.masked(row, len)) {
+                    *value = if *masked { f32::NEG_INFINITY } else { *value };
+                }
+            }
+        }
+        Ok(Tensor::from_vec(values, (queries.len(), longest), device)?)
+    }
+
+    /// Copies one position from `other`; `width`: (n_kv_heads, head_dim).
+    pub(crate) fn copy_position(
+        &mut self,
+        other: &LayerKv,
+        span: Span,
+        (heads, head_dim): (usize, usize),
+    ) -> Result<()> {
+        let (row, position) = (span.row, span.start);
+        match (&mut self.storage, &other.storage) {
+            (
+                Storage::Host { k, v },
+                Storage::Host {
+                    k: from_k,
+                    v: from_v,
+                },
+            ) => {
+                for head in 0..heads {
+                    let slot = |capacity: usize| {
+                        let at = ((row * heads + head) * capacity + position) * head_dim;
+                        at..at + head_dim
+                    };
+                    let (to, from) = (slot(self.capacity), slot(other.capacity));
+                    k[to.clone()].copy_from_slice(&from_k[from.clone()]);
+                    v[to].copy_from_slice(&from_v[from]);
+                }
+            }
+            (
+                Storage::Device { k, v },
+                Storage::Device {
+                    k: from_k,
+                    v: from_v,
+                },
+            ) => {
+                for (to, from) in [(k, from_k), (v, from_v)] {
+                    let from = from.get(row)?.narrow(1, position, 1)?.contiguous()?;
+                    to.get(row)?.slice_set(&from, 1, position)?;
+                }
+            }
+            _ => unreachable!("all layers of a cache lie in the same kind of memory"),
+        }
+        Ok(())
+    }
+
+    /// `moved`: (row, the row whose content it gets); gives the positions copied.
+    pub(crate) fn reorder(
+        &mut self,
+        moved: &[(usize, usize)],
+        (heads, head_dim): (usize, usize),
+    ) -> Result<u64> {
+        let capacity = self.capacity;
+        match &mut self.storage {
+            Storage::Host { k, v } => {
+                let stride = heads * capacity * head_dim;
+                for store in [k, v] {
+                    // Only what is filled: [heads] runs of the parent's positions.
+                    let parents: Vec<Vec<f32>> = moved
+                        .iter()
+                        .map(|&(_, parent)| {
+                            let filled = self.filled[parent] * head_dim;
+                            (0..heads)
+                                .flat_map(|head| {
+                                    let at = parent * stride + head * capacity * head_dim;
+                                    store[at..at + filled].iter().copied()
+                                })
+                                .collect()
+                        })
+                        .collect();
+                    for (&(row, parent), content) in moved.iter().zip(parents) {
+                        let filled = self.filled[parent] * head_dim;
+                        for head in 0..heads {
+                            let at = row * stride + head * capacity * head_dim;
+                            store[at..at + filled]
+                                .copy_from_slice(&content[head * filled..(head + 1) * filled]);
+                        }
+                    }
+                }
+            }
+            Storage::Device { k, v } => {
+                let mut rows: Vec<u32> = (0..self.filled.len() as u32).collect();
+                for &(row, parent) in moved {
+                    rows[row] = parent as u32;
+                }
+                let rows = Tensor::new(rows, k.device())?;
+                for store in [k, v] {
+                    *store = store.index_select(&rows, 0)?;
+                }
+            }
+        }
+        let (filled, holes) = (self.filled.clone(), self.holes.clone());
+        let provenance = self.provenance.clone();
+        let masked = self.masked.clone();
+        for &(row, parent) in moved {
+            self.filled[row] = filled[parent];
+            self.holes[row] = holes[parent];
+            let (to, from) = (row * capacity, parent * capacity);
+            self.provenance[to..to + capacity].copy_from_slice(&provenance[from..from + capacity]);
+            if !masked.is_empty() {
+                self.masked[to..to + capacity].copy_from_slice(&masked[from..from + capacity]);
+            }
+        }
+        Ok(moved.iter().map(|&(_, parent)| filled[parent] as u64).sum())
+    }
+}
