@@ -56,6 +56,20 @@ struct Chart {
     guide: Option<(String, Vec<(f64, f64)>)>,
     /// The band in which random sets lie: (x, low, high).
     band: Vec<(f64, f64, f64)>,
+    /// Every series of the run, so that each has a style of its own in all charts.
+    names: Vec<String>,
+}
+
+/// Names of all series but the full network, which has its own style, in the order of the experiment.
+fn names(rows: &[ResultRow]) -> Vec<String> {
+    let mut names = Vec::new();
+    for row in rows.iter().filter(|row| !row.is_full()) {
+        let name = row.series();
+        if !names.contains(&name) && row.band().is_none() {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Where 95% of the sets of a random band lie at each target, over the speedup that was measured for one of them.
@@ -83,6 +97,10 @@ pub(crate) fn all(rows: &[ResultRow]) -> Result<Vec<Plot>> {
         charts.extend(achieved(&group));
     }
     charts.extend(throughput(rows));
+    let names = names(rows);
+    for chart in &mut charts {
+        chart.names.clone_from(&names);
+    }
     charts
         .iter()
         .filter(|chart| chart.series.iter().any(|series| !series.points.is_empty()))
@@ -153,6 +171,7 @@ fn quality(group: &[&ResultRow]) -> Option<Chart> {
     });
     Some(Chart {
         band: null_band(&band),
+        names: Vec::new(),
         name: file_name(&["quality", model, task, &file]),
         title: format!("Quality against achieved speedup: {task}, {title}"),
         x_label: "achieved speedup (decode time, full network = 1)".to_owned(),
@@ -189,6 +208,7 @@ fn achieved(group: &[&ResultRow]) -> Option<Chart> {
             vec![(1.0, 1.0), (largest, largest)],
         )),
         band: Vec::new(),
+        names: Vec::new(),
     })
 }
 
@@ -232,6 +252,7 @@ fn throughput(rows: &[ResultRow]) -> Vec<Chart> {
             series,
             guide: None,
             band: Vec::new(),
+            names: Vec::new(),
         });
     }
     charts
@@ -332,7 +353,7 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
             style,
         ))?;
     }
-    for (index, series) in styled(&chart.series) {
+    for (index, series) in styled(chart) {
         let color = color(index, &series.name);
         let line = series.points.iter().map(|p| (p.x, p.y));
         context.draw_series(LineSeries::new(line, color.stroke_width(2 * UNIT)))?;
@@ -361,7 +382,7 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
     let step = (LEGEND_HEIGHT / entries.max(1) as i32).min(22 * PX);
     let letters = (step * 3 / 4).clamp(7 * PX, 13 * PX);
     let style = TextStyle::from((FONT, letters).into_font()).color(&BLACK);
-    let fits = (200 * PX * 5 / (letters * 3)) as usize;
+    let fits = (195 * PX * 25 / (letters * 13)) as usize;
     let label = |name: &str, y: i32| {
         let name = match name.chars().count() > fits {
             true => name.chars().take(fits - 1).chain(['…']).collect(),
@@ -370,7 +391,7 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
         Text::new(name, (42 * PX, y - letters / 2), style.clone())
     };
     let mut y = 52 * PX;
-    for (index, series) in styled(&chart.series) {
+    for (index, series) in styled(chart) {
         let color = color(index, &series.name);
         area.draw(&PathElement::new(
             vec![(6 * PX, y), (34 * PX, y)],
@@ -399,13 +420,12 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
     Ok(())
 }
 
-/// Series with the number of their style: the full network has its own, so that a strategy looks the same in every plot
-/// of a run.
-fn styled(series: &[Series]) -> impl Iterator<Item = (usize, &Series)> {
-    series.iter().scan(0, |next, series| {
-        let index = *next;
-        *next += usize::from(series.name != "full");
-        Some((index, series))
+/// Series with the number of their style.
+fn styled(chart: &Chart) -> impl Iterator<Item = (usize, &Series)> {
+    chart.series.iter().map(|series| {
+        let known = chart.names.iter().position(|name| *name == series.name);
+        // What is left is a set of a random band, which comes after all others.
+        (known.unwrap_or(chart.names.len()), series)
     })
 }
 
