@@ -1,6 +1,6 @@
 //! One decode step: each row through its layers, exits, and what becomes of the layers that it skips.
 
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::generate::Run;
 use crate::signal;
 use crate::trace::TokenTrace;
@@ -69,19 +69,22 @@ impl Run<'_> {
         plan: &StepPlan,
         strategy: &mut dyn Strategy,
     ) -> Result<Step> {
+        self.check_reachable(&plan.layers)?;
         if let Some(agreement) = self.needs.oracle {
             return self.decode_oracle(ids, spans, plan, agreement);
         }
-        let mut rows: Vec<Row> = spans
-            .iter()
-            .map(|&span| Row {
+        let mut rows: Vec<Row> = Vec::with_capacity(spans.len());
+        for &span in spans {
+            let set = strategy.row_layers(span.row).unwrap_or(plan.layers);
+            self.check_reachable(&set)?;
+            rows.push(Row {
                 span,
-                set: strategy.row_layers(span.row).unwrap_or(plan.layers),
+                set,
                 ran: LayerSet::empty(),
                 made_up: 0,
                 confidence: None,
-            })
-            .collect();
+            });
+        }
         let mut hidden = self.model.embed(ids)?;
         let mut ghosts: Vec<Ghost> = Vec::new();
         let mut done: Vec<Done> = Vec::new();
@@ -142,6 +145,16 @@ impl Run<'_> {
             });
         }
         self.gather(done)
+    }
+
+    /// Refuses layers that have no cache because nobody said that they would run.
+    fn check_reachable(&self, layers: &LayerSet) -> Result<()> {
+        if layers.is_subset(&self.reachable) {
+            return Ok(());
+        }
+        let missing = |layer: &usize| !LayerSet::from_layers([*layer]).is_subset(&self.reachable);
+        let layer = layers.iter().find(missing).unwrap_or_default();
+        Err(EngineError::NotReachable { layer })
     }
 
     /// Each row's part of a layer; rows that skip it keep their state.

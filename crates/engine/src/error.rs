@@ -26,6 +26,14 @@ pub enum EngineError {
         /// What is wrong, and what would work.
         message: String,
     },
+    /// A strategy runs a layer that it has not announced, so that nothing was cached for it.
+    #[error(
+        "the strategy runs or announces layer {layer}, which the model does not have or which is not among the layers that its `reachable` names; this is a mistake in the strategy"
+    )]
+    NotReachable {
+        /// The layer.
+        layer: usize,
+    },
     /// The model's output is not a number.
     #[error(
         "the logits of row {row} are not finite; the checkpoint is damaged or its dtype overflows"

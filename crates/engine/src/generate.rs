@@ -123,9 +123,14 @@ impl<'a> Engine<'a> {
         };
         strategy.begin(&shape)?;
         let rows = shape.prompt_lens.len();
+        let reachable = strategy.reachable();
+        if let Some(layer) = reachable.iter().find(|&layer| layer >= shape.n_layers) {
+            return Err(EngineError::NotReachable { layer });
+        }
         let mut run = Run {
             model: self.model,
             needs: strategy.needs(),
+            reachable,
             cache: self.cache(&shape, strategy, options)?,
             pending: (0..rows).map(|_| Vec::new()).collect(),
             out: Generation {
@@ -239,6 +244,8 @@ fn check_search(strategy: &dyn Strategy, options: &Options) -> Result<()> {
 pub(crate) struct Run<'a> {
     pub(crate) model: &'a dyn CausalLm,
     pub(crate) needs: Needs,
+    /// The layers that the strategy has announced.
+    pub(crate) reachable: LayerSet,
     pub(crate) cache: KvCache,
     /// Per row of the cache, in the order of their positions.
     pub(crate) pending: Vec<Vec<Pending>>,

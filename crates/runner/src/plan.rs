@@ -135,8 +135,10 @@ impl Plan {
                 for &beams in &self.experiment.beams {
                     for &batch_size in &self.experiment.batch_sizes {
                         for spec in &specs {
+                            let timed = !spec.is_oracle() && leads_its_band(spec, &specs);
+                            let setting = (batch_size, beams, timed);
                             cells.push(Cell {
-                                id: self.id(model_plan, task_data, spec, batch_size, beams),
+                                id: self.id(model_plan, task_data, spec, setting),
                                 model,
                                 task,
                                 model_name: model_plan.name.clone(),
@@ -144,7 +146,7 @@ impl Plan {
                                 strategy: spec.clone(),
                                 batch_size,
                                 beams,
-                                timed: !spec.is_oracle() && leads_its_band(spec, &specs),
+                                timed,
                             });
                         }
                     }
@@ -236,8 +238,7 @@ impl Plan {
         model: &ModelPlan,
         task: &TaskData,
         spec: &StrategySpec,
-        batch: usize,
-        beams: usize,
+        (batch_size, beams, timed): (usize, usize, bool),
     ) -> String {
         let experiment = &self.experiment;
         let determines = json!({
@@ -245,7 +246,7 @@ impl Plan {
             "model": model.digest,
             "task": task.digest(),
             "strategy": spec,
-            "batch_size": batch,
+            "batch_size": batch_size,
             "beams": beams,
             "length_penalty": experiment.length_penalty,
             "no_repeat_ngram": experiment.no_repeat_ngram,
@@ -253,7 +254,9 @@ impl Plan {
             "device": experiment.device,
             "dtype": experiment.dtype,
             "seed": experiment.seed,
-            "timing": experiment.timing,
+            "timing": timed.then_some(&experiment.timing),
+            // An oracle of answers goes by the task's main metric.
+            "metric": task.metrics.first().filter(|_| spec.is_oracle()).map(ToString::to_string),
         });
         let digest = Sha256::digest(determines.to_string());
         format!("{digest:x}")[..16].to_owned()

@@ -3,6 +3,7 @@
 use crate::support::{fixed, generate, spec};
 use skipbench_engine::{Engine, Options};
 use skipbench_model::MockModel;
+use skipbench_strategy::{BatchShape, LayerSet, Needs, StepPlan, Strategy, StrategyError};
 
 fn error(prompts: &[Vec<u32>], options: &Options) -> String {
     let model = MockModel::new(4, 10);
@@ -116,4 +117,45 @@ fn a_prompt_may_fill_all_positions() {
     let model = MockModel::new(2, 10);
     let generation = generate(&model, &[vec![1; 4000]], &spec("full"), &fixed(97));
     assert_eq!(generation.rows[0].tokens.len(), 97);
+}
+
+/// A strategy of another crate that breaks its word is refused; silently it would attend to nothing but itself.
+#[test]
+fn layers_that_were_not_announced_are_refused() {
+    struct Liar {
+        announced: usize,
+        run: usize,
+    }
+    impl Strategy for Liar {
+        fn needs(&self) -> Needs {
+            Needs::default()
+        }
+        fn begin(&mut self, _: &BatchShape) -> Result<(), StrategyError> {
+            Ok(())
+        }
+        fn plan(&mut self, _: usize) -> StepPlan {
+            StepPlan::fixed(LayerSet::full(self.run))
+        }
+        fn reachable(&self) -> LayerSet {
+            LayerSet::full(self.announced)
+        }
+    }
+    let model = MockModel::new(4, 100);
+    let error = |announced, run| {
+        Engine::new(&model)
+            .generate(&[vec![1]], &mut Liar { announced, run }, &fixed(3))
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(error(3, 4).contains("layer 3"));
+    assert!(error(9, 4).contains("layer 4"));
+    let mut honest = Liar {
+        announced: 4,
+        run: 3,
+    };
+    assert!(
+        Engine::new(&model)
+            .generate(&[vec![1]], &mut honest, &fixed(3))
+            .is_ok()
+    );
 }

@@ -121,6 +121,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         .build(model.sizes().n_layers)
         .with_context(|| format!("strategy `{}`", args.strategy))?;
 
+    // What cannot be written is said before the work, not after it.
+    for path in args.heatmap.iter().chain(&args.audit) {
+        create(path)?;
+    }
     let mut trace = match &args.trace {
         Some(path) => Some((path, BufWriter::new(create(path)?))),
         None => None,
@@ -194,6 +198,12 @@ fn check(args: &GenerateArgs) -> anyhow::Result<()> {
     if args.beams > 1 && (args.trace.is_some() || args.heatmap.is_some() || args.audit.is_some()) {
         bail!(
             "a beam search has no one way through the layers to trace; leave out --beams, or --trace, --heatmap and --audit"
+        );
+    }
+    if args.strategy.members().is_some() {
+        bail!(
+            "`{}` stands for several strategies, which an experiment runs one by one; leave out `seeds` and give a `seed`",
+            args.strategy
         );
     }
     args.strategy.check_search(args.beams as usize, sampling)?;

@@ -166,7 +166,13 @@ impl Tuner<'_> {
                 Engine::new(self.loaded.model.as_ref()),
                 prompts,
                 cell::natural_end(self.loaded, task),
-                format!("{}-{}", self.model.digest, task.digest()),
+                format!(
+                    "{}-{}-{:?}-{:?}",
+                    self.model.digest,
+                    task.digest(),
+                    experiment.device,
+                    experiment.dtype
+                ),
             )),
         };
         let found = text.calibrate(&cell.strategy, experiment.matching, &timing, self.scores)?;

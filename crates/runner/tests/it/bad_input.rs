@@ -326,8 +326,14 @@ fn searches_that_contradict_themselves() {
         &with_model(&["--strategy", "block-influence:llama-2-7b@1.2"]),
         &["for a model of 32 layers, not 16"],
     );
+    for option in ["--trace", "--heatmap", "--audit"] {
+        assert_names(
+            &with_model(&[option, "no such folder/t.svg"]),
+            &["cannot write no such folder/t.svg"],
+        );
+    }
     assert_names(
-        &with_model(&["--trace", "no such folder/t.jsonl"]),
-        &["cannot write no such folder/t.jsonl"],
+        &with_model(&["--strategy", "random: {seeds: 3, speedup: 2}"]),
+        &["stands for several strategies", "give a `seed`"],
     );
 }
