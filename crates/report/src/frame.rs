@@ -88,6 +88,7 @@ fn frame(rows: &[ResultRow]) -> Result<DataFrame> {
         columns.push(metric(name, format!("{name}_hi"), |value| Some(value.hi)));
     }
     columns.push(text("label", |row| &row.label));
+    columns.push(text("executed", |row| &row.executed));
     for name in &metrics {
         columns.push(metric(name, format!("{name}_p"), |value| value.p_value));
     }

@@ -17,6 +17,8 @@ pub struct ResultRow {
     pub variant: String,
     /// Short form, such as `unified@2`.
     pub label: String,
+    /// The strategy as it ran, with what calibration found.
+    pub executed: String,
     /// How skipped positions were filled in the KV cache.
     pub kv_fill: String,
     /// Rows of a batch.

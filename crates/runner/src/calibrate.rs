@@ -31,6 +31,40 @@ pub(crate) struct Calibrated {
     pub(crate) note: Option<String>,
 }
 
+/// Prompts of a file that a strategy is calibrated on outside an experiment.
+const PROMPTS: usize = 32;
+
+/// Whether a strategy lacks anything that is found on calibration text.
+pub(crate) fn lacks_text(spec: &StrategySpec, n_layers: usize) -> bool {
+    spec.knob().is_some() || spec.scoring(n_layers).is_some() || spec.wants_expected_length()
+}
+
+/// Finds what `spec` lacks, in layers, on the first of `prompts` (token ids) outside an experiment.
+///
+/// # Errors
+/// As [`Calibration::calibrate`].
+pub(crate) fn on_prompts(
+    engine: Engine<'_>,
+    spec: &StrategySpec,
+    prompts: &[Vec<u32>],
+    options: Options,
+) -> anyhow::Result<Calibrated> {
+    // Nothing is timed.
+    let timing = TimingPlan {
+        batches: Vec::new(),
+        new_tokens: 2,
+        planned_tokens: options.max_new_tokens,
+        repeats: 0,
+        warm_up: 0,
+        seed: 0,
+        beam: None,
+        no_repeat_ngram: 0,
+    };
+    let sample = prompts[..prompts.len().min(PROMPTS)].to_vec();
+    let mut calibration = Calibration::new(engine, sample, options, String::new());
+    calibration.calibrate(spec, Match::Layers, &timing, &mut ScoreCache::default())
+}
+
 /// The settings that were tried and what each gave.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Trace {

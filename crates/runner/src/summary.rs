@@ -127,6 +127,7 @@ fn row(
         strategy: cell.strategy.name().to_owned(),
         variant: cell.strategy.variant().unwrap_or_default().to_owned(),
         label: cell.strategy.to_string(),
+        executed: record.executed.to_string(),
         kv_fill: record.kv_fill.clone(),
         batch_size: cell.batch_size,
         beams: cell.beams,

@@ -22,6 +22,7 @@ fn row(label: &str, target: Option<f64>, batch_size: usize, bleu: f64) -> Result
             .and_then(|series| series.split_once(':'))
             .map_or(String::new(), |(_, variant)| variant.to_owned()),
         label: label.to_owned(),
+        executed: label.to_owned(),
         kv_fill: "none".to_owned(),
         batch_size,
         beams: 1,

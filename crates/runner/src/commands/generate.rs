@@ -1,15 +1,15 @@
 //! `skipbench generate`.
 
-use crate::calibrate::Calibration;
-use crate::experiment::{self, DeviceName, DtypeName, Match};
+use crate::calibrate::{lacks_text, on_prompts};
+use crate::experiment::{self, DeviceName, DtypeName};
 use crate::input::{Prompt, read_prompts};
 use crate::progress;
-use crate::store::{ScoreCache, layer_counts};
+use crate::store::layer_counts;
 use crate::trace::{Heat, audit_json, trace_line};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
-use skipbench_engine::{Beam, Engine, KvAudit, Options, Sampling, TimingPlan};
+use skipbench_engine::{Beam, Engine, KvAudit, Options, Sampling};
 use skipbench_model::{
     Backend, CausalLm, Decoder, HoleReads, ModelConfig, TextTokenizer, Tokenize,
 };
@@ -18,9 +18,6 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-/// Prompts that a strategy is calibrated on.
-const CALIBRATION_PROMPTS: usize = 32;
 
 /// Arguments of `skipbench generate`.
 #[derive(Debug, Args)]
@@ -252,7 +249,7 @@ fn options(args: &GenerateArgs, tokenizer: &dyn Tokenize) -> Options {
     }
 }
 
-fn tokenize(
+pub(super) fn tokenize(
     path: &Path,
     prompts: &[Prompt],
     tokenizer: &dyn Tokenize,
@@ -290,10 +287,7 @@ fn calibrated(
     options: &Options,
 ) -> anyhow::Result<StrategySpec> {
     let spec = &args.strategy;
-    let n_layers = engine.model().sizes().n_layers;
-    let lacks =
-        spec.knob().is_some() || spec.scoring(n_layers).is_some() || spec.wants_expected_length();
-    if !lacks {
+    if !lacks_text(spec, engine.model().sizes().n_layers) {
         return Ok(spec.clone());
     }
     // Answers are calibrated as greedy ones that end where the model ends them.
@@ -302,30 +296,18 @@ fn calibrated(
         eos_ids: tokenizer.eos_ids().to_vec(),
         ..Options::default()
     };
-    let texts = match &args.calibration {
-        Some(path) => tokenize(path, &read_prompts(path)?, tokenizer, engine, &natural)?,
-        None => ids.to_vec(),
+    let found = match &args.calibration {
+        Some(path) => {
+            let texts = tokenize(path, &read_prompts(path)?, tokenizer, engine, &natural)?;
+            on_prompts(engine, spec, &texts, natural)?
+        }
+        None => {
+            tracing::warn!(
+                "`{spec}` is calibrated on the first prompts themselves; --calibration takes others"
+            );
+            on_prompts(engine, spec, ids, natural)?
+        }
     };
-    let sample = texts[..texts.len().min(CALIBRATION_PROMPTS)].to_vec();
-    if args.calibration.is_none() {
-        tracing::warn!(
-            "`{spec}` is calibrated on the first {} prompts themselves; --calibration takes others",
-            sample.len()
-        );
-    }
-    let timing = TimingPlan {
-        batches: Vec::new(),
-        new_tokens: 2,
-        planned_tokens: natural.max_new_tokens,
-        repeats: 0,
-        warm_up: 0,
-        seed: 0,
-        beam: None,
-        no_repeat_ngram: 0,
-    };
-    let mut calibration = Calibration::new(engine, sample, natural, String::new());
-    let mut scores = ScoreCache::default();
-    let found = calibration.calibrate(spec, Match::Layers, &timing, &mut scores)?;
     if let Some(note) = &found.note {
         tracing::warn!("{spec}: {note}");
     }

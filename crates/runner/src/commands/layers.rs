@@ -1,11 +1,17 @@
 //! `skipbench layers`.
 
-use super::print_json;
+use super::{generate, print_json};
+use crate::calibrate::{lacks_text, on_prompts};
 use crate::experiment;
+use crate::input::read_prompts;
 use anyhow::Context;
+use candle_core::Device;
 use clap::Args;
+use skipbench_engine::{Engine, Options};
+use skipbench_model::{Backend, CausalLm, Decoder, ModelConfig, TextTokenizer, Tokenize};
 use skipbench_strategy::{Explanation, StrategySpec};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Arguments of `skipbench layers`.
@@ -15,8 +21,14 @@ pub struct LayersArgs {
     #[arg(long, value_parser = experiment::strategy)]
     strategy: StrategySpec,
     /// Decoder layers of the model
-    #[arg(long)]
-    n_layers: usize,
+    #[arg(long, required_unless_present = "model")]
+    n_layers: Option<usize>,
+    /// Checkpoint folder, instead of `--n-layers`
+    #[arg(long, conflicts_with = "n_layers")]
+    model: Option<PathBuf>,
+    /// Prompts to calibrate the strategy on, for layers that are chosen by scores, thresholds and expected lengths
+    #[arg(long, requires = "model")]
+    calibration: Option<PathBuf>,
     /// Longest answer in tokens, for strategies that go by position
     #[arg(long, default_value_t = 64)]
     max_new_tokens: usize,
@@ -30,10 +42,13 @@ pub struct LayersArgs {
 /// # Errors
 /// A strategy that cannot work with so many layers.
 pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
-    let explanation = args
-        .strategy
-        .explain(args.n_layers, args.max_new_tokens)
-        .with_context(|| format!("strategy `{}`", args.strategy))?;
+    let (spec, n_layers) = match (&args.model, args.n_layers) {
+        (Some(model), _) => of_model(&args, model)?,
+        (None, n_layers) => (args.strategy.clone(), n_layers.unwrap_or_default()),
+    };
+    let explanation = spec
+        .explain(n_layers, args.max_new_tokens)
+        .with_context(|| format!("strategy `{spec}`"))?;
     if args.json {
         print_json(&explanation)?;
         return Ok(ExitCode::SUCCESS);
@@ -41,6 +56,33 @@ pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     write!(out, "{}", describe(&explanation))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The depth of a checkpoint, and the strategy with what it lacks if there is text to find it on.
+fn of_model(args: &LayersArgs, model: &Path) -> anyhow::Result<(StrategySpec, usize)> {
+    let spec = &args.strategy;
+    let Some(path) = &args.calibration else {
+        let n_layers = ModelConfig::read(&model.join("config.json"))?.n_layers;
+        return Ok((spec.clone(), n_layers));
+    };
+    let decoder = Decoder::load(model, &Device::Cpu, None, Backend::Auto)?;
+    let tokenizer = TextTokenizer::load(model, decoder.sizes().vocab_size)?;
+    let n_layers = decoder.sizes().n_layers;
+    spec.validate(n_layers)
+        .with_context(|| format!("strategy `{spec}`"))?;
+    if !lacks_text(spec, n_layers) {
+        return Ok((spec.clone(), n_layers));
+    }
+    let options = Options {
+        max_new_tokens: args.max_new_tokens,
+        eos_ids: tokenizer.eos_ids().to_vec(),
+        ..Options::default()
+    };
+    let engine = Engine::new(&decoder);
+    let prompts = generate::tokenize(path, &read_prompts(path)?, &tokenizer, engine, &options)?;
+    let found = on_prompts(engine, spec, &prompts, options)
+        .with_context(|| format!("strategy `{spec}`"))?;
+    Ok((found.spec, n_layers))
 }
 
 /// The explanation for people.

@@ -1,6 +1,6 @@
 //! `skipbench layers`.
 
-use crate::support::{assert_names, refused, skipbench, stdout};
+use crate::support::{assert_names, checkpoint, refused, skipbench, stdout};
 use serde_json::Value;
 
 fn layers(strategy: &str, n_layers: &str) -> String {
@@ -57,4 +57,34 @@ fn an_unknown_name_gets_the_nearest() {
             refused(skipbench().args(["layers", "--strategy", strategy, "--n-layers", "12"]));
         assert_names(&text, &[&format!("did you mean `{near}`?")]);
     }
+}
+
+#[test]
+fn a_model_and_text_settle_what_scores_choose() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("prompts.jsonl");
+    std::fs::write(
+        &text,
+        stdout(skipbench().args(["data", "translation", "-n", "4"])),
+    )
+    .unwrap();
+    let layers = |calibrated: bool| {
+        let mut command = skipbench();
+        command
+            .args(["layers", "--strategy", "sleb@2", "--json", "--model"])
+            .arg(checkpoint());
+        if calibrated {
+            command.arg("--calibration").arg(&text);
+        }
+        serde_json::from_str::<Value>(&stdout(&mut command)).unwrap()
+    };
+    let open = layers(false);
+    assert_eq!(open["chosen_by"], "scores on calibration text");
+    assert_eq!(
+        (&open["n_layers"], &open["layers"]),
+        (&16.into(), &Value::Array(Vec::new()))
+    );
+    let settled = layers(true);
+    assert_eq!(settled["layers"].as_array().unwrap().len(), 8);
+    assert!(settled["chosen_by"].is_null());
 }
