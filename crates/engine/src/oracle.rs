@@ -107,7 +107,8 @@ impl Run<'_> {
             let state = select(state, &leaving)?;
             let spans: Vec<Span> = leaving.iter().map(|&row| spans[row]).collect();
             for layer in plan.layers.iter().filter(|layer| layer > exit) {
-                self.fill(layer, &state, &spans, true)?;
+                let others_run = exits.iter().any(|&other| other >= layer);
+                self.fill(layer, &state, &spans, others_run)?;
             }
         }
         Ok(())

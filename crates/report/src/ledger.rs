@@ -27,7 +27,7 @@ const HEADER: [&str; 15] = [
 ];
 
 /// What the columns mean.
-pub(crate) const LEGEND: &str = "`MB`, `MFLOP`: bytes read and floating-point operations per decoded token; of the bytes the shares of layer weights, KV cache, LM head for tokens, LM head for exit checks and KV filling. `verify`: of all of them, the share that verified drafts. `unexplained`: the share of the decode time that the bytes do not explain, 1 - achieved / bound; below zero where a cache serves them faster. `wasted`: layers that rows ran while they waited for others. `holes read`: keys and values per token, over all layers, that were made up or hidden. `KV error`: mean relative distance of the made-up ones from a full-depth replay.";
+pub(crate) const LEGEND: &str = "`MB`, `MFLOP`: bytes read and floating-point operations per decoded token; of the bytes the shares of layer weights, KV cache, LM head for tokens, LM head for exit checks and KV filling. `verify`: of all of them, the share that verified drafts. `unexplained`: the share of the decode time that the bytes read in the timing pass (of fixed length, unlike that of `bound`) do not explain, were all of the full network's time explained by its own; below zero where a cache serves them faster. `wasted`: layers that rows ran while they waited for others. `holes read`: keys and values per token, over all layers, that were made up or hidden. `KV error`: mean relative distance of the made-up ones from a full-depth replay.";
 
 fn table(group: &[&ResultRow]) -> TableData {
     let percent = |share: f64| match share == 0.0 {
@@ -54,7 +54,7 @@ fn table(group: &[&ResultRow]) -> TableData {
                 share(cost.verify_mbytes),
                 format!("{:.2}x", row.bound_speedup),
                 or_dash(row.achieved_speedup.map(|ratio| format!("{ratio:.2}x"))),
-                or_dash(row.unexplained.map(|rest| format!("{:.0}%", 100.0 * rest))),
+                or_dash(row.unexplained.map(whole_percent)),
                 percent(row.wasted_row_layers),
                 or_dash((holes > 0.0).then(|| format!("{holes:.0}"))),
                 or_dash(row.kv_distance.map(|distance| format!("{distance:.2}"))),
@@ -66,6 +66,14 @@ fn table(group: &[&ResultRow]) -> TableData {
         header: HEADER.map(str::to_owned).to_vec(),
         rows: body,
         notes: Vec::new(),
+    }
+}
+
+/// Without a minus before a zero.
+fn whole_percent(share: f64) -> String {
+    match (100.0 * share).round() {
+        0.0 => "0%".to_owned(),
+        percent => format!("{percent:.0}%"),
     }
 }
 

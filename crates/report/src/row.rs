@@ -51,8 +51,8 @@ pub struct ResultRow {
     pub paper_tokens_per_s: Option<f64>,
     /// What a decoded token costs.
     pub cost: TokenCost,
-    /// Share of the strategy's decode time that its bytes do not explain, were all of the full network's explained by its
-    /// own: 1 - achieved / bound.
+    /// Share of the strategy's decode time in the timing pass that the bytes read there do not explain, were all of the full
+    /// network's explained by its own.
     pub unexplained: Option<f64>,
     /// Share of the (row, layer) pairs that rows ran which were done already.
     pub wasted_row_layers: f64,

@@ -320,6 +320,8 @@ fn timing(
             rows: plan.batches[block.batch].len(),
             prompt_tokens: plan.batches[block.batch].iter().map(Vec::len).sum(),
             decoded_tokens: block.strategy.decoded_tokens(),
+            bytes: block.strategy.ledger.total().bytes,
+            full_bytes: block.strategy.ledger.full.bytes,
             full: times(&block.full),
             strategy: times(&block.strategy),
         })

@@ -129,6 +129,10 @@ pub struct BlockRecord {
     pub prompt_tokens: usize,
     /// Tokens of all rows that the decode steps generated, by either.
     pub decoded_tokens: usize,
+    /// Bytes that the strategy's decode steps read.
+    pub bytes: u64,
+    /// Bytes that the full network reads for the same tokens.
+    pub full_bytes: u64,
     /// The full network.
     pub full: Times,
     /// The strategy.

@@ -146,7 +146,9 @@ fn row(
         tokens_per_s: speed.map(|speed| speed.tokens_per_s),
         paper_tokens_per_s: speed.map(|speed| speed.paper_tokens_per_s),
         cost: cost(record),
-        unexplained: achieved.map(|speedup| 1.0 - speedup.ratio / record.bound_speedup),
+        unexplained: achieved
+            .zip(timed_bound(&record.blocks))
+            .map(|(speedup, bound)| 1.0 - speedup.ratio / bound),
         wasted_row_layers: record.ledger.wasted_row_layers as f64
             / record.ledger.row_layers.max(1) as f64,
         holes_read_per_token: (record.approximate_reads + record.masked_reads) as f64 / decoded,
@@ -175,6 +177,14 @@ fn row(
             .collect(),
         note: record.note.clone(),
     }
+}
+
+/// The speedup that the bytes of the timed blocks allow. Those go on behind the end of an answer, where a dynamic strategy
+/// may behave in another way.
+fn timed_bound(blocks: &[BlockRecord]) -> Option<f64> {
+    let sum = |of: fn(&BlockRecord) -> u64| -> u64 { blocks.iter().map(of).sum() };
+    let (full, strategy) = (sum(|block| block.full_bytes), sum(|block| block.bytes));
+    (strategy > 0).then(|| full as f64 / strategy as f64)
 }
 
 fn cost(record: &Record) -> TokenCost {
