@@ -32,6 +32,26 @@ pub(crate) struct Pending {
     state: Tensor,
 }
 
+/// How far a row's drafts are the full network's own computation.
+pub(crate) struct Exact {
+    /// Layers, from the lowest up, that ran for every token drafted so far: their keys and values are exact, and so is the
+    /// state behind them.
+    layers: usize,
+    /// Of each token that was fed: the layers that need not run again, no more than for the token before it, and the state
+    /// behind them, `[1, d_model]`.
+    pub(crate) states: Vec<(usize, Tensor)>,
+}
+
+impl Exact {
+    /// Before anything is drafted.
+    pub(crate) fn all(n_layers: usize) -> Self {
+        Self {
+            layers: n_layers,
+            states: Vec::new(),
+        }
+    }
+}
+
 /// A row on its way through the layers.
 struct Row {
     span: Span,
@@ -85,11 +105,14 @@ impl Run<'_> {
                 confidence: None,
             });
         }
+        let n_layers = self.model.sizes().n_layers;
         let mut hidden = self.model.embed(ids)?;
         let mut ghosts: Vec<Ghost> = Vec::new();
         let mut done: Vec<Done> = Vec::new();
         let last = plan.layers.iter().last();
-        for layer in 0..self.model.sizes().n_layers {
+        self.limit_exact(&rows, leading_layers(&plan.layers, n_layers));
+        for layer in 0..n_layers {
+            self.keep_exact(layer, &hidden, &rows)?;
             let before = hidden;
             hidden = self.run_layer(layer, &before, &mut rows, &mut ghosts)?;
             self.fill_passed(layer, &hidden, &rows)?;
@@ -113,6 +136,8 @@ impl Run<'_> {
                 }
             }
             let state = select(&hidden, &exits)?;
+            self.limit_exact(&leaving, layer + 1);
+            self.keep_exact(layer + 1, &state, &leaving)?;
             self.leave(
                 layer,
                 &state,
@@ -138,6 +163,7 @@ impl Run<'_> {
         }
         self.settle(ghosts, plan)?;
         if !rows.is_empty() {
+            self.keep_exact(n_layers, &hidden, &rows)?;
             done.push(Done {
                 rows: rows.into_iter().map(|row| (row, None)).collect(),
                 logits: None,
@@ -145,6 +171,27 @@ impl Run<'_> {
             });
         }
         self.gather(done)
+    }
+
+    /// Of a draft by `rows`, no more than the lowest `layers` are what the full network computes.
+    fn limit_exact(&mut self, rows: &[Row], layers: usize) {
+        for row in rows {
+            if let Some(exact) = self.exact.get_mut(row.span.row) {
+                exact.layers = exact.layers.min(layers);
+            }
+        }
+    }
+
+    /// Keeps the state in front of `layer`, `hidden`: `[rows.len(), d_model]`, of rows whose draft is exact up to there.
+    fn keep_exact(&mut self, layer: usize, hidden: &Tensor, rows: &[Row]) -> Result<()> {
+        for (index, row) in rows.iter().enumerate() {
+            if let Some(exact) = self.exact.get_mut(row.span.row)
+                && exact.layers == layer
+            {
+                exact.states.push((layer, hidden.narrow(0, index, 1)?));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses layers that have no cache because nobody said that they would run.
@@ -491,6 +538,13 @@ impl Run<'_> {
         self.out.ledger.head(self.model.sizes(), rows);
         Ok(self.model.head(hidden)?)
     }
+}
+
+/// How many whole layers a set holds from the lowest up without a gap.
+fn leading_layers(set: &LayerSet, n_layers: usize) -> usize {
+    (0..n_layers)
+        .find(|&layer| !set.contains(layer))
+        .unwrap_or(n_layers)
 }
 
 /// Which part of a layer a set holds.

@@ -2,7 +2,7 @@
 
 use crate::audit::KvAudit;
 use crate::beam::Beam;
-use crate::decode::{Decoded, Pending, part_of, select};
+use crate::decode::{Decoded, Exact, Pending, part_of, select};
 use crate::error::{EngineError, Result};
 use crate::ledger::Ledger;
 use crate::ngram;
@@ -65,6 +65,31 @@ pub struct Generation {
     pub ledger: Ledger,
     /// Holes of the KV cache that attention read.
     pub hole_reads: HoleReads,
+    /// What became of drafts, where the strategy makes some.
+    pub drafts: DraftTally,
+}
+
+/// How many drafted tokens stood.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct DraftTally {
+    /// Verifications, one for each row that takes part.
+    pub verified: u64,
+    /// Tokens drafted.
+    pub drafted: u64,
+    /// Of these, the ones that the verification left standing.
+    pub accepted: u64,
+    /// Seconds of drafting, of all that decode steps take.
+    pub draft_s: f64,
+}
+
+impl DraftTally {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        self.verified += other.verified;
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
+        self.draft_s += other.draft_s;
+    }
 }
 
 impl Generation {
@@ -133,6 +158,7 @@ impl<'a> Engine<'a> {
             reachable,
             cache: self.cache(&shape, strategy, options)?,
             pending: (0..rows).map(|_| Vec::new()).collect(),
+            exact: Vec::new(),
             out: Generation {
                 rows: vec![RowOutput::default(); prompts.len()],
                 ..Generation::default()
@@ -218,7 +244,7 @@ fn check_search(strategy: &dyn Strategy, options: &Options) -> Result<()> {
             );
         }
     }
-    let one_continuation = strategy.draft_length().is_some() || strategy.needs().oracle.is_some();
+    let one_continuation = strategy.draft().is_some() || strategy.needs().oracle.is_some();
     if one_continuation && options.beam.is_some() {
         return wrong(
             "beams",
@@ -249,6 +275,8 @@ pub(crate) struct Run<'a> {
     pub(crate) cache: KvCache,
     /// Per row of the cache, in the order of their positions.
     pub(crate) pending: Vec<Vec<Pending>>,
+    /// Per row of the cache, while drafts are made; empty otherwise.
+    pub(crate) exact: Vec<Exact>,
     pub(crate) out: Generation,
 }
 
@@ -306,8 +334,8 @@ impl Run<'_> {
         let mut step = 1;
         while !live.is_empty() && step < options.max_new_tokens {
             let clock = Clock::start(self.model)?;
-            let chosen = match strategy.draft_length() {
-                Some(length) => self.speculate(prompts, &live, length, strategy, options)?,
+            let chosen = match strategy.draft() {
+                Some(limit) => self.speculate(prompts, &live, limit, strategy, options)?,
                 None => self.step(prompts, &live, step, strategy, &mut chooser, options)?,
             };
             self.out.step_s.push(clock.stop(self.model)?);

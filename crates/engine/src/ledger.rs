@@ -50,7 +50,7 @@ pub struct Ledger {
     pub verify: Cost,
     /// What the full network takes.
     pub full: Cost,
-    /// (row, layer) pairs that ran.
+    /// (token, layer) pairs that ran, a sub-layer alone being one too.
     pub row_layers: u64,
     /// Of these, the ones that rows ran which were done already, waiting for deeper ones.
     pub wasted_row_layers: u64,
@@ -139,7 +139,7 @@ impl Ledger {
             self.kv_read += cost;
             self.attribute(cost);
         }
-        self.row_layers += spans.len() as u64;
+        self.row_layers += token_count(spans) as u64;
     }
 
     /// The LM head was read for the tokens of so many rows.

@@ -28,7 +28,7 @@ mod trace;
 pub use audit::{EntryAudit, KvAudit, LayerAudit};
 pub use beam::Beam;
 pub use error::{EngineError, Result};
-pub use generate::{Engine, Generation, Options, RowOutput};
+pub use generate::{DraftTally, Engine, Generation, Options, RowOutput};
 pub use ledger::{Cost, Ledger};
 pub use scores::{CalibrationText, removal_order};
 pub use select::Sampling;

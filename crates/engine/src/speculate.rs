@@ -1,12 +1,15 @@
 //! Self-speculative decoding: draft with some layers, verify with all.
 
+use crate::decode::Exact;
 use crate::error::Result;
 use crate::generate::{Chosen, Options, Run};
 use crate::ledger::Phase;
 use crate::signal;
 use crate::trace::TokenTrace;
+use candle_core::Tensor;
 use skipbench_model::{Part, Span};
-use skipbench_strategy::{LayerSet, Strategy};
+use skipbench_strategy::{DraftLimit, ExitSignal, LayerSet, Strategy, Verification};
+use std::time::Instant;
 
 /// What a row drafts in one round.
 struct Draft {
@@ -19,6 +22,11 @@ struct Draft {
     layers: Vec<f64>,
     /// How many tokens may be drafted, so that one more fits.
     room: usize,
+    /// The last drafted token is not likely enough to go on behind it.
+    doubtful: bool,
+    /// Of each token but the last, which was never fed: the layers that drafting ran as the full network would, and the
+    /// state behind them, `[1, d_model]`.
+    exact: Vec<(usize, Tensor)>,
 }
 
 impl Draft {
@@ -29,27 +37,24 @@ impl Draft {
     /// Where the next token goes in, as long as there is one to draft.
     fn next(&self, options: &Options) -> Option<Span> {
         let ended = self.drafted() > 0 && options.eos_ids.contains(self.ids.last()?);
-        (self.drafted() < self.room && !ended)
+        (self.drafted() < self.room && !ended && !self.doubtful)
             .then(|| Span::token(self.row, self.start + self.drafted()))
     }
 
-    fn span(&self) -> Span {
-        Span {
-            row: self.row,
-            start: self.start,
-            len: self.ids.len(),
-        }
+    /// Layers that the verification runs for token `index`.
+    fn verified_layers(&self, index: usize, n_layers: usize) -> usize {
+        n_layers - self.exact.get(index).map_or(0, |(layers, _)| *layers)
     }
 }
 
 impl Run<'_> {
-    /// One round: every live row drafts up to `length` tokens, one pass of all layers verifies them, and each row gets
-    /// the drafted tokens that the full network would have chosen and the one that it chooses after them.
+    /// One round: every live row drafts, one pass verifies all drafts, and each row gets the drafted tokens that the full
+    /// network would have chosen and the one that it chooses after them.
     pub(crate) fn speculate(
         &mut self,
         prompts: &[Vec<u32>],
         live: &[usize],
-        length: usize,
+        limit: DraftLimit,
         strategy: &mut dyn Strategy,
         options: &Options,
     ) -> Result<Vec<Chosen>> {
@@ -62,17 +67,26 @@ impl Run<'_> {
                     start: prompts[row].len() + done - 1,
                     ids: vec![self.last_token(row)],
                     layers: Vec::new(),
-                    room: length.min(options.max_new_tokens - done - 1),
+                    room: limit.tokens.min(options.max_new_tokens - done - 1),
+                    doubtful: false,
+                    exact: Vec::new(),
                 }
             })
             .collect();
+        let began = Instant::now();
         self.out.ledger.enter(Phase::Draft);
-        self.draft(&mut drafts, strategy, options)?;
+        self.draft(&mut drafts, limit, strategy, options)?;
+        // The last drafted tokens are on the host, so the device is done.
+        self.out.drafts.draft_s += began.elapsed().as_secs_f64();
         self.out.ledger.enter(Phase::Verify);
         let votes = self.verify(&drafts)?;
         self.out.ledger.enter(Phase::Decode);
 
-        let (mut drafted, mut accepted) = (0, 0);
+        let mut outcome = Verification {
+            rows: drafts.len(),
+            drafted: 0,
+            accepted: 0,
+        };
         let mut decoded = Vec::new();
         let mut votes = votes.into_iter();
         for draft in &drafts {
@@ -82,13 +96,16 @@ impl Run<'_> {
                 .zip(&votes)
                 .take_while(|(draft, vote)| draft == vote)
                 .count();
-            drafted += draft.drafted();
-            accepted += standing;
+            outcome.drafted += draft.drafted();
+            outcome.accepted += standing;
             // The last token that stands is not fed yet; what the cache holds from it on goes.
             self.cache.truncate(draft.row, draft.start + standing + 1);
             decoded.extend(self.standing(draft, &votes, standing, options));
         }
-        strategy.verified(drafted, accepted);
+        strategy.verified(outcome);
+        self.out.drafts.verified += outcome.rows as u64;
+        self.out.drafts.drafted += outcome.drafted as u64;
+        self.out.drafts.accepted += outcome.accepted as u64;
         self.charge_full(&drafts, &decoded);
         Ok(decoded)
     }
@@ -97,9 +114,12 @@ impl Run<'_> {
     fn draft(
         &mut self,
         drafts: &mut [Draft],
+        limit: DraftLimit,
         strategy: &mut dyn Strategy,
         options: &Options,
     ) -> Result<()> {
+        let n_layers = self.model.sizes().n_layers;
+        self.exact = self.pending.iter().map(|_| Exact::all(n_layers)).collect();
         loop {
             let open: Vec<(usize, Span)> = drafts
                 .iter()
@@ -118,30 +138,60 @@ impl Run<'_> {
             let plan = strategy.plan(1);
             let step = self.decode(&ids, &spans, &plan, strategy)?;
             let tokens = signal::argmax(&step.logits)?;
-            for ((&(index, _), next), token) in open.iter().zip(step.rows).zip(tokens) {
-                debug_assert_eq!(drafts[index].row, next.row);
+            let doubtful = match limit.least_probability > 0.0 {
+                true => signal::from_logits(ExitSignal::MaxProb, &step.logits)?
+                    .into_iter()
+                    .map(|probability| probability < limit.least_probability)
+                    .collect(),
+                false => vec![false; open.len()],
+            };
+            let outcomes = step.rows.into_iter().zip(tokens).zip(doubtful);
+            for (&(index, _), ((decoded, token), doubtful)) in open.iter().zip(outcomes) {
+                debug_assert_eq!(drafts[index].row, decoded.row);
                 drafts[index].ids.push(token);
-                drafts[index].layers.push(next.layers);
+                drafts[index].layers.push(decoded.layers);
+                drafts[index].doubtful = doubtful;
             }
         }
-        // What the drafts wrote is not what all layers would have written.
+        let mut exact = std::mem::take(&mut self.exact);
         for draft in drafts {
-            self.cache.truncate(draft.row, draft.start);
-            self.pending[draft.row].clear();
+            draft.exact = std::mem::take(&mut exact[draft.row].states);
+            self.forget_inexact(draft);
         }
         Ok(())
     }
 
-    /// The full network's choice after each token of each draft.
+    /// Drops from the cache what all layers would not have written.
+    fn forget_inexact(&mut self, draft: &Draft) {
+        for layer in 0..self.model.sizes().n_layers {
+            let exact = draft.exact.iter().take_while(|(layers, _)| *layers > layer);
+            self.cache
+                .truncate_layer(layer, draft.row, draft.start + exact.count());
+        }
+        self.pending[draft.row].clear();
+    }
+
+    /// The full network's choice after each token of each draft. A token comes in at the layer up to which drafting has
+    /// computed it already, as LayerSkip verifies from its cached exit states (arXiv 2404.16710).
     fn verify(&mut self, drafts: &[Draft]) -> Result<Vec<u32>> {
         let sizes = self.model.sizes();
-        let spans: Vec<Span> = drafts.iter().map(Draft::span).collect();
-        let ids: Vec<u32> = drafts.iter().flat_map(|draft| draft.ids.clone()).collect();
-        let mut hidden = self.model.embed(&ids)?;
+        let last: Vec<u32> = drafts
+            .iter()
+            .map(|draft| draft.ids[draft.drafted()])
+            .collect();
+        let mut spans: Vec<Span> = drafts
+            .iter()
+            .map(|draft| Span::token(draft.row, draft.start + draft.drafted()))
+            .collect();
+        let mut hidden = self.model.embed(&last)?;
         for layer in 0..sizes.n_layers {
-            hidden = self.model.layer(layer, &hidden, &mut self.cache, &spans)?;
+            hidden = join(layer, drafts, hidden, &mut spans)?;
+            hidden = self
+                .model
+                .layer(layer, &hidden, &mut self.cache, &spans)?;
             self.out.ledger.layer(sizes, Part::Whole, &spans);
         }
+        hidden = join(sizes.n_layers, drafts, hidden, &mut spans)?;
         signal::argmax(&self.head(&hidden)?)
     }
 
@@ -155,20 +205,22 @@ impl Run<'_> {
         options: &Options,
     ) -> Vec<Chosen> {
         let n_layers = self.model.sizes().n_layers;
+        let layers = |index: usize| {
+            let drafting = draft.layers.get(index).copied().unwrap_or(0.0);
+            drafting + draft.verified_layers(index, n_layers) as f64
+        };
         let mut decoded: Vec<Chosen> = votes[..=standing]
             .iter()
             .enumerate()
             .map(|(index, &token)| Chosen {
                 row: draft.row,
                 token,
-                layers: n_layers as f64 + draft.layers.get(index).copied().unwrap_or(0.0),
+                layers: layers(index),
                 trace: TokenTrace::new(LayerSet::full(n_layers)),
             })
             .collect();
         if let Some(last) = decoded.last_mut() {
-            let wasted = draft.drafted() - standing;
-            let layers: f64 = draft.layers.iter().skip(standing + 1).sum();
-            last.layers += (wasted * n_layers) as f64 + layers;
+            last.layers += (standing + 1..draft.ids.len()).map(layers).sum::<f64>();
         }
         // Nothing follows the end of a sequence.
         if let Some(end) = decoded
@@ -194,4 +246,28 @@ impl Run<'_> {
             self.out.ledger.step(self.model.sizes(), &spans);
         }
     }
+}
+
+/// Puts the tokens that are exact up to `layer` in front of those of their draft that are in `hidden` already,
+/// `[tokens, d_model]` by `spans`. Of two tokens of a draft the later one never comes in at a higher layer, so the tokens
+/// that are in are the draft's last ones.
+fn join(layer: usize, drafts: &[Draft], hidden: Tensor, spans: &mut [Span]) -> Result<Tensor> {
+    let comes = |(exact, _): &&(usize, Tensor)| *exact == layer;
+    let coming = drafts.iter().flat_map(|draft| &draft.exact).filter(comes);
+    if coming.count() == 0 {
+        return Ok(hidden);
+    }
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    for (draft, span) in drafts.iter().zip(&mut *spans) {
+        let inside = hidden.narrow(0, at, span.len)?;
+        at += span.len;
+        for (_, state) in draft.exact.iter().filter(comes) {
+            pieces.push(state.clone());
+            span.start -= 1;
+            span.len += 1;
+        }
+        pieces.push(inside);
+    }
+    Ok(Tensor::cat(&pieces, 0)?)
 }

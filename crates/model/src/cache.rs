@@ -162,11 +162,14 @@ impl KvCache {
 
     /// Forgets positions `len..` of `row` in every layer (a rejected draft, a cut-off).
     pub fn truncate(&mut self, row: usize, len: usize) {
-        for kv in &mut self.layers {
-            kv.filled[row] = kv.filled[row].min(len);
-            let tail = row * kv.capacity + len.min(kv.capacity)..(row + 1) * kv.capacity;
-            kv.set(row, tail, Provenance::Empty);
+        for layer in 0..self.layers.len() {
+            self.truncate_layer(layer, row, len);
         }
+    }
+
+    /// Forgets positions `len..` of `row` in `layer`.
+    pub fn truncate_layer(&mut self, layer: usize, row: usize, len: usize) {
+        self.layers[layer].truncate(row, len);
     }
 
     /// Says how `position` of `row` in `layer`, which is written already, came to be.
@@ -315,6 +318,8 @@ impl KvCache {
                     position: kv.filled[span.row],
                 });
             }
+            // What stands behind the start was computed from what is replaced.
+            kv.truncate(span.row, span.start);
             // A layer that runs reads all positions up to each of its own.
             if how == Provenance::Computed {
                 let queries = span.len as u64;

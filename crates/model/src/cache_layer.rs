@@ -82,6 +82,16 @@ impl LayerKv {
         }
     }
 
+    /// Forgets positions `len..` of `row`.
+    pub(crate) fn truncate(&mut self, row: usize, len: usize) {
+        let end = self.filled[row];
+        if len < end {
+            let first = row * self.capacity;
+            self.set(row, first + len..first + end, Provenance::Empty);
+            self.filled[row] = len;
+        }
+    }
+
     /// Which of the first `len` positions of `row` no query sees; empty if every one is seen.
     pub(crate) fn masked(&self, row: usize, len: usize) -> &[bool] {
         match self.masked.is_empty() || self.holes[row].masked == 0 {

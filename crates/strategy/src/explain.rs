@@ -35,7 +35,7 @@ pub struct Explanation {
     /// What each step runs, for a strategy whose layers depend on the position; empty for the others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepRange>,
-    /// Where the layers only draft: the tokens drafted before all layers verify them.
+    /// Where the layers only draft: the most tokens drafted before all layers verify them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub draft_length: Option<usize>,
     /// The layers after which a token may exit; empty if it cannot.
@@ -70,7 +70,7 @@ impl Explanation {
                 strategy: spec.to_string(),
                 about: spec.about(),
                 variant: spec.variant(),
-                draft_length: placeholder.build(n_layers)?.draft_length(),
+                draft_length: placeholder.build(n_layers)?.draft().map(|limit| limit.tokens),
                 // What the drafts gain depends on how many of them stand.
                 layers_per_step: None,
                 layer_speedup: None,

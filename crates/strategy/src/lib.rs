@@ -36,6 +36,7 @@ mod exits;
 mod explain;
 mod extension;
 mod layer_set;
+mod preset;
 mod pruned;
 mod registry;
 mod schedule;
@@ -53,4 +54,6 @@ pub use extension::{Extension, Request, register};
 pub use layer_set::{LayerSet, MAX_LAYERS};
 pub use scoring::Scoring;
 pub use spec::{Knob, StrategySpec};
-pub use strategy::{Agreement, BatchShape, Needs, StepPlan, Strategy, Verdict};
+pub use strategy::{
+    Agreement, BatchShape, DraftLimit, Needs, StepPlan, Strategy, Verdict, Verification,
+};

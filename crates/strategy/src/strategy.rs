@@ -41,6 +41,26 @@ pub struct BatchShape {
     pub max_new_tokens: usize,
 }
 
+/// How far a self-speculative strategy drafts before all layers verify.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DraftLimit {
+    /// The most tokens that a row drafts.
+    pub tokens: usize,
+    /// A row drafts no further behind a token that its draft gives a lower probability than this, in 0..1; 0 for no such limit.
+    pub least_probability: f64,
+}
+
+/// What one verification found, over all rows that took part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// Rows that had drafts verified.
+    pub rows: usize,
+    /// Tokens that they had drafted.
+    pub drafted: usize,
+    /// Of these, the ones that stand.
+    pub accepted: usize,
+}
+
 /// What a row does after a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -108,14 +128,14 @@ pub trait Strategy: Send {
         Verdict::Continue
     }
 
-    /// How many tokens it drafts before all layers verify them in one pass; `None` for a strategy whose tokens stand.
-    fn draft_length(&self) -> Option<usize> {
+    /// How far it drafts before all layers verify in one pass; `None` for a strategy whose tokens stand.
+    fn draft(&self) -> Option<DraftLimit> {
         None
     }
 
-    /// Takes the outcome of a verification, over all rows: how many tokens were drafted, and how many of them stand.
-    fn verified(&mut self, drafted: usize, accepted: usize) {
-        let _ = (drafted, accepted);
+    /// Takes the outcome of a verification.
+    fn verified(&mut self, outcome: Verification) {
+        let _ = outcome;
     }
 
     /// The union of the layers that any step may run, so that the KV cache allocates nothing for

@@ -138,7 +138,7 @@ fn describe(explanation: &Explanation) -> String {
     }
     if let Some(length) = explanation.draft_length {
         line(format!(
-            "they draft {length} tokens at a time; all {n_layers} layers verify them"
+            "they draft up to {length} tokens at a time; all {n_layers} layers verify them"
         ));
     }
     text
