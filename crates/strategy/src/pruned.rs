@@ -1,6 +1,7 @@
 //! What the strategies have in common that cut layers out in an order found by scores on calibration text.
 
 use crate::budget::{MIN_KEPT, fastest, kept_layers, required_layers};
+use crate::preset::{self, Preset};
 use crate::registry::Settings;
 use crate::strategy::FixedLayers;
 use crate::{LayerSet, Prefill, Scoring, Strategy, StrategyError};
@@ -39,18 +40,12 @@ impl Default for Pruned {
     }
 }
 
-/// An order that the authors of a method published.
-pub(crate) struct Preset {
-    pub(crate) name: &'static str,
-    pub(crate) n_layers: usize,
-    pub(crate) order: &'static [usize],
-}
-
 /// A way to score layers. Everything else about such a strategy follows.
 pub(crate) trait Criterion {
     const NAME: &'static str;
     const ABOUT: &'static str;
-    const PRESETS: &'static [Preset] = &[];
+    /// Published orders.
+    const PRESETS: &'static [Preset<&'static [usize]>] = &[];
 
     fn pruned(&self) -> &Pruned;
     fn pruned_mut(&mut self) -> &mut Pruned;
@@ -71,10 +66,7 @@ impl<T: Criterion> Settings for T {
     fn variants(&self) -> Vec<&'static str> {
         match T::PRESETS {
             [] => Vec::new(),
-            presets => [MEASURED]
-                .into_iter()
-                .chain(presets.iter().map(|preset| preset.name))
-                .collect(),
+            presets => preset::variants(MEASURED, presets),
         }
     }
 
@@ -138,37 +130,15 @@ fn order<T: Criterion>(
     pruned: &Pruned,
     n_layers: usize,
 ) -> Result<Option<&[usize]>, StrategyError> {
-    let setting = |key, message| StrategyError::Setting {
-        strategy: T::NAME,
-        key,
-        message,
-    };
     match (&pruned.preset, &pruned.order) {
-        (Some(_), Some(_)) => Err(setting(
-            "order",
-            "there is a `preset` too; give one of them".to_owned(),
-        )),
+        (Some(_), Some(_)) => Err(StrategyError::Setting {
+            strategy: T::NAME,
+            key: "order",
+            message: "there is a `preset` too; give one of them".to_owned(),
+        }),
         (None, order) => Ok(order.as_deref()),
         (Some(name), None) => {
-            let names = || T::PRESETS.iter().map(|preset| preset.name);
-            let Some(preset) = T::PRESETS.iter().find(|preset| preset.name == name) else {
-                let known = names().collect::<Vec<_>>().join(", ");
-                let known = if known.is_empty() { "none" } else { &known };
-                return Err(setting(
-                    "preset",
-                    format!("there is no preset `{name}`; known: {known}"),
-                ));
-            };
-            if preset.n_layers != n_layers {
-                return Err(setting(
-                    "preset",
-                    format!(
-                        "`{name}` is for a model of {} layers, not {n_layers}; leave it out to score this one",
-                        preset.n_layers
-                    ),
-                ));
-            }
-            Ok(Some(preset.order))
+            preset::find(T::NAME, T::PRESETS, name, n_layers).map(|order| Some(*order))
         }
     }
 }

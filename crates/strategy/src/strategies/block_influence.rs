@@ -1,7 +1,8 @@
 //! `block-influence`: the layers that change the hidden state least are cut out (ShortGPT, Men et al. 2024, arXiv 2403.03853).
 
 use crate::Scoring;
-use crate::pruned::{Criterion, Preset, Pruned};
+use crate::preset::Preset;
+use crate::pruned::{Criterion, Pruned};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,10 +18,10 @@ impl Criterion for BlockInfluence {
     const NAME: &'static str = "block-influence";
     const ABOUT: &'static str =
         "the layers that change the hidden state least are cut out (ShortGPT, arXiv 2403.03853)";
-    const PRESETS: &'static [Preset] = &[Preset {
+    const PRESETS: &'static [Preset<&'static [usize]>] = &[Preset {
         name: "llama-2-7b",
         n_layers: 32,
-        order: &[27, 26, 25, 28, 24, 29, 23, 21, 22],
+        layers: &[27, 26, 25, 28, 24, 29, 23, 21, 22],
     }];
 
     fn pruned(&self) -> &Pruned {

@@ -1,6 +1,7 @@
 //! `drop-list`: all layers but those that a user lists.
 
 use crate::budget::{MIN_KEPT, check_depth};
+use crate::preset::{self, Preset};
 use crate::registry::Settings;
 use crate::strategy::FixedLayers;
 use crate::{LayerSet, Prefill, Strategy, StrategyError};
@@ -8,14 +9,28 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 const NAME: &str = "drop-list";
+/// The variant whose layers the user lists.
+const LISTED: &str = "listed";
 
 /// Skips the listed layers in decoding, wherever the list comes from: a paper's table, another program's scores. Takes no
 /// target.
+///
+/// The presets are the sub-layers that Draft & Verify (Zhang et al. 2023, arXiv 2309.08168) skips in drafting, as the authors
+/// ship them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct DropList {
     /// Indices of the layers to skip, the lowest layer being 0; none if not given.
     drop: Vec<usize>,
+    /// Layers of which the attention alone is skipped.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    drop_attention: Vec<usize>,
+    /// Layers of which the MLP alone is skipped.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    drop_mlp: Vec<usize>,
+    /// Published lists instead; the variants of the short form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preset: Option<String>,
     /// Which layers the prompt runs through.
     #[serde(
         deserialize_with = "crate::strict::named",
@@ -24,9 +39,119 @@ pub(crate) struct DropList {
     prefill: Prefill,
 }
 
+/// Layers whose attention goes, and layers whose MLP goes.
+type SubLayers = (&'static [usize], &'static [usize]);
+
+/// `skip_layers.json` of the released code of arXiv 2309.08168.
+const PRESETS: &[Preset<SubLayers>] = &[
+    Preset {
+        name: "llama-2-13b",
+        n_layers: 40,
+        layers: (
+            &[
+                3, 5, 6, 8, 10, 11, 14, 15, 18, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 33, 34, 35,
+                36, 37,
+            ],
+            &[6, 9, 10, 11, 15, 24, 25, 27, 28, 35],
+        ),
+    },
+    Preset {
+        name: "llama-2-13b-chat",
+        n_layers: 40,
+        layers: (
+            &[
+                7, 8, 9, 10, 11, 14, 15, 18, 22, 23, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35,
+                36, 37, 38,
+            ],
+            &[7, 10, 11, 14, 27, 30, 32, 33, 37, 38],
+        ),
+    },
+    Preset {
+        name: "codellama-13b",
+        n_layers: 40,
+        layers: (
+            &[
+                5, 6, 9, 10, 11, 14, 15, 16, 21, 23, 24, 26, 27, 28, 29, 30, 31, 32, 34, 35, 36, 37,
+            ],
+            &[10, 11, 12, 14, 15, 25, 26, 27, 30, 32, 33, 34],
+        ),
+    },
+    Preset {
+        name: "llama-2-70b",
+        n_layers: 80,
+        layers: (
+            &[
+                10, 11, 13, 14, 16, 18, 19, 20, 21, 22, 25, 27, 28, 29, 30, 31, 35, 41, 43, 45, 46,
+                47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 60, 61, 62, 63, 65, 66, 67, 68, 69,
+                70, 74, 75, 78, 79,
+            ],
+            &[
+                2, 4, 9, 10, 13, 14, 16, 20, 21, 22, 24, 25, 26, 27, 28, 29, 31, 34, 37, 41, 47, 48,
+                49, 50, 53, 54, 55, 57, 58, 60, 62, 63, 66, 67, 68, 70, 76,
+            ],
+        ),
+    },
+];
+
 impl DropList {
-    fn layers(&self, n_layers: usize) -> LayerSet {
-        LayerSet::from_layers((0..n_layers).filter(|layer| !self.drop.contains(layer)))
+    fn layers(&self, n_layers: usize) -> Result<LayerSet, StrategyError> {
+        check_depth(NAME, n_layers, MIN_KEPT)?;
+        let (attention, mlp) = self.sub_layers(n_layers)?;
+        let lists = [
+            ("drop", &self.drop[..]),
+            ("drop-attention", attention),
+            ("drop-mlp", mlp),
+        ];
+        for (key, list) in lists {
+            if let Some(layer) = list.iter().find(|&&layer| layer >= n_layers) {
+                return Err(setting(
+                    key,
+                    format!(
+                        "there is no layer {layer}; the {n_layers} layers are 0 to {}",
+                        n_layers - 1
+                    ),
+                ));
+            }
+        }
+        let mut layers = LayerSet::full(n_layers);
+        for &layer in &self.drop {
+            layers.remove(layer);
+        }
+        for &layer in attention {
+            layers.remove_attention(layer);
+        }
+        for &layer in mlp {
+            layers.remove_mlp(layer);
+        }
+        match layers.len() {
+            kept if kept < MIN_KEPT => Err(setting(
+                "drop",
+                format!("{kept} of {n_layers} layers are left, and at least {MIN_KEPT} must run"),
+            )),
+            _ => Ok(layers),
+        }
+    }
+
+    /// Layers whose attention goes, and layers whose MLP goes.
+    fn sub_layers(&self, n_layers: usize) -> Result<(&[usize], &[usize]), StrategyError> {
+        let Some(name) = &self.preset else {
+            return Ok((&self.drop_attention, &self.drop_mlp));
+        };
+        if !(self.drop.is_empty() && self.drop_attention.is_empty() && self.drop_mlp.is_empty()) {
+            return Err(setting(
+                "preset",
+                "there are lists too; give the one or the others".to_owned(),
+            ));
+        }
+        preset::find(NAME, PRESETS, name, n_layers).copied()
+    }
+}
+
+fn setting(key: &'static str, message: String) -> StrategyError {
+    StrategyError::Setting {
+        strategy: NAME,
+        key,
+        message,
     }
 }
 
@@ -36,35 +161,31 @@ impl Settings for DropList {
     }
 
     fn about(&self) -> &'static str {
-        "all layers but those of a list"
+        "all layers, or sub-layers, but those of a list"
+    }
+
+    fn variants(&self) -> Vec<&'static str> {
+        preset::variants(LISTED, PRESETS)
+    }
+
+    fn variant(&self) -> Option<&'static str> {
+        let named = |preset: &&Preset<SubLayers>| Some(preset.name) == self.preset.as_deref();
+        let preset = PRESETS.iter().find(named);
+        Some(preset.map_or(LISTED, |preset| preset.name))
+    }
+
+    fn set_variant(&mut self, variant: &'static str) {
+        self.preset = (variant != LISTED).then(|| variant.to_owned());
     }
 
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        check_depth(NAME, n_layers, MIN_KEPT)?;
-        let setting = |message| StrategyError::Setting {
-            strategy: NAME,
-            key: "drop",
-            message,
-        };
-        if let Some(layer) = self.drop.iter().find(|&&layer| layer >= n_layers) {
-            return Err(setting(format!(
-                "there is no layer {layer}; the {n_layers} layers are 0 to {}",
-                n_layers - 1
-            )));
-        }
-        match self.layers(n_layers).len() {
-            kept if kept < MIN_KEPT => Err(setting(format!(
-                "{kept} of {n_layers} layers are left, and at least {MIN_KEPT} must run"
-            ))),
-            _ => Ok(()),
-        }
+        self.layers(n_layers).map(drop)
     }
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
         Ok(FixedLayers::boxed(
             n_layers,
-            self.layers(n_layers),
+            self.layers(n_layers)?,
             self.prefill,
         ))
     }
@@ -73,6 +194,7 @@ impl Settings for DropList {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::StrategySpec;
 
     #[test]
     fn what_is_listed_is_skipped() {
@@ -80,10 +202,42 @@ mod tests {
             drop: drop.to_vec(),
             ..DropList::default()
         };
-        assert_eq!(list(&[1, 3, 3]).layers(6).to_vec(), [0, 2, 4, 5]);
+        assert_eq!(list(&[1, 3, 3]).layers(6).unwrap().to_vec(), [0, 2, 4, 5]);
         assert!(list(&[]).validate(2).is_ok());
         let error = |drop: &[usize]| list(drop).validate(4).unwrap_err().to_string();
         assert!(error(&[4]).contains("there is no layer 4"));
         assert!(error(&[0, 1, 2]).contains("1 of 4 layers are left"));
+        let parts = DropList {
+            drop_attention: vec![1, 2],
+            drop_mlp: vec![2, 3],
+            ..list(&[0])
+        };
+        let layers = parts.layers(5).unwrap();
+        assert_eq!(format!("{layers:?}"), "{1m, 3a, 4}");
+        let error = parts.layers(3).unwrap_err().to_string();
+        assert!(error.contains("`drop-mlp` of `drop-list`: there is no layer 3"));
+    }
+
+    #[test]
+    fn lists_of_draft_and_verify() {
+        for (name, n_layers, attention, mlp) in [
+            ("llama-2-13b", 40, 24, 10),
+            ("llama-2-13b-chat", 40, 24, 10),
+            ("codellama-13b", 40, 22, 12),
+            ("llama-2-70b", 80, 47, 37),
+        ] {
+            let spec: StrategySpec = format!("drop-list:{name}").parse().unwrap();
+            let layers = spec.build(n_layers).unwrap().reachable();
+            let dropped = |has: fn(&LayerSet, usize) -> bool| {
+                (0..n_layers).filter(|&layer| !has(&layers, layer)).count()
+            };
+            assert_eq!(dropped(LayerSet::has_attention), attention, "{name}");
+            assert_eq!(dropped(LayerSet::has_mlp), mlp, "{name}");
+            let error = spec.validate(16).unwrap_err().to_string();
+            assert!(error.contains(&format!("is for a model of {n_layers} layers, not 16")));
+        }
+        let both = r#"{"drop-list": {"preset": "llama-2-13b", "drop": [1]}}"#;
+        let both: StrategySpec = serde_json::from_str(both).unwrap();
+        assert!(both.validate(40).is_err());
     }
 }

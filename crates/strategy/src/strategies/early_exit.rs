@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 const NAME: &str = "early-exit";
+/// Published settings.
+const CALM: &str = "calm";
+const LITE: &str = "lite";
 
 /// After a check layer a row exits if the signal passes the threshold; the final norm and the LM head then read its
 /// hidden state, and the skipped layers get their keys and values as `kv-fill` says (`propagate` in arXiv 2207.07061).
@@ -22,6 +25,10 @@ const NAME: &str = "early-exit";
 /// (PABEE, arXiv 2006.04152): its threshold is the share of all checks that must agree.
 ///
 /// With a target speedup and no threshold, the threshold is calibrated before the run.
+///
+/// Two variants of the short form are published settings: `calm` is `{signal: softmax-margin, decay: 4}`, the defaults of
+/// CALM's released code, and `lite` is `{signal: max-prob, first-exit: 8, check-every: 4}`, the exits of LITE
+/// (arXiv 2310.18581) in Llama-2-7B.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct EarlyExit {
@@ -108,7 +115,8 @@ impl Settings for EarlyExit {
     }
 
     fn variants(&self) -> Vec<&'static str> {
-        ExitSignal::ALL.iter().map(|signal| signal.name()).collect()
+        let signals = ExitSignal::ALL.iter().map(|signal| signal.name());
+        signals.chain([CALM, LITE]).collect()
     }
 
     fn variant(&self) -> Option<&'static str> {
@@ -116,7 +124,17 @@ impl Settings for EarlyExit {
     }
 
     fn set_variant(&mut self, variant: &'static str) {
-        self.signal = ExitSignal::by_name(variant).unwrap_or_default();
+        match variant {
+            CALM => {
+                self.signal = ExitSignal::SoftmaxMargin;
+                self.decay = Some(4.0);
+            }
+            LITE => {
+                self.signal = ExitSignal::MaxProb;
+                (self.first_exit, self.check_every) = (8, 4);
+            }
+            signal => self.signal = ExitSignal::by_name(signal).unwrap_or_default(),
+        }
     }
 
     fn speedup(&self) -> Option<f64> {
@@ -379,6 +397,19 @@ mod tests {
             ..with(ExitSignal::Entropy, 0.5)
         };
         assert!(entropy.validate(4).is_err());
+    }
+
+    #[test]
+    fn published_settings() {
+        let long = |text: &str| text.parse::<crate::StrategySpec>().unwrap().to_string();
+        assert_eq!(long("early-exit:calm@2"), "early-exit@2 {decay: 4.0}");
+        assert_eq!(
+            long("early-exit:lite@2"),
+            "early-exit:max-prob@2 {first-exit: 8, check-every: 4}"
+        );
+        let lite: crate::StrategySpec = "early-exit:lite@2".parse().unwrap();
+        let checks = lite.explain(32, 8).unwrap().checks;
+        assert_eq!(checks, [7, 11, 15, 19, 23, 27]);
     }
 
     #[test]

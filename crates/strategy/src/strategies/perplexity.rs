@@ -1,7 +1,8 @@
 //! `perplexity`: the layers that are missed least, each alone, are cut out (Shortened LLaMA, Kim et al. 2024, arXiv 2402.02834).
 
 use crate::Scoring;
-use crate::pruned::{Criterion, Preset, Pruned};
+use crate::preset::Preset;
+use crate::pruned::{Criterion, Pruned};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +17,10 @@ pub(crate) struct Perplexity(Pruned);
 impl Criterion for Perplexity {
     const NAME: &'static str = "perplexity";
     const ABOUT: &'static str = "the layers that are missed least, each alone, are cut out (Shortened LLaMA, arXiv 2402.02834)";
-    const PRESETS: &'static [Preset] = &[Preset {
+    const PRESETS: &'static [Preset<&'static [usize]>] = &[Preset {
         name: "llama-2-7b",
         n_layers: 32,
-        order: &[11, 8, 24, 21, 12, 7, 9, 10, 18, 27],
+        layers: &[11, 8, 24, 21, 12, 7, 9, 10, 18, 27],
     }];
 
     fn pruned(&self) -> &Pruned {

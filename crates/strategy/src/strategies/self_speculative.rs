@@ -4,8 +4,8 @@
 use crate::budget::{MIN_KEPT, check_depth};
 use crate::registry::Settings;
 use crate::{
-    BatchMode, BatchShape, Knob, LayerSet, Needs, Prefill, Scoring, StepPlan, Strategy,
-    StrategyError, StrategySpec, Verdict,
+    BatchMode, BatchShape, DraftLimit, Knob, LayerSet, Needs, Prefill, Scoring, StepPlan, Strategy,
+    StrategyError, StrategySpec, Verdict, Verification,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -31,18 +31,32 @@ const DRAFTS: [&str; 14] = [
     "shallow-deep",
 ];
 
+/// The setting of LayerSkip's released code for Llama-2-7B: the lowest quarter of the layers drafts six tokens at a time.
+const LAYERSKIP: &str = "layerskip";
+
 /// The drafting strategy proposes tokens, then one pass of all layers over them says which the full network would have
-/// chosen: greedy output is the full network's, token for token. Drafts share the KV cache, and what they wrote is
-/// replaced by the verification. The prompt runs through all layers, whatever the drafting strategy says. The target speedup is that of the drafting strategy.
+/// chosen: greedy output is the full network's, token for token. Drafts share the KV cache: the prompt runs through all layers,
+/// whatever the drafting strategy says, and of what drafting wrote, the verification replaces only what the full network would
+/// not have written. The lowest layers that a draft ran without a gap are not run again (LayerSkip). The target speedup is
+/// that of the drafting strategy.
+///
+/// The variant `layerskip` is `{draft: top@4, draft-length: 6}`, as LayerSkip's released code runs Llama-2-7B. Draft & Verify's
+/// released code has `{draft: "drop-list:llama-2-13b", draft-length: 8, stop-below: 0.8, adaptive: true}`, and a list for
+/// each of its models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SelfSpeculative {
     /// The strategy that drafts.
     draft: Box<StrategySpec>,
-    /// Tokens drafted before each verification; where to begin if `adaptive`.
+    /// The most tokens drafted before each verification; where to begin if `adaptive` without `stop-below`.
     draft_length: usize,
-    /// Two tokens more after a draft that stands as a whole, one fewer after another: the heuristic schedule of
-    /// transformers' assisted generation.
+    /// A row drafts no further behind a token that its draft gives a lower probability than this, in 0..1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_below: Option<f64>,
+    /// Drafts grow where they stand and shrink where they fall. Without `stop-below` by their length: two tokens more after
+    /// drafts that stand as a whole, one fewer after others, the heuristic schedule of transformers' assisted generation.
+    /// With it by that probability: it rises by a thousandth while fewer than nine tenths of the drafted tokens stand, a moving
+    /// average, and falls by as much while more do and drafts end early, as in Draft & Verify's released code.
     adaptive: bool,
 }
 
@@ -51,6 +65,7 @@ impl Default for SelfSpeculative {
         Self {
             draft: Box::new(StrategySpec::unified()),
             draft_length: 4,
+            stop_below: None,
             adaptive: false,
         }
     }
@@ -66,7 +81,7 @@ impl Settings for SelfSpeculative {
     }
 
     fn variants(&self) -> Vec<&'static str> {
-        DRAFTS.to_vec()
+        DRAFTS.into_iter().chain([LAYERSKIP]).collect()
     }
 
     fn variant(&self) -> Option<&'static str> {
@@ -74,7 +89,13 @@ impl Settings for SelfSpeculative {
     }
 
     fn set_variant(&mut self, variant: &'static str) {
-        let target = self.draft.target_speedup();
+        let (variant, target) = match variant {
+            LAYERSKIP => {
+                self.draft_length = 6;
+                ("top", Some(4.0))
+            }
+            _ => (variant, self.draft.target_speedup()),
+        };
         if let Ok(named) = StrategySpec::named(variant) {
             *self.draft = match target {
                 Some(target) => named.with_target(target),
@@ -150,28 +171,80 @@ impl Settings for SelfSpeculative {
                 format!("{} is outside 1 to {MAX_DRAFT}", self.draft_length),
             ));
         }
+        if let Some(bad) = self.stop_below.filter(|p| !(0.0..=1.0).contains(p)) {
+            return Err(setting("stop-below", format!("{bad} is outside 0 to 1")));
+        }
         self.draft.validate(n_layers)
     }
 
     fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
         self.validate(n_layers)?;
+        let first = DraftLimit {
+            tokens: self.draft_length,
+            least_probability: self.stop_below.unwrap_or(0.0),
+        };
         Ok(Box::new(Speculation {
             n_layers,
             draft: self.draft.build(n_layers)?,
-            first_length: self.draft_length,
-            length: self.draft_length,
-            adaptive: self.adaptive,
+            first,
+            limit: first,
+            rule: match (self.adaptive, self.stop_below) {
+                (false, _) => Rule::Fixed,
+                (true, None) => Rule::Length,
+                (true, Some(_)) => Rule::Probability { standing: 0.0 },
+            },
         }))
     }
 }
 
-/// The drafting strategy with the length of its drafts.
+/// The drafting strategy with the limit of its drafts.
 struct Speculation {
     n_layers: usize,
     draft: Box<dyn Strategy>,
-    first_length: usize,
-    length: usize,
-    adaptive: bool,
+    first: DraftLimit,
+    limit: DraftLimit,
+    rule: Rule,
+}
+
+/// How the limit of drafts follows from what becomes of them.
+enum Rule {
+    Fixed,
+    Length,
+    Probability {
+        /// Moving average of the share of drafted tokens that stand.
+        standing: f64,
+    },
+}
+
+impl Rule {
+    fn follow(&mut self, limit: &mut DraftLimit, outcome: Verification) {
+        let Verification {
+            rows,
+            drafted,
+            accepted,
+        } = outcome;
+        match self {
+            _ if drafted == 0 => {}
+            Rule::Fixed => {}
+            Rule::Length => {
+                limit.tokens = match accepted == drafted {
+                    true => (limit.tokens + 2).min(MAX_DRAFT),
+                    false => limit.tokens.saturating_sub(1).max(1),
+                };
+            }
+            // `auto_parameters` of the released code: 0.5, 0.9, 0.01 and 0.9.
+            Rule::Probability { standing } => {
+                *standing = 0.5 * *standing + 0.5 * accepted as f64 / drafted as f64;
+                let step = match *standing < 0.9 {
+                    true => 0.01,
+                    false if drafted == rows * limit.tokens => 0.0,
+                    false => -0.01,
+                };
+                let moved = limit.least_probability + (1.0 - 0.9) * step;
+                limit.least_probability = moved.clamp(0.0, 1.0);
+            }
+        }
+    }
 }
 
 impl Strategy for Speculation {
@@ -184,7 +257,10 @@ impl Strategy for Speculation {
     }
 
     fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
-        self.length = self.first_length;
+        self.limit = self.first;
+        if let Rule::Probability { standing } = &mut self.rule {
+            *standing = 0.0;
+        }
         self.draft.begin(shape)
     }
 
@@ -196,17 +272,12 @@ impl Strategy for Speculation {
         self.draft.observe(layer, row, signal)
     }
 
-    fn draft_length(&self) -> Option<usize> {
-        Some(self.length)
+    fn draft(&self) -> Option<DraftLimit> {
+        Some(self.limit)
     }
 
-    fn verified(&mut self, drafted: usize, accepted: usize) {
-        if self.adaptive {
-            self.length = match accepted == drafted {
-                true => (self.length + 2).min(MAX_DRAFT),
-                false => self.length.saturating_sub(1).max(1),
-            };
-        }
+    fn verified(&mut self, outcome: Verification) {
+        self.rule.follow(&mut self.limit, outcome);
     }
 
     /// All: the verification runs them.
@@ -227,22 +298,71 @@ mod tests {
             ..SelfSpeculative::default()
         };
         let mut strategy = settings.build(8).unwrap();
-        strategy.verified(4, 4);
-        assert_eq!(strategy.draft_length(), Some(6));
-        strategy.verified(6, 5);
-        assert_eq!(strategy.draft_length(), Some(5));
+        let tokens = |strategy: &mut Box<dyn Strategy>, drafted, accepted| {
+            strategy.verified(outcome(drafted, accepted));
+            strategy.draft().unwrap().tokens
+        };
+        assert_eq!(tokens(&mut strategy, 4, 4), 6);
+        assert_eq!(tokens(&mut strategy, 6, 5), 5);
+        assert_eq!(tokens(&mut strategy, 0, 0), 5, "nothing was drafted");
         for _ in 0..9 {
-            strategy.verified(3, 0);
+            tokens(&mut strategy, 3, 0);
         }
-        assert_eq!(strategy.draft_length(), Some(1));
+        assert_eq!(tokens(&mut strategy, 1, 0), 1);
         let shape = BatchShape {
             prompt_lens: vec![1],
             n_layers: 8,
             max_new_tokens: 8,
         };
         strategy.begin(&shape).unwrap();
-        assert_eq!(strategy.draft_length(), Some(4));
+        assert_eq!(strategy.draft().unwrap().tokens, 4);
         assert_eq!(strategy.plan(1).layers.to_vec(), [0, 1, 2, 3]);
+    }
+
+    fn outcome(drafted: usize, accepted: usize) -> Verification {
+        Verification {
+            rows: 1,
+            drafted,
+            accepted,
+        }
+    }
+
+    #[test]
+    fn the_probability_follows_what_stands() {
+        let settings = SelfSpeculative {
+            draft: Box::new("top@2".parse().unwrap()),
+            draft_length: 8,
+            stop_below: Some(0.8),
+            adaptive: true,
+        };
+        let mut strategy = settings.build(8).unwrap();
+        let least = |strategy: &dyn Strategy| strategy.draft().unwrap().least_probability;
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+        // Averages of 0.5, 0.75 and 0.875 are below 0.9.
+        for expected in [0.801, 0.802, 0.803] {
+            strategy.verified(outcome(4, 4));
+            close(least(strategy.as_ref()), expected);
+        }
+        // 0.9375: enough stand, and the draft ended before its length.
+        strategy.verified(outcome(4, 4));
+        close(least(strategy.as_ref()), 0.802);
+        strategy.verified(outcome(8, 8));
+        close(least(strategy.as_ref()), 0.802);
+        assert_eq!(strategy.draft().unwrap().tokens, 8);
+        let wrong = SelfSpeculative {
+            stop_below: Some(1.5),
+            ..settings
+        };
+        let error = wrong.validate(8).unwrap_err().to_string();
+        assert!(error.contains("`stop-below`") && error.contains("1.5 is outside 0 to 1"));
+    }
+
+    #[test]
+    fn the_setting_of_layerskip() {
+        let spec: StrategySpec = "self-speculative:layerskip".parse().unwrap();
+        assert_eq!(spec.to_string(), "self-speculative:top@4 {draft-length: 6}");
+        let layers = spec.explain(32, 8).unwrap().layers;
+        assert_eq!(layers, (0..8).collect::<Vec<_>>());
     }
 
     #[test]
