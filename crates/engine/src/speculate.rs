@@ -186,9 +186,7 @@ impl Run<'_> {
         let mut hidden = self.model.embed(&last)?;
         for layer in 0..sizes.n_layers {
             hidden = join(layer, drafts, hidden, &mut spans)?;
-            hidden = self
-                .model
-                .layer(layer, &hidden, &mut self.cache, &spans)?;
+            hidden = self.model.layer(layer, &hidden, &mut self.cache, &spans)?;
             self.out.ledger.layer(sizes, Part::Whole, &spans);
         }
         hidden = join(sizes.n_layers, drafts, hidden, &mut spans)?;

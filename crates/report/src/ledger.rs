@@ -8,7 +8,7 @@ pub(crate) fn tables(rows: &[ResultRow]) -> Vec<TableData> {
     groups(rows).iter().map(|group| table(group)).collect()
 }
 
-const HEADER: [&str; 15] = [
+const HEADER: [&str; 16] = [
     "strategy",
     "MB",
     "MFLOP",
@@ -18,6 +18,7 @@ const HEADER: [&str; 15] = [
     "checks",
     "KV fill",
     "verify",
+    "accepted",
     "bound",
     "achieved",
     "unexplained",
@@ -27,7 +28,7 @@ const HEADER: [&str; 15] = [
 ];
 
 /// What the columns mean.
-pub(crate) const LEGEND: &str = "`MB`, `MFLOP`: bytes read and floating-point operations per decoded token; of the bytes the shares of layer weights, KV cache, LM head for tokens, LM head for exit checks and KV filling. `verify`: of all of them, the share that verified drafts. `unexplained`: the share of the decode time that the bytes read in the timing pass (of fixed length, unlike that of `bound`) do not explain, were all of the full network's time explained by its own; below zero where a cache serves them faster. `wasted`: layers that rows ran while they waited for others. `holes read`: keys and values per token, over all layers, that were made up or hidden. `KV error`: mean relative distance of the made-up ones from a full-depth replay.";
+pub(crate) const LEGEND: &str = "`MB`, `MFLOP`: bytes read and floating-point operations per decoded token; of the bytes the shares of layer weights, KV cache, LM head for tokens, LM head for exit checks and KV filling. `verify`: of all of them, the share that verified drafts. `accepted`: the share of drafted tokens that stood. `unexplained`: the share of the decode time that the bytes read in the timing pass (of fixed length, unlike that of `bound`) do not explain, were all of the full network's time explained by its own; below zero where a cache serves them faster. `wasted`: layers that rows ran while they waited for others. `holes read`: keys and values per token, over all layers, that were made up or hidden. `KV error`: mean relative distance of the made-up ones from a full-depth replay.";
 
 fn table(group: &[&ResultRow]) -> TableData {
     let percent = |share: f64| match share == 0.0 {
@@ -52,6 +53,7 @@ fn table(group: &[&ResultRow]) -> TableData {
                 share(cost.checks_mbytes),
                 share(cost.kv_fill_mbytes),
                 share(cost.verify_mbytes),
+                or_dash(row.acceptance.map(whole_percent)),
                 format!("{:.2}x", row.bound_speedup),
                 or_dash(row.achieved_speedup.map(|ratio| format!("{ratio:.2}x"))),
                 or_dash(row.unexplained.map(whole_percent)),

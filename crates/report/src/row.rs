@@ -54,13 +54,21 @@ pub struct ResultRow {
     /// Share of the strategy's decode time in the timing pass that the bytes read there do not explain, were all of the full
     /// network's explained by its own.
     pub unexplained: Option<f64>,
-    /// Share of the (row, layer) pairs that rows ran which were done already.
+    /// Share of the (token, layer) pairs that ran for rows which were done already.
     pub wasted_row_layers: f64,
     /// Made-up keys and values read per decoded token, over all layers; a position that should have been seen and was not
     /// counts too.
     pub holes_read_per_token: f64,
     /// Mean relative L2 distance of the made-up keys and values from those of a full-depth replay.
     pub kv_distance: Option<f64>,
+    /// Share of the drafted tokens that the verification left standing; `None` where nothing is drafted.
+    pub acceptance: Option<f64>,
+    /// Tokens that a row gets from one verification, on average.
+    pub tokens_per_verification: Option<f64>,
+    /// Share of the decode time that drafting took.
+    pub draft_time: Option<f64>,
+    /// Share of the answers that are the full network's, token for token; `None` without the full network's.
+    pub same_as_full: Option<f64>,
     /// Largest KV cache.
     pub peak_kv_bytes: u64,
     /// Prompts scored, failures included.

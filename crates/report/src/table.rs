@@ -70,6 +70,7 @@ fn table(group: &[&ResultRow]) -> TableData {
         0 => format!("{name} [95%]"),
         _ => (*name).to_owned(),
     }));
+    header.push("same".to_owned());
     let body = sorted
         .iter()
         .map(|row| {
@@ -95,6 +96,10 @@ fn table(group: &[&ResultRow]) -> TableData {
                     None => score(value, digits, index == 0, inside),
                 },
             ));
+            cells.push(match (band, row.same_as_full) {
+                (None, Some(share)) => format!("{:.0}%", 100.0 * share),
+                _ => "-".to_owned(),
+            });
             cells
         })
         .collect();
@@ -223,7 +228,7 @@ pub(crate) fn legend(rows: &[ResultRow]) -> String {
 }
 
 const MARKS: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05).";
-const COLUMNS: &str = " `bound`: the speedup that the bytes read allow; weights that fit in a cache can beat it. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise. `tokens/s`: of the row's own blocks, timed at its own moment; compare speeds by `achieved`.";
+const COLUMNS: &str = " `bound`: the speedup that the bytes read allow; weights that fit in a cache can beat it. `achieved`: decode time of the full network over that of the strategy, interleaved, fixed length, with its paired bootstrap interval; the row `full` times the full network against itself and shows the noise. `tokens/s`: of the row's own blocks, timed at its own moment; compare speeds by `achieved`. `same`: answers that are the full network's, token for token.";
 
 /// GitHub-flavoured Markdown, a table per model, task, batch size and number of beams.
 pub fn markdown_table(rows: &[ResultRow]) -> String {

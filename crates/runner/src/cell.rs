@@ -3,11 +3,12 @@
 use crate::calibrate::Calibrated;
 use crate::experiment::Experiment;
 use crate::plan::Cell;
-use crate::store::{BlockRecord, LedgerRecord, Record, Sample, Times};
+use crate::store::{BlockRecord, DraftRecord, LedgerRecord, Record, Sample, Times};
 use crate::task::TaskData;
 use anyhow::{Context, bail};
 use skipbench_engine::{
-    Beam, Engine, EngineError, Generation, KvAudit, Ledger, Options, RowOutput, TimingPlan, measure,
+    Beam, DraftTally, Engine, EngineError, Generation, KvAudit, Ledger, Options, RowOutput,
+    TimingPlan, measure,
 };
 use skipbench_metrics::{Hypotheses, References, evaluate};
 use skipbench_model::{CausalLm, HoleReads, Tokenize};
@@ -84,6 +85,7 @@ pub(crate) fn run(
         kv_distance: approximate.distance(),
         kv_cosine: approximate.cosine(),
         kv_deferred_distance: (deferred.count > 0).then_some(deferred.distance_max),
+        drafts: DraftRecord::of(&quality.drafts),
         peak_kv_bytes: quality.peak_kv_bytes,
         blocks,
     };
@@ -121,6 +123,7 @@ struct Quality {
     ledger: Ledger,
     hole_reads: HoleReads,
     audit: KvAudit,
+    drafts: DraftTally,
     peak_kv_bytes: u64,
     kv_fill: String,
 }
@@ -131,6 +134,7 @@ impl Quality {
         self.ledger.add(&generation.ledger);
         self.hole_reads.approximate += generation.hole_reads.approximate;
         self.hole_reads.masked += generation.hole_reads.masked;
+        self.drafts.add(&generation.drafts);
         self.peak_kv_bytes = self.peak_kv_bytes.max(generation.peak_kv_bytes);
         for row in &generation.rows {
             if let Some(audit) = &row.audit {
@@ -334,5 +338,6 @@ fn times(generation: &Generation) -> Times {
     Times {
         prefill_s: round(generation.prefill_s),
         step_s: generation.step_s.iter().map(|&s| round(s)).collect(),
+        draft_s: round(generation.drafts.draft_s),
     }
 }

@@ -357,10 +357,14 @@ fn nearest_field(message: &str) -> Option<String> {
 /// # Errors
 /// A text that is neither.
 pub(crate) fn strategy(text: &str) -> Result<StrategySpec, String> {
-    if text.contains('{') {
-        serde_saphyr::from_str(text).map_err(|error| error.to_string())
-    } else {
-        text.parse::<StrategySpec>()
-            .map_err(|error| error.to_string())
+    let long = text
+        .split_once('{')
+        .map(|(head, _)| head.trim())
+        .is_some_and(|head| head.is_empty() || head.ends_with(':'));
+    match long {
+        true => serde_saphyr::from_str(text).map_err(|error| error.to_string()),
+        false => text
+            .parse::<StrategySpec>()
+            .map_err(|error| error.to_string()),
     }
 }

@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Changed whenever the same cell would give another record, so that old results are not reused.
-const RECORD_VERSION: u32 = 2;
+const RECORD_VERSION: u32 = 3;
 
 /// Everything that an experiment runs, in order.
 #[derive(Debug)]

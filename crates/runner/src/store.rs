@@ -3,7 +3,7 @@
 use anyhow::Context;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use skipbench_engine::{Cost, Ledger};
+use skipbench_engine::{Cost, DraftTally, Ledger};
 use skipbench_strategy::{Scoring, StrategySpec};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -52,11 +52,36 @@ pub struct Record {
     /// Largest relative L2 distance of what was computed at a later step; exact up to rounding.
     #[serde(default)]
     pub kv_deferred_distance: Option<f64>,
+    /// What became of drafts, where the strategy makes some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drafts: Option<DraftRecord>,
     /// Largest KV cache of a batch.
     pub peak_kv_bytes: u64,
     /// Timed blocks, full network and strategy back to back.
     #[serde(default)]
     pub blocks: Vec<BlockRecord>,
+}
+
+/// How many drafted tokens stood in the quality pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DraftRecord {
+    /// Verifications, one for each row that takes part.
+    pub verified: u64,
+    /// Tokens drafted.
+    pub drafted: u64,
+    /// Of these, the ones that stood.
+    pub accepted: u64,
+}
+
+impl DraftRecord {
+    /// `None` where nothing was verified.
+    pub fn of(tally: &DraftTally) -> Option<Self> {
+        (tally.verified > 0).then_some(Self {
+            verified: tally.verified,
+            drafted: tally.drafted,
+            accepted: tally.accepted,
+        })
+    }
 }
 
 /// What decoding cost by what it did; (bytes, floating-point operations) each.
@@ -78,7 +103,7 @@ pub struct LedgerRecord {
     pub verify: (u64, u64),
     /// The full network, for the same tokens.
     pub full: (u64, u64),
-    /// (row, layer) pairs that ran.
+    /// (token, layer) pairs that ran.
     pub row_layers: u64,
     /// Of these, the ones of rows that were done and waited.
     pub wasted_row_layers: u64,
@@ -146,6 +171,13 @@ pub struct Times {
     pub prefill_s: f64,
     /// Seconds of each decode step.
     pub step_s: Vec<f64>,
+    /// Of all of them, the seconds of drafting.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub draft_s: f64,
+}
+
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 impl Times {
@@ -379,6 +411,7 @@ mod tests {
             kv_distance: None,
             kv_cosine: None,
             kv_deferred_distance: None,
+            drafts: None,
             peak_kv_bytes: 0,
             blocks: Vec::new(),
         }

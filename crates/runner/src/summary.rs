@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 pub fn rows(plan: &Plan, store: &Store) -> anyhow::Result<Vec<ResultRow>> {
     let mut rows = Vec::new();
     let mut evaluations: Vec<Vec<Evaluation>> = Vec::new();
+    let mut answers: Vec<(&Cell, &[Sample])> = Vec::new();
     let mut groups: BTreeMap<(usize, usize, usize, usize), Vec<usize>> = BTreeMap::new();
     for cell in &plan.cells {
         let (Some(record), Some(samples)) =
@@ -30,9 +31,11 @@ pub fn rows(plan: &Plan, store: &Store) -> anyhow::Result<Vec<ResultRow>> {
             .push(rows.len());
         rows.push(row(plan, cell, record, samples, task, &scores));
         evaluations.push(scores);
+        answers.push((cell, samples));
     }
     for members in groups.values() {
         mark_bands(&mut rows, members);
+        mark_same(&mut rows, &answers, members);
         compare(plan.experiment.seed, &mut rows, &evaluations, members)?;
     }
     Ok(rows)
@@ -63,6 +66,35 @@ fn mark_bands(rows: &mut [ResultRow], members: &[usize]) {
         });
         let in_band = is_random(&rows[index]) && alike.count() >= BAND;
         rows[index].in_band = in_band;
+    }
+}
+
+/// How many answers are the full network's, token for token; a strategy that promises all of them and does not give them
+/// gets a note.
+fn mark_same(rows: &mut [ResultRow], answers: &[(&Cell, &[Sample])], members: &[usize]) {
+    let Some(full) = members
+        .iter()
+        .find(|&&index| rows[index].strategy == "full")
+    else {
+        return;
+    };
+    let (_, reference) = answers[*full];
+    for &index in members {
+        let (cell, samples) = answers[index];
+        let all = samples.len();
+        let pairs = samples.iter().zip(reference);
+        let same = pairs.filter(|(sample, full)| sample.tokens == full.tokens);
+        let same = same.count();
+        rows[index].same_as_full = Some(same as f64 / all.max(1) as f64);
+        if cell.strategy.draft().is_some() && same < all {
+            let note = format!(
+                "{} of {all} answers differ from the full network's: where two tokens are as likely to the last digits, a \
+                 verification of several positions may round to the other one",
+                all - same
+            );
+            let notes = rows[index].note.iter().cloned().chain([note]);
+            rows[index].note = Some(notes.collect::<Vec<_>>().join("; "));
+        }
     }
 }
 
@@ -120,6 +152,7 @@ fn row(
     let target = cell.strategy.target_speedup();
     let speed = Speed::of(&record.blocks);
     let decoded = record.decoded_tokens.max(1) as f64;
+    let drafts = record.drafts.as_ref();
     ResultRow {
         experiment: plan.experiment.name.clone(),
         model: cell.model_name.clone(),
@@ -149,6 +182,11 @@ fn row(
         unexplained: achieved
             .zip(timed_bound(&record.blocks))
             .map(|(speedup, bound)| 1.0 - speedup.ratio / bound),
+        acceptance: drafts.map(|drafts| drafts.accepted as f64 / drafts.drafted.max(1) as f64),
+        tokens_per_verification: drafts
+            .map(|drafts| (drafts.accepted + drafts.verified) as f64 / drafts.verified as f64),
+        draft_time: drafts.and(draft_time(&record.blocks)),
+        same_as_full: None,
         wasted_row_layers: record.ledger.wasted_row_layers as f64
             / record.ledger.row_layers.max(1) as f64,
         holes_read_per_token: (record.approximate_reads + record.masked_reads) as f64 / decoded,
@@ -185,6 +223,14 @@ fn timed_bound(blocks: &[BlockRecord]) -> Option<f64> {
     let sum = |of: fn(&BlockRecord) -> u64| -> u64 { blocks.iter().map(of).sum() };
     let (full, strategy) = (sum(|block| block.full_bytes), sum(|block| block.bytes));
     (strategy > 0).then(|| full as f64 / strategy as f64)
+}
+
+/// Share of the decode time that drafting took.
+fn draft_time(blocks: &[BlockRecord]) -> Option<f64> {
+    let sum =
+        |of: fn(&Times) -> f64| -> f64 { blocks.iter().map(|block| of(&block.strategy)).sum() };
+    let all = sum(Times::decode_s);
+    (all > 0.0).then(|| sum(|times| times.draft_s) / all)
 }
 
 fn cost(record: &Record) -> TokenCost {

@@ -70,7 +70,10 @@ impl Explanation {
                 strategy: spec.to_string(),
                 about: spec.about(),
                 variant: spec.variant(),
-                draft_length: placeholder.build(n_layers)?.draft().map(|limit| limit.tokens),
+                draft_length: placeholder
+                    .build(n_layers)?
+                    .draft()
+                    .map(|limit| limit.tokens),
                 // What the drafts gain depends on how many of them stand.
                 layers_per_step: None,
                 layer_speedup: None,

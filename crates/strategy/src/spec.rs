@@ -8,7 +8,7 @@ use crate::{BatchMode, Explanation, KvFill, Scoring, Strategy, StrategyError};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
@@ -29,7 +29,8 @@ use std::str::FromStr;
 ///
 /// It serializes as the long form with every setting, so that a digest of it determines the strategy.
 /// Its [`Display`](fmt::Display) is the short form, which leaves out a variant that is the default, followed by the
-/// settings that have no place in it where they are not at their default.
+/// settings that have no place in it where they are not at their default, as in `early-exit@2 {kv-fill: deferred}`; so what a
+/// table calls a strategy can be written wherever a strategy can.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct StrategySpec {
@@ -305,6 +306,11 @@ impl FromStr for StrategySpec {
             text: text.to_owned(),
             reason,
         };
+        if let Some((short, settings)) = text.split_once(" {") {
+            let spec: Self = short.parse()?;
+            let settings = spec.with_settings(&format!("{{{settings}"));
+            return settings.map_err(malformed);
+        }
         let (head, speedup) = match text.trim().rsplit_once('@') {
             Some((head, speedup)) => (head, Some(speedup)),
             None => (text.trim(), None),
@@ -337,7 +343,7 @@ impl FromStr for StrategySpec {
 }
 
 /// The canonical short form, and behind it in braces the settings that have no place in it and are not at their default,
-/// so that two strategies that differ are told apart. Without braces it parses back to the same strategy.
+/// so that two strategies that differ are told apart. It parses back to the same strategy.
 impl fmt::Display for StrategySpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let default = Kind::named(self.name()).ok();
@@ -358,14 +364,30 @@ impl fmt::Display for StrategySpec {
 }
 
 impl StrategySpec {
+    /// The value of the long form's one key.
+    fn settings(&self) -> Option<Map<String, Value>> {
+        match serde_json::to_value(self).ok()? {
+            Value::Object(long) => long.into_iter().next()?.1.as_object().cloned(),
+            _ => None,
+        }
+    }
+
+    /// The same strategy with the settings of a YAML map in place of its own.
+    fn with_settings(&self, yaml: &str) -> Result<Self, String> {
+        let more: Map<String, Value> = serde_saphyr::from_str(yaml).map_err(|error| {
+            let error = error.to_string();
+            format!("its settings: {}", error.lines().next().unwrap_or_default())
+        })?;
+        let mut settings = self.settings().unwrap_or_default();
+        settings.extend(more);
+        let long: Map<String, Value> = [(self.name().to_owned(), Value::Object(settings))]
+            .into_iter()
+            .collect();
+        serde_json::from_value(Value::Object(long)).map_err(|error| error.to_string())
+    }
+
     /// `key: value` of every setting that the short form leaves out.
     fn more_settings(&self) -> Vec<String> {
-        let settings = |spec: &Self| -> Option<serde_json::Map<String, Value>> {
-            match serde_json::to_value(spec).ok()? {
-                Value::Object(long) => long.into_iter().next()?.1.as_object().cloned(),
-                _ => None,
-            }
-        };
         let short = || {
             let mut spec = Self::named(self.name()).ok()?;
             if let Some(variant) = self.variant() {
@@ -376,23 +398,29 @@ impl StrategySpec {
                 None => spec,
             })
         };
-        let (Some(found), Some(short)) = (settings(self), short().as_ref().and_then(settings))
-        else {
+        let short = short().as_ref().and_then(Self::settings);
+        let (Some(found), Some(short)) = (self.settings(), short) else {
             return Vec::new();
         };
         found
             .into_iter()
             .filter(|(key, value)| short.get(key) != Some(value))
-            .map(
-                |(key, value)| match serde_json::from_value::<Self>(value.clone()) {
-                    Ok(nested) if value.is_object() => format!("{key}: {nested}"),
-                    _ => match value.as_str() {
-                        Some(word) => format!("{key}: {word}"),
-                        None => format!("{key}: {value}"),
-                    },
-                },
-            )
+            .map(|(key, value)| format!("{key}: {}", shown(&value)))
             .collect()
+    }
+}
+
+/// The value of a setting as a label shows it, and as YAML reads it.
+fn shown(value: &Value) -> String {
+    let nested = match value.is_object() {
+        true => serde_json::from_value::<StrategySpec>(value.clone()).ok(),
+        false => None,
+    };
+    match (nested.map(|nested| nested.to_string()), value.as_str()) {
+        (Some(label), _) if label.contains('{') => format!("{label:?}"),
+        (Some(label), _) => label,
+        (None, Some(word)) => word.to_owned(),
+        (None, None) => value.to_string(),
     }
 }
 

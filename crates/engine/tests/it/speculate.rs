@@ -1,8 +1,8 @@
 //! Self-speculative decoding is the full network's, token for token.
 
-use crate::support::{fixed, generate, load, spec, tokens};
+use crate::support::{fixed, generate, load, long, spec, tokens};
 use proptest::prelude::*;
-use skipbench_engine::Options;
+use skipbench_engine::{DraftTally, Options};
 use skipbench_model::{Backend, CausalLm};
 use skipbench_strategy::StrategySpec;
 
@@ -32,6 +32,8 @@ fn drafts() -> Vec<StrategySpec> {
         r#"{"self-speculative": {"draft": {"shallow-deep": {"threshold": 0.3}}}}"#,
         r#"{"self-speculative": {"draft": {"block-influence": {"order": [2, 4, 1], "speedup": 2}}}}"#,
         r#"{"self-speculative": {"draft": "sublayer-drop@1.5"}}"#,
+        r#"{"self-speculative": {"draft": "top@2", "draft-length": 8, "stop-below": 0.3, "adaptive": true}}"#,
+        r#"{"self-speculative": {"draft": {"drop-list": {"drop-attention": [2, 4], "drop-mlp": [4]}}, "stop-below": 0.2}}"#,
     ] {
         specs.push(serde_json::from_str(long).unwrap());
     }
@@ -54,30 +56,77 @@ fn every_draft_gives_the_full_networks_tokens() {
     }
 }
 
-/// A draft by all layers always stands: five tokens a round, and nothing wasted.
+/// A draft by all layers always stands: five tokens a round, and all that is left to verify is the last of them.
 #[test]
 fn rounds_and_layers_are_counted() {
     let model = load("llama1", Backend::Auto);
     let n_layers = model.sizes().n_layers as f64;
+    let prompts = [vec![3, 17, 40]];
     let generation = generate(
         &model,
-        &[vec![3, 17, 40]],
+        &prompts,
         &spec("self-speculative:unified@1"),
         &fixed(21),
     );
     assert_eq!(generation.step_s.len(), 4);
-    // Each round: four drafted and verified tokens, and one that only the verification gives.
-    let round = [2.0, 2.0, 2.0, 2.0, 1.0].map(|passes| passes * n_layers);
-    assert_eq!(generation.rows[0].layers[0], n_layers);
-    assert_eq!(generation.rows[0].layers[1..], round.repeat(4));
+    assert_eq!(generation.rows[0].layers, [n_layers; 21]);
     assert_eq!(generation.decoded_tokens(), 20);
-    let full = generate(&model, &[vec![3, 17, 40]], &spec("full"), &fixed(21));
+    let full = generate(&model, &prompts, &spec("full"), &fixed(21));
     assert_eq!(generation.ledger.full, full.ledger.full);
-    // Four drafts by all layers and one verification read what five steps read.
+    // Four drafts and one verification of one token read what five steps read.
     let ledger = generation.ledger;
     assert_eq!(ledger.total().bytes, full.ledger.total().bytes);
+    assert_eq!(ledger.layers, full.ledger.layers);
     assert_eq!(ledger.draft + ledger.verify, ledger.total());
-    assert!(ledger.draft.bytes > ledger.verify.bytes);
+    let tally = generation.drafts;
+    assert_eq!((tally.verified, tally.drafted, tally.accepted), (4, 16, 16));
+    assert!(tally.draft_s > 0.0 && tally.draft_s < generation.decode_s());
+}
+
+/// What the lowest layers of a draft computed is not computed again.
+#[test]
+fn verification_starts_where_drafting_left_the_full_network() {
+    for backend in [Backend::Auto, Backend::Composed] {
+        let model = load("llama1", backend);
+        let layers = |draft: &str| {
+            let text = format!(r#"{{"self-speculative": {{"draft": {draft}}}}}"#);
+            let generation = generate(&model, &[vec![3, 17, 40]], &long(&text), &fixed(13));
+            let drafts = generation.drafts;
+            // Tokens and layers, less those of the token that ends each round: it runs all six in the verification.
+            let ran = generation.ledger.row_layers - 6 * drafts.verified;
+            assert!(drafts.drafted > 0);
+            ran as f64 / drafts.drafted as f64
+        };
+        // Three of six layers draft; of the other three, and of those above a gap, the verification runs all.
+        assert_eq!(layers(r#""top@2""#), 6.0);
+        assert_eq!(layers(r#""middle@2""#), 3.0 + 4.0);
+        assert_eq!(layers(r#""bottom@2""#), 3.0 + 6.0);
+        assert_eq!(layers(r#"{"drop-list": {"drop": [5]}}"#), 6.0);
+        // Half of the last layer is no layer.
+        assert_eq!(layers(r#"{"drop-list": {"drop-mlp": [5]}}"#), 6.0 + 1.0);
+        // Every draft leaves after two layers.
+        assert_eq!(layers(r#"{"early-exit": {"threshold": 0.0}}"#), 6.0);
+    }
+}
+
+/// Behind a token of which the draft is not sure nothing more is drafted.
+#[test]
+fn doubt_ends_a_draft() {
+    let model = load("llama1", Backend::Auto);
+    let prompts = [vec![3, 17, 40], vec![5, 9]];
+    let tally = |stop_below: f64| {
+        let text = format!(
+            r#"{{"self-speculative": {{"draft": "top@2", "draft-length": 6, "stop-below": {stop_below}}}}}"#
+        );
+        generate(&model, &prompts, &long(&text), &fixed(25)).drafts
+    };
+    let (never, always) = (tally(0.0), tally(1.0));
+    // One token a round, but where no room is left for a draft.
+    assert!(always.verified - always.drafted <= 2, "{always:?}");
+    assert!(never.drafted > 3 * never.verified, "{never:?}");
+    let some = tally(0.3);
+    let share = |tally: &DraftTally| tally.accepted as f64 / tally.drafted as f64;
+    assert!(share(&some) > share(&never), "{some:?} {never:?}");
 }
 
 proptest! {
@@ -89,7 +138,7 @@ proptest! {
         prompts in prop::collection::vec(prop::collection::vec(0u32..96, 1..9), 1..5),
         max_new_tokens in 1usize..18,
         eos in prop::collection::vec(0u32..96, 0..40),
-        draft in 0usize..17,
+        draft in 0usize..19,
     ) {
         let model = load("llama1", Backend::Auto);
         let options = Options { max_new_tokens, eos_ids: eos, ..Options::default() };
