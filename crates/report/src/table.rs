@@ -97,7 +97,8 @@ fn table(group: &[&ResultRow]) -> TableData {
                 },
             ));
             cells.push(match (band, row.same_as_full) {
-                (None, Some(share)) => format!("{:.0}%", 100.0 * share),
+                // Rounded down: 100% is all of them.
+                (None, Some(share)) => format!("{}%", (100.0 * share + 1e-9) as u32),
                 _ => "-".to_owned(),
             });
             cells
