@@ -21,7 +21,11 @@ pub struct Beam {
 }
 
 impl Beam {
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Refuses values that mean nothing.
+    ///
+    /// # Errors
+    /// Fewer than 2 or more than 64 beams, a length penalty that is not finite.
+    pub fn check(&self) -> Result<()> {
         let wrong =
             |option: &'static str, message: String| Err(EngineError::Search { option, message });
         if !(2..=64).contains(&self.beams) {
@@ -157,6 +161,10 @@ impl Run<'_> {
                 .iter()
                 .map(|&parent| self.pending[parent].clone())
                 .collect();
+        }
+        if !self.ahead.is_empty() {
+            let ahead = |&parent: &usize| self.ahead[parent].clone();
+            self.ahead = parents.iter().map(ahead).collect();
         }
         Ok(())
     }

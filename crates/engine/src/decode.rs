@@ -3,10 +3,11 @@
 use crate::error::{EngineError, Result};
 use crate::generate::Run;
 use crate::signal;
+use crate::skipped::Ghost;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
-use skipbench_model::{Part, Provenance, Span};
-use skipbench_strategy::{BatchMode, ExitSignal, KvFill, LayerSet, StepPlan, Strategy, Verdict};
+use skipbench_model::{Part, Span};
+use skipbench_strategy::{ExitSignal, LayerSet, StepPlan, Strategy, Verdict};
 
 /// What the rows of a step got, by ascending row.
 pub(crate) struct Step {
@@ -21,15 +22,6 @@ pub(crate) struct Decoded {
     /// Layers run for it, half a layer for each sub-layer.
     pub(crate) layers: f64,
     pub(crate) trace: TokenTrace,
-}
-
-/// A position that a row left before its last layer, under [`KvFill::Deferred`].
-#[derive(Clone)]
-pub(crate) struct Pending {
-    /// The layer that it runs next.
-    next: usize,
-    /// `[1, d_model]`.
-    state: Tensor,
 }
 
 /// How far a row's drafts are the full network's own computation.
@@ -53,24 +45,13 @@ impl Exact {
 }
 
 /// A row on its way through the layers.
-struct Row {
-    span: Span,
-    set: LayerSet,
+pub(crate) struct Row {
+    pub(crate) span: Span,
+    pub(crate) set: LayerSet,
     ran: LayerSet,
-    /// Layers run for earlier positions of the row, since this one needed them.
+    /// Layers run for earlier positions of the row, since this one needed them, or ahead of later ones that may.
     made_up: usize,
     confidence: Option<f64>,
-}
-
-/// A row that is done and goes on for nothing, under [`BatchMode::Sync`].
-struct Ghost {
-    span: Span,
-    set: LayerSet,
-    /// `[1, d_model]`: the exit state, or where `deferred` brings it.
-    state: Tensor,
-    exit: usize,
-    /// The last layer that it ran.
-    last: usize,
 }
 
 /// Rows that have what they need: their logits, or the state `[rows, d_model]` that the LM head still has to read.
@@ -138,14 +119,7 @@ impl Run<'_> {
             let state = select(&hidden, &exits)?;
             self.limit_exact(&leaving, layer + 1);
             self.keep_exact(layer + 1, &state, &leaving)?;
-            self.leave(
-                layer,
-                &state,
-                &leaving,
-                plan,
-                &mut ghosts,
-                !stays.is_empty(),
-            )?;
+            self.leave(layer, &state, &leaving, &mut ghosts, !stays.is_empty())?;
             done.push(Done {
                 rows: leaving.into_iter().map(|row| (row, Some(layer))).collect(),
                 logits: match &logits {
@@ -161,7 +135,13 @@ impl Run<'_> {
             }
             hidden = select(&hidden, &kept)?;
         }
-        self.settle(ghosts, plan)?;
+        for ghost in &ghosts {
+            let mut left = done.iter_mut().flat_map(|done| &mut done.rows);
+            if let Some((row, _)) = left.find(|(row, _)| row.span.row == ghost.span.row) {
+                row.made_up += ghost.ahead;
+            }
+        }
+        self.settle(ghosts)?;
         if !rows.is_empty() {
             self.keep_exact(n_layers, &hidden, &rows)?;
             done.push(Done {
@@ -232,12 +212,12 @@ impl Run<'_> {
                 let states = along.iter().map(|&index| &ghosts[index].state);
                 let inputs: Vec<&Tensor> = [&input].into_iter().chain(states).collect();
                 input = Tensor::cat(&inputs, 0)?;
-                self.out.ledger.waste(along.len());
             }
             let (mut output, made_up) = self.advance(layer, part, &input, &spans)?;
-            for (&index, made_up) in chosen.iter().zip(made_up) {
+            for (&index, &made_up) in chosen.iter().zip(&made_up) {
                 let row = &mut rows[index];
                 row.made_up += made_up;
+                self.needed(layer, row.span.row);
                 if part.has_attention() {
                     row.ran.insert_attention(layer);
                 }
@@ -246,12 +226,9 @@ impl Run<'_> {
                 }
             }
             if !along.is_empty() {
-                for (offset, &index) in along.iter().enumerate() {
-                    let ghost = &mut ghosts[index];
-                    ghost.last = layer;
-                    if self.needs.kv_fill == KvFill::Deferred {
-                        ghost.state = output.narrow(0, chosen.len() + offset, 1)?;
-                    }
+                for (place, &index) in (chosen.len()..).zip(&along) {
+                    let state = output.narrow(0, place, 1)?;
+                    self.ran_along(layer, part, &mut ghosts[index], state, made_up[place]);
                 }
                 output = output.narrow(0, 0, chosen.len())?;
             }
@@ -268,86 +245,6 @@ impl Run<'_> {
             outputs.push((passing, state));
         }
         in_order(&outputs)
-    }
-
-    /// One part of a layer over single tokens, together with the earlier positions of their rows that wait for it;
-    /// gives the tokens' states and how many positions each brought along.
-    fn advance(
-        &mut self,
-        layer: usize,
-        part: Part,
-        input: &Tensor,
-        spans: &[Span],
-    ) -> Result<(Tensor, Vec<usize>)> {
-        let sizes = self.model.sizes();
-        let waiting: Vec<usize> = spans
-            .iter()
-            .map(|span| {
-                self.pending[span.row]
-                    .iter()
-                    .filter(|p| p.next == layer)
-                    .count()
-            })
-            .collect();
-        if waiting.iter().all(|&count| count == 0) {
-            let output = self
-                .model
-                .layer_part(layer, part, input, &mut self.cache, spans)?;
-            self.out.ledger.layer(sizes, part, spans);
-            return Ok((output, waiting));
-        }
-        let mut inputs = Vec::new();
-        let mut joint = Vec::new();
-        for (index, (span, &count)) in spans.iter().zip(&waiting).enumerate() {
-            let states = self.pending[span.row].iter().filter(|p| p.next == layer);
-            inputs.extend(states.map(|pending| pending.state.clone()));
-            inputs.push(input.narrow(0, index, 1)?);
-            joint.push(Span {
-                row: span.row,
-                start: span.start - count,
-                len: count + 1,
-            });
-        }
-        let states = Tensor::cat(&inputs, 0)?;
-        let output = self
-            .model
-            .layer_part(layer, part, &states, &mut self.cache, &joint)?;
-        self.out.ledger.layer(sizes, part, &joint);
-        let mut tokens = Vec::with_capacity(spans.len());
-        let mut at = 0;
-        for (span, &count) in spans.iter().zip(&waiting) {
-            let pending = &mut self.pending[span.row];
-            let waiting = pending.iter_mut().filter(|pending| pending.next == layer);
-            for (behind, pending) in waiting.enumerate() {
-                pending.state = output.narrow(0, at + behind, 1)?;
-                pending.next += 1;
-                let position = span.start - count + behind;
-                self.cache
-                    .mark(layer, span.row, position, Provenance::Deferred);
-            }
-            pending.retain(|pending| pending.next < sizes.n_layers);
-            at += count + 1;
-            tokens.push(at - 1);
-        }
-        Ok((select(&output, &tokens)?, waiting))
-    }
-
-    /// Under a KV fill, keys and values of a layer that rows pass by on their way to higher ones.
-    fn fill_passed(&mut self, layer: usize, hidden: &Tensor, rows: &[Row]) -> Result<()> {
-        if matches!(self.needs.kv_fill, KvFill::None | KvFill::Deferred)
-            || !self.cache.has_layer(layer)
-        {
-            return Ok(());
-        }
-        let passing: Vec<usize> = (0..rows.len())
-            .filter(|&index| !rows[index].set.has_attention(layer))
-            .collect();
-        if passing.is_empty() {
-            return Ok(());
-        }
-        let spans: Vec<Span> = passing.iter().map(|&index| rows[index].span).collect();
-        let state = select(hidden, &passing)?;
-        self.fill(layer, &state, &spans, passing.len() < rows.len())
     }
 
     /// Asks the strategy about each row after a check layer; gives those that exit, and the logits where they were needed.
@@ -382,110 +279,6 @@ impl Run<'_> {
             }
         }
         Ok((exits, logits))
-    }
-
-    /// Rows leave after `layer` in `state`: `[leaving.len(), d_model]`.
-    fn leave(
-        &mut self,
-        layer: usize,
-        state: &Tensor,
-        leaving: &[Row],
-        plan: &StepPlan,
-        ghosts: &mut Vec<Ghost>,
-        others_stay: bool,
-    ) -> Result<()> {
-        if self.needs.batch_mode == BatchMode::Sync && others_stay {
-            for (index, row) in leaving.iter().enumerate() {
-                ghosts.push(Ghost {
-                    span: row.span,
-                    set: row.set,
-                    state: state.narrow(0, index, 1)?,
-                    exit: layer,
-                    last: layer,
-                });
-            }
-            return Ok(());
-        }
-        let spans: Vec<Span> = leaving.iter().map(|row| row.span).collect();
-        self.fill_above(layer, layer, state, &spans, plan, others_stay)
-    }
-
-    /// The layers that rows skip once they have left for good.
-    fn settle(&mut self, ghosts: Vec<Ghost>, plan: &StepPlan) -> Result<()> {
-        for ghost in ghosts {
-            let ran = ghost.exit + 1..=ghost.last;
-            if self.needs.kv_fill == KvFill::Propagate {
-                // The state stood still, so what the layers wrote is its projection.
-                for layer in ran {
-                    let Span { row, start, .. } = ghost.span;
-                    self.cache.mark(layer, row, start, Provenance::Propagated);
-                }
-            }
-            let spans = [ghost.span];
-            self.fill_above(ghost.exit, ghost.last, &ghost.state, &spans, plan, false)?;
-        }
-        Ok(())
-    }
-
-    /// Fills the layers above an exit. `ran` is the last layer that ran all the same.
-    fn fill_above(
-        &mut self,
-        exit: usize,
-        ran: usize,
-        state: &Tensor,
-        spans: &[Span],
-        plan: &StepPlan,
-        others_stay: bool,
-    ) -> Result<()> {
-        match self.needs.kv_fill {
-            KvFill::Deferred => {
-                for (index, span) in spans.iter().enumerate() {
-                    if ran + 1 < self.model.sizes().n_layers {
-                        self.pending[span.row].push(Pending {
-                            next: ran + 1,
-                            state: state.narrow(0, index, 1)?,
-                        });
-                    }
-                }
-                Ok(())
-            }
-            fill => {
-                let from = match fill {
-                    KvFill::Propagate => ran,
-                    _ => exit,
-                };
-                let skipped = plan.layers.iter().filter(|&layer| layer > from);
-                for layer in skipped.filter(|&layer| plan.layers.has_attention(layer)) {
-                    self.fill(layer, state, spans, others_stay)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Keys and values of a layer that rows skip. `weights_read`: other rows run the layer.
-    pub(crate) fn fill(
-        &mut self,
-        layer: usize,
-        state: &Tensor,
-        spans: &[Span],
-        weights_read: bool,
-    ) -> Result<()> {
-        let sizes = self.model.sizes();
-        match self.needs.kv_fill {
-            // Under `none` a later read of the hole is refused by the cache.
-            KvFill::None | KvFill::Deferred => {}
-            KvFill::Propagate => {
-                self.model.fill_kv(layer, state, &mut self.cache, spans)?;
-                self.out.ledger.project(sizes, spans.len(), weights_read);
-            }
-            KvFill::Copy => {
-                self.cache.copy_below(layer, spans)?;
-                self.out.ledger.copy(sizes, spans.len());
-            }
-            KvFill::Mask => self.cache.mask(layer, spans)?,
-        }
-        Ok(())
     }
 
     /// One pass of the LM head over all states that wait for it, and everything in the order of the rows.

@@ -2,16 +2,19 @@
 
 use crate::audit::KvAudit;
 use crate::beam::Beam;
-use crate::decode::{Decoded, Exact, Pending, part_of, select};
+use crate::decode::{Decoded, Exact, part_of, select};
 use crate::error::{EngineError, Result};
 use crate::ledger::Ledger;
 use crate::ngram;
 use crate::select::{Chooser, Sampling};
 use crate::signal;
+use crate::skipped::Pending;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{CausalLm, HoleReads, KvCache, ModelError, Part, Span};
-use skipbench_strategy::{BatchShape, LayerSet, Needs, Prefill, PromptSignal, Strategy};
+use skipbench_strategy::{
+    BatchMode, BatchShape, KvFill, LayerSet, Needs, Prefill, PromptSignal, Strategy,
+};
 use std::time::Instant;
 
 /// How far to generate, and how to search.
@@ -152,12 +155,17 @@ impl<'a> Engine<'a> {
         if let Some(layer) = reachable.iter().find(|&layer| layer >= shape.n_layers) {
             return Err(EngineError::NotReachable { layer });
         }
+        let needs = strategy.needs();
         let mut run = Run {
             model: self.model,
-            needs: strategy.needs(),
+            needs,
             reachable,
             cache: self.cache(&shape, strategy, options)?,
             pending: (0..rows).map(|_| Vec::new()).collect(),
+            ahead: match (needs.batch_mode, needs.kv_fill) {
+                (BatchMode::Sync, KvFill::Deferred) => vec![vec![0; shape.n_layers]; rows],
+                _ => Vec::new(),
+            },
             exact: Vec::new(),
             out: Generation {
                 rows: vec![RowOutput::default(); prompts.len()],
@@ -170,6 +178,8 @@ impl<'a> Engine<'a> {
             None => run.continue_each(prompts, strategy, options)?,
         }
         run.out.hole_reads = run.cache.hole_reads();
+        // What was never needed after all.
+        run.out.ledger.waste(run.ahead.iter().flatten().sum());
         Ok(run.out)
     }
 
@@ -275,6 +285,9 @@ pub(crate) struct Run<'a> {
     pub(crate) cache: KvCache,
     /// Per row of the cache, in the order of their positions.
     pub(crate) pending: Vec<Vec<Pending>>,
+    /// Per row of the cache and layer: positions that the layer ran ahead of need since the row itself last ran it; empty
+    /// unless rows wait and layers are deferred.
+    pub(crate) ahead: Vec<Vec<u64>>,
     /// Per row of the cache, while drafts are made; empty otherwise.
     pub(crate) exact: Vec<Exact>,
     pub(crate) out: Generation,
@@ -341,6 +354,9 @@ impl Run<'_> {
             self.out.step_s.push(clock.stop(self.model)?);
             live = self.accept(chosen, options);
             step += 1;
+        }
+        if strategy.draft().is_some() {
+            self.charge_full(prompts);
         }
         if options.trace {
             self.trace_provenance(prompts);

@@ -177,8 +177,8 @@ impl Ledger {
         self.attribute(cost);
     }
 
-    pub(crate) fn waste(&mut self, rows: usize) {
-        self.wasted_row_layers += rows as u64;
+    pub(crate) fn waste(&mut self, row_layers: u64) {
+        self.wasted_row_layers += row_layers;
     }
 
     fn attribute(&mut self, cost: Cost) {

@@ -21,6 +21,7 @@ mod oracle;
 mod scores;
 mod select;
 mod signal;
+mod skipped;
 mod speculate;
 mod timing;
 mod trace;

@@ -53,7 +53,8 @@ impl Sampling {
             (None, None) => Draw::All { temperature },
             (Some(k), None) => Draw::TopK { k, temperature },
             (None, Some(p)) => Draw::TopP { p, temperature },
-            (Some(k), Some(p)) => Draw::TopKThenTopP { k, p, temperature },
+            // Of the k likeliest, whose probabilities then sum to 1.
+            (Some(_), Some(p)) => Draw::TopP { p, temperature },
         };
         // Neighbouring seeds and rows must not share a stream.
         let stream = (self.first_row + row).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -64,18 +65,24 @@ impl Sampling {
 /// Chooses each row's next token.
 pub(crate) enum Chooser {
     Greedy,
-    Drawn(Vec<LogitsProcessor>),
+    Drawn {
+        /// One for each row.
+        processors: Vec<LogitsProcessor>,
+        /// Keep so many likeliest tokens before one is drawn.
+        likeliest: Option<usize>,
+    },
 }
 
 impl Chooser {
     pub(crate) fn new(sampling: Option<&Sampling>, rows: usize) -> Self {
         match sampling {
             None => Self::Greedy,
-            Some(sampling) => Self::Drawn(
-                (0..rows as u64)
+            Some(sampling) => Self::Drawn {
+                processors: (0..rows as u64)
                     .map(|row| sampling.processor(row))
                     .collect(),
-            ),
+                likeliest: sampling.top_k.filter(|_| sampling.top_p.is_some()),
+            },
         }
     }
 
@@ -85,11 +92,72 @@ impl Chooser {
         let likeliest = signal::argmax(logits)?;
         match self {
             Self::Greedy => Ok(likeliest),
-            Self::Drawn(processors) => rows
+            Self::Drawn {
+                processors,
+                likeliest,
+            } => rows
                 .iter()
                 .enumerate()
-                .map(|(index, &row)| Ok(processors[row].sample(&logits.get(index)?)?))
+                .map(|(index, &row)| {
+                    let logits = logits.get(index)?;
+                    let logits = match likeliest {
+                        Some(k) => only_likeliest(&logits, *k)?,
+                        None => logits,
+                    };
+                    Ok(processors[row].sample(&logits)?)
+                })
                 .collect(),
         }
+    }
+}
+
+/// `logits`: `[vocab_size]` without all but the `k` largest; of equal ones the lower ids stay.
+fn only_likeliest(logits: &Tensor, k: usize) -> Result<Tensor> {
+    let mut values = logits.to_vec1::<f32>()?;
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    if k < order.len() {
+        order.select_nth_unstable_by(k, |&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
+        for &id in &order[k..] {
+            values[id] = f32::NEG_INFINITY;
+        }
+    }
+    Ok(Tensor::from_vec(values, logits.shape().clone(), logits.device())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// Temperature 100 makes 64 tokens all but equally likely: 16 of them hold a quarter of the probability, and half of that
+    /// is left to top-p only if they are looked at alone.
+    #[test]
+    fn top_p_counts_among_the_top_k() {
+        let logits: Vec<f32> = (0..64).map(|id| -(id as f32) / 100.0).collect();
+        let logits = Tensor::new(logits, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let drawn = |top_k, top_p| {
+            let sampling = Sampling {
+                temperature: 100.0,
+                top_k,
+                top_p,
+                seed: 3,
+                first_row: 0,
+            };
+            let mut chooser = Chooser::new(Some(&sampling), 1);
+            let tokens = (0..400).map(|_| chooser.choose(&[0], &logits).unwrap()[0]);
+            tokens.max().unwrap()
+        };
+        assert!(drawn(None, None) > 48);
+        assert!((14..16).contains(&drawn(Some(16), None)));
+        assert!((6..9).contains(&drawn(Some(16), Some(0.5))));
+    }
+
+    #[test]
+    fn of_equal_tokens_the_first_stay() {
+        let logits = Tensor::new(&[1f32, 3.0, 3.0, 0.0, 3.0], &Device::Cpu).unwrap();
+        let kept = only_likeliest(&logits, 2).unwrap().to_vec1::<f32>().unwrap();
+        let kept: Vec<bool> = kept.iter().map(|logit| logit.is_finite()).collect();
+        assert_eq!(kept, [false, true, true, false, false]);
+        assert_eq!(only_likeliest(&logits, 9).unwrap().dims1().unwrap(), 5);
     }
 }

@@ -7,7 +7,11 @@ use skipbench_strategy::ExitSignal;
 /// Most likely token of each row. `logits`: `[rows, vocab_size]`; ties go to the lower id.
 pub(crate) fn argmax(logits: &Tensor) -> Result<Vec<u32>> {
     if !logits.device().is_cpu() {
-        return Ok(logits.argmax(D::Minus1)?.to_vec1()?);
+        let largest = logits.max(D::Minus1)?.to_vec1::<f32>()?;
+        return match largest.iter().position(|logit| !logit.is_finite()) {
+            Some(row) => Err(EngineError::NotFinite { row }),
+            None => Ok(logits.argmax(D::Minus1)?.to_vec1()?),
+        };
     }
     let vocab = logits.dim(1)?;
     let values = logits.flatten_all()?.to_vec1::<f32>()?;

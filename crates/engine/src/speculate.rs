@@ -106,7 +106,6 @@ impl Run<'_> {
         self.out.drafts.verified += outcome.rows as u64;
         self.out.drafts.drafted += outcome.drafted as u64;
         self.out.drafts.accepted += outcome.accepted as u64;
-        self.charge_full(&drafts, &decoded);
         Ok(decoded)
     }
 
@@ -193,8 +192,8 @@ impl Run<'_> {
         signal::argmax(&self.head(&hidden)?)
     }
 
-    /// The tokens that a row gets. The layers of all that was drafted and verified are counted, those of drafts that
-    /// did not stand with the token that took their place.
+    /// The tokens that a row gets. The layers of all that was drafted and verified are counted, those that led to no token
+    /// with the last one.
     fn standing(
         &self,
         draft: &Draft,
@@ -217,26 +216,25 @@ impl Run<'_> {
                 trace: TokenTrace::new(LayerSet::full(n_layers)),
             })
             .collect();
-        if let Some(last) = decoded.last_mut() {
-            last.layers += (standing + 1..draft.ids.len()).map(layers).sum::<f64>();
-        }
         // Nothing follows the end of a sequence.
-        if let Some(end) = decoded
+        let end = decoded
             .iter()
             .position(|decoded| options.eos_ids.contains(&decoded.token))
-        {
-            decoded.truncate(end + 1);
+            .unwrap_or(standing);
+        decoded.truncate(end + 1);
+        if let Some(last) = decoded.last_mut() {
+            last.layers += (end + 1..draft.ids.len()).map(layers).sum::<f64>();
         }
         decoded
     }
 
-    /// What the full network would have read for the tokens of a round, one step after the other.
-    fn charge_full(&mut self, drafts: &[Draft], decoded: &[Chosen]) {
-        for step in 0.. {
-            let spans: Vec<Span> = drafts
-                .iter()
-                .filter(|draft| decoded.iter().filter(|d| d.row == draft.row).count() > step)
-                .map(|draft| Span::token(draft.row, draft.start + step))
+    /// What the full network would have read for the tokens that all rows got, in steps of its own.
+    pub(crate) fn charge_full(&mut self, prompts: &[Vec<u32>]) {
+        for step in 1.. {
+            let rows = self.out.rows.iter().zip(prompts).enumerate();
+            let spans: Vec<Span> = rows
+                .filter(|(_, (output, _))| output.tokens.len() > step)
+                .map(|(row, (_, prompt))| Span::token(row, prompt.len() + step - 1))
                 .collect();
             if spans.is_empty() {
                 break;

@@ -57,8 +57,8 @@ pub struct Interval {
 pub struct Speedup {
     /// Summed decode time of the full network over that of the strategy.
     pub ratio: f64,
-    /// Paired bootstrap over batches.
-    pub interval: Interval,
+    /// Paired bootstrap over batches; `None` where there is but one.
+    pub interval: Option<Interval>,
 }
 
 /// Times `spec` against the full network: for each batch both run, in random order, so that a slow second of the
@@ -138,10 +138,10 @@ pub fn speedup(pairs: &[(usize, f64, f64)], seed: u64) -> Option<Speedup> {
     resampled.sort_by(f64::total_cmp);
     Some(Speedup {
         ratio: ratio(&mut sums.iter().copied()),
-        interval: Interval {
+        interval: (sums.len() > 1).then_some(Interval {
             lo: resampled[RESAMPLES / 40],
             hi: resampled[RESAMPLES - 1 - RESAMPLES / 40],
-        },
+        }),
     })
 }
 
@@ -164,12 +164,15 @@ mod tests {
         let full: f64 = pairs.iter().map(|pair| pair.1).sum();
         let strategy: f64 = pairs.iter().map(|pair| pair.2).sum();
         assert_eq!(speedup.ratio, full / strategy);
-        assert!(speedup.interval.lo < speedup.ratio && speedup.ratio < speedup.interval.hi);
+        let interval = speedup.interval.unwrap();
+        assert!(interval.lo < speedup.ratio && speedup.ratio < interval.hi);
     }
 
     #[test]
     fn nothing_measured_gives_no_speedup() {
         assert_eq!(speedup(&[], 1), None);
         assert_eq!(speedup(&[(0, 0.0, 0.0)], 1), None);
+        let one = speedup(&[(0, 2.0, 1.0), (0, 2.0, 1.0)], 1).unwrap();
+        assert_eq!((one.ratio, one.interval), (2.0, None));
     }
 }

@@ -150,6 +150,13 @@ impl KvCache {
         self.hole_reads
     }
 
+    /// Takes back the reads that a layer has just counted for `span`, whose outcome nobody uses.
+    pub fn discount_reads(&mut self, layer: usize, span: Span) {
+        let holes = self.layers[layer].holes[span.row];
+        self.hole_reads.approximate -= span.len as u64 * holes.approximate;
+        self.hole_reads.masked -= span.len as u64 * holes.masked;
+    }
+
     /// How many positions of `row` hold something in `layer`, from 0 on.
     pub fn filled(&self, layer: usize, row: usize) -> usize {
         self.layers[layer].filled[row]

@@ -38,7 +38,7 @@ fn table(group: &[&ResultRow]) -> TableData {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let body = sorted(group)
         .into_iter()
-        .filter(|row| row.band().is_none())
+        .filter(|row| row.band.is_none())
         .map(|row| {
             let cost = &row.cost;
             let share = |part: f64| percent(part / cost.mbytes.max(f64::MIN_POSITIVE));

@@ -65,7 +65,7 @@ fn names(rows: &[ResultRow]) -> Vec<String> {
     let mut names = Vec::new();
     for row in rows.iter().filter(|row| !row.is_full()) {
         let name = row.series();
-        if !names.contains(&name) && row.band().is_none() {
+        if !names.contains(&name) && row.band.is_none() {
             names.push(name);
         }
     }
@@ -74,13 +74,16 @@ fn names(rows: &[ResultRow]) -> Vec<String> {
 
 /// Where 95% of the sets of a random band lie at each target, over the speedup that was measured for one of them.
 fn null_band(rows: &[&ResultRow]) -> Vec<(f64, f64, f64)> {
-    let mut targets: Vec<f64> = rows.iter().filter_map(|row| row.band()).collect();
-    targets.sort_by(f64::total_cmp);
-    targets.dedup();
-    targets
+    let mut bands: Vec<&String> = Vec::new();
+    for band in rows.iter().filter_map(|row| row.band.as_ref()) {
+        if !bands.contains(&band) {
+            bands.push(band);
+        }
+    }
+    bands
         .into_iter()
-        .filter_map(|target| {
-            let members = rows.iter().filter(|row| row.band() == Some(target));
+        .filter_map(|band| {
+            let members = rows.iter().filter(|row| row.band.as_ref() == Some(band));
             let x = members.clone().find_map(|row| row.achieved_speedup)?;
             let scores = members.filter_map(|row| Some(row.metrics.first()?.1.score));
             let band = Band::of(scores.collect())?;
@@ -159,7 +162,7 @@ fn quality(group: &[&ResultRow]) -> Option<Chart> {
     let (file, title) = setting(group[0]);
     let (metric, _) = group[0].metrics.first()?;
     let (single, band): (Vec<&ResultRow>, Vec<&ResultRow>) =
-        group.iter().partition(|row| row.band().is_none());
+        group.iter().partition(|row| row.band.is_none());
     let series = series(&single, |row| {
         let (_, value) = row.metrics.first()?;
         Some(Point {

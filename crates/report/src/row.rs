@@ -77,8 +77,8 @@ pub struct ResultRow {
     pub n_failed: usize,
     /// Scores by metric, the main one first.
     pub metrics: Vec<(String, MetricValue)>,
-    /// One of several random sets that are shown together as a band.
-    pub in_band: bool,
+    /// What several random sets that are shown together as a band have in common, for one of them: `random@2`.
+    pub band: Option<String>,
     /// What a reader must know of this row.
     pub note: Option<String>,
 }
@@ -117,6 +117,8 @@ pub struct MetricValue {
     pub hi: f64,
     /// Paired test against the full network, Holm-corrected over the strategies.
     pub p_value: Option<f64>,
+    /// Whether a larger score is the better one.
+    pub higher_is_better: bool,
 }
 
 /// The head of a report.
@@ -146,11 +148,6 @@ impl ResultRow {
     /// Which table a row belongs to: model, task, batch size, beams.
     pub(crate) fn group(&self) -> (&str, &str, usize, usize) {
         (&self.model, &self.task, self.batch_size, self.beams)
-    }
-
-    /// Whether it is one set of a random band.
-    pub(crate) fn band(&self) -> Option<f64> {
-        self.in_band.then_some(self.target_speedup).flatten()
     }
 
     /// The strategy with its variant and settings, but without its target: the series of a plot.
@@ -211,8 +208,11 @@ impl Band {
     }
 
     /// Whether a score is no better than what the band holds.
-    pub(crate) fn reaches(&self, score: f64) -> bool {
-        score <= self.hi
+    pub(crate) fn reaches(&self, score: f64, higher_is_better: bool) -> bool {
+        match higher_is_better {
+            true => score <= self.hi,
+            false => score >= self.lo,
+        }
     }
 }
 
@@ -226,7 +226,8 @@ mod tests {
         assert_eq!((band.lo, band.median, band.hi), (1.0, 20.0, 39.0));
         let two = Band::of(vec![10.0, 20.0]).unwrap();
         assert!((two.lo - 10.25).abs() < 1e-9 && two.median == 15.0);
-        assert!(band.reaches(39.0) && !band.reaches(39.1));
+        assert!(band.reaches(39.0, true) && !band.reaches(39.1, true));
+        assert!(band.reaches(1.0, false) && !band.reaches(0.9, false));
         assert_eq!(Band::of(Vec::new()), None);
     }
 }

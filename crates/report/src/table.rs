@@ -45,7 +45,7 @@ pub(crate) fn sorted<'a>(group: &[&'a ResultRow]) -> Vec<&'a ResultRow> {
 
 fn table(group: &[&ResultRow]) -> TableData {
     let (mut members, random): (Vec<&ResultRow>, Vec<&ResultRow>) =
-        group.iter().partition(|row| row.band().is_none());
+        group.iter().partition(|row| row.band.is_none());
     let bands = bands(&random);
     // One row stands for a band: the one that was timed.
     members.extend(bands.iter().map(|band| band.row));
@@ -75,11 +75,11 @@ fn table(group: &[&ResultRow]) -> TableData {
         .iter()
         .map(|row| {
             let band = bands.iter().find(|band| std::ptr::eq(band.row, *row));
-            let inside = row.band().is_none()
+            let inside = row.band.is_none()
                 && bands.iter().any(|band| band.reaches(row) && !row.is_full());
             let mut cells = vec![
                 match band {
-                    Some(band) => format!("random@{} ({} sets)", band.target, band.count),
+                    Some(band) => format!("{} ({} sets)", band.name, band.count),
                     None => row.label.clone(),
                 },
                 row.target_speedup
@@ -123,6 +123,7 @@ fn table(group: &[&ResultRow]) -> TableData {
 fn achieved(row: &ResultRow) -> String {
     match (row.achieved_speedup, row.achieved_lo, row.achieved_hi) {
         (Some(ratio), Some(lo), Some(hi)) => format!("{ratio:.2}x [{lo:.2}, {hi:.2}]"),
+        (Some(ratio), ..) => format!("{ratio:.2}x"),
         _ => "-".to_owned(),
     }
 }
@@ -138,7 +139,7 @@ fn digits(group: &[&ResultRow], metric: usize) -> usize {
 
 /// The sets of a random strategy at one target.
 struct RandomBand<'a> {
-    target: f64,
+    name: &'a str,
     /// The set that was timed.
     row: &'a ResultRow,
     count: usize,
@@ -149,14 +150,16 @@ struct RandomBand<'a> {
 fn bands<'a>(rows: &[&'a ResultRow]) -> Vec<RandomBand<'a>> {
     let mut bands: Vec<RandomBand<'a>> = Vec::new();
     for row in rows {
-        let Some(target) = row.band() else { continue };
-        if bands.iter().any(|band| band.target == target) {
+        let Some(name) = row.band.as_deref() else {
+            continue;
+        };
+        if bands.iter().any(|band| band.name == name) {
             continue;
         }
         let members: Vec<&ResultRow> = rows
             .iter()
             .copied()
-            .filter(|other| other.band() == Some(target))
+            .filter(|other| other.band.as_deref() == Some(name))
             .collect();
         let scores = (0..row.metrics.len())
             .map(|metric| {
@@ -168,7 +171,7 @@ fn bands<'a>(rows: &[&'a ResultRow]) -> Vec<RandomBand<'a>> {
             .iter()
             .find(|member| member.achieved_speedup.is_some());
         bands.push(RandomBand {
-            target,
+            name,
             row: timed.unwrap_or(row),
             count: members.len(),
             scores,
@@ -181,11 +184,11 @@ impl RandomBand<'_> {
     /// Whether a strategy with the same target is no better in the main metric than random sets are.
     fn reaches(&self, row: &ResultRow) -> bool {
         let band = self.scores.first().copied().flatten();
-        let score = row.metrics.first().map(|(_, value)| value.score);
-        row.target_speedup == Some(self.target)
+        let value = row.metrics.first().map(|(_, value)| value);
+        row.target_speedup == self.row.target_speedup
             && band
-                .zip(score)
-                .is_some_and(|(band, score)| band.reaches(score))
+                .zip(value)
+                .is_some_and(|(band, value)| band.reaches(value.score, value.higher_is_better))
     }
 
     fn score(&self, metric: usize, digits: usize) -> String {
@@ -219,7 +222,7 @@ fn score(value: &MetricValue, digits: usize, interval: bool, inside: bool) -> St
 
 /// What the marks and columns mean.
 pub(crate) fn legend(rows: &[ResultRow]) -> String {
-    let band = match rows.iter().any(|row| row.in_band) {
+    let band = match rows.iter().any(|row| row.band.is_some()) {
         true => {
             " `°`: no better than random sets of the same target, whose row gives their median and the band that holds 95% of them."
         }

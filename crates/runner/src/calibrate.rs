@@ -9,10 +9,12 @@ use skipbench_engine::{
 };
 use skipbench_strategy::{BatchMode, Knob, Scoring, StrategySpec};
 
-/// Halvings of the interval of a threshold.
+/// Halvings of a knob's interval, where what they meet is close enough to need no note.
 const TRIALS: usize = 12;
-/// Halvings where each is timed: the noise of a clock makes more of them pointless.
+/// The same where each is timed: the noise of a clock makes more of them pointless.
 const TIMED_TRIALS: usize = 7;
+/// Halvings at the most: a confidence may be so near to 1 that only the last digits of a threshold tell tokens apart.
+const MOST_TRIALS: usize = 24;
 /// Rows run together where a row's layers do not depend on it.
 const BATCH: usize = 8;
 /// Mean layers this close to the target are taken as meeting it.
@@ -20,7 +22,9 @@ const TOLERANCE: f64 = 0.05;
 /// A measured speedup this close to the target, as a share of it, is taken as meeting it.
 const TIMED_TOLERANCE: f64 = 0.01;
 /// A miss larger than this share of the target is said in the table.
-const WORTH_A_NOTE: f64 = 0.1;
+const WORTH_A_NOTE: f64 = 0.05;
+/// A target is out of reach if the fastest setting falls short of it by this share.
+const OUT_OF_REACH: f64 = 0.02;
 
 /// A strategy with everything found, and how.
 #[derive(Debug, Clone)]
@@ -57,11 +61,16 @@ pub(crate) fn on_prompts(
         repeats: 0,
         warm_up: 0,
         seed: 0,
-        beam: None,
-        no_repeat_ngram: 0,
+        beam: options.beam,
+        no_repeat_ngram: options.no_repeat_ngram,
     };
     let sample = prompts[..prompts.len().min(PROMPTS)].to_vec();
-    let mut calibration = Calibration::new(engine, sample, options, String::new());
+    let greedy = Options {
+        beam: None,
+        no_repeat_ngram: 0,
+        ..options
+    };
+    let mut calibration = Calibration::new(engine, sample, greedy, String::new());
     calibration.calibrate(spec, Match::Layers, &timing, &mut ScoreCache::default())
 }
 
@@ -84,7 +93,7 @@ pub(crate) struct Calibration<'a> {
 }
 
 impl<'a> Calibration<'a> {
-    /// `prompts`: token ids; `options`: how answers end.
+    /// `prompts`: token ids, all of them runnable; `options`: how answers end.
     pub(crate) fn new(
         engine: Engine<'a>,
         prompts: Vec<Vec<u32>>,
@@ -111,6 +120,7 @@ impl<'a> Calibration<'a> {
         timing: &TimingPlan,
         scores: &mut ScoreCache,
     ) -> anyhow::Result<Calibrated> {
+        let n_layers = self.engine.model().sizes().n_layers;
         let target = spec.target_speedup();
         // A speculative strategy's own speed depends on how many drafts stand; its target is the drafting strategy's.
         let timed = matching == Match::Wallclock && spec.draft().is_none();
@@ -121,9 +131,9 @@ impl<'a> Calibration<'a> {
                     BatchMode::Compact => BATCH,
                     BatchMode::Sync => timing.batches.first().map_or(BATCH, Vec::len),
                 };
-                self.threshold(spec, knob, target, rows)
+                self.threshold(spec, knob, target, rows, timing)
             }
-            (None, Some(target)) if timed && spec.threshold().is_none() => {
+            (None, Some(target)) if timed && spec.follows_target(n_layers) => {
                 self.timed_depth(spec, target, timing, scores)
             }
             _ => Ok(Calibrated {
@@ -174,9 +184,7 @@ impl<'a> Calibration<'a> {
     /// The calibration prompts with the full network's answers.
     fn answers(&mut self) -> anyhow::Result<&[CalibrationText]> {
         if self.answers.is_none() {
-            if self.prompts.is_empty() {
-                bail!("there is no calibration text; give the task some");
-            }
+            self.need_text()?;
             let n_layers = self.engine.model().sizes().n_layers;
             let mut full = StrategySpec::full().build(n_layers)?;
             let mut texts = Vec::with_capacity(self.prompts.len());
@@ -197,14 +205,27 @@ impl<'a> Calibration<'a> {
         Ok(self.answers.as_deref().unwrap_or_default())
     }
 
-    /// Mean layers per decoded token, so many rows at a time.
-    fn layers(&self, spec: &StrategySpec, rows: usize) -> anyhow::Result<f64> {
+    fn need_text(&self) -> anyhow::Result<()> {
+        if self.prompts.is_empty() {
+            bail!("there is no calibration text that the model can run; give the task some");
+        }
+        Ok(())
+    }
+
+    /// Mean layers per decoded token, so many rows at a time, under the search of `timing`.
+    fn layers(&self, spec: &StrategySpec, rows: usize, timing: &TimingPlan) -> anyhow::Result<f64> {
+        self.need_text()?;
+        let options = Options {
+            beam: timing.beam,
+            no_repeat_ngram: timing.no_repeat_ngram,
+            ..self.options.clone()
+        };
         let (mut layers, mut tokens) = (0.0, 0);
         let mut strategy = spec.build(self.engine.model().sizes().n_layers)?;
         for batch in self.prompts.chunks(rows.max(1)) {
             let generation = self
                 .engine
-                .generate(batch, strategy.as_mut(), &self.options)
+                .generate(batch, strategy.as_mut(), &options)
                 .context("calibration")?;
             for row in &generation.rows {
                 layers += row.layers.iter().skip(1).sum::<f64>();
@@ -216,6 +237,7 @@ impl<'a> Calibration<'a> {
 
     /// Speedup over the full network on the calibration prompts.
     fn speed(&self, spec: &StrategySpec, timing: &TimingPlan) -> anyhow::Result<f64> {
+        self.need_text()?;
         let blocks = measure(self.engine, spec, timing).context("calibration")?;
         let pairs: Vec<(usize, f64, f64)> = blocks
             .iter()
@@ -238,36 +260,27 @@ impl<'a> Calibration<'a> {
         knob: Knob,
         target: f64,
         rows: usize,
+        timing: &TimingPlan,
     ) -> anyhow::Result<Calibrated> {
         let wanted = self.engine.model().sizes().n_layers as f64 / target;
         let tried = spec.draft().unwrap_or(spec);
-        // The end of the interval where fewest layers run tells whether the target can be met at all.
-        let (mut shallow, mut deep) = match knob.rises_with_depth {
-            true => (knob.lo, knob.hi),
-            false => (knob.hi, knob.lo),
-        };
-        let fewest = self.layers(&tried.with_threshold(shallow), rows)?;
-        let mut points = vec![(shallow, fewest)];
-        if fewest < wanted {
-            for _ in 0..TRIALS {
-                let middle = 0.5 * (shallow + deep);
-                let layers = self.layers(&tried.with_threshold(middle), rows)?;
-                points.push((middle, layers));
-                if (layers - wanted).abs() < TOLERANCE {
-                    break;
-                }
-                match layers < wanted {
-                    true => shallow = middle,
-                    false => deep = middle,
-                }
-            }
-        }
+        let close = TOLERANCE / wanted;
+        let points = bisect(knob, wanted, Depth::Grows, (close, TRIALS), |threshold| {
+            self.layers(&tried.with_threshold(threshold), rows, timing)
+        })?;
         let (threshold, layers) = nearest(&points, wanted);
-        let note = ((layers / wanted - 1.0).abs() > WORTH_A_NOTE).then(|| {
-            format!(
-                "asked for {wanted:.1} layers per token; the nearest threshold gives {layers:.1}"
-            )
-        });
+        let fewest = points[0].1;
+        let note = if fewest > wanted * (1.0 + OUT_OF_REACH) {
+            Some(format!(
+                "{target}x cannot be reached: its fastest setting runs {fewest:.1} layers per token, and {wanted:.1} were asked for"
+            ))
+        } else {
+            is_missed(layers, wanted).then(|| {
+                format!(
+                    "asked for {wanted:.1} layers per token; the nearest threshold gives {layers:.1}"
+                )
+            })
+        };
         Ok(Calibrated {
             spec: spec.with_threshold(threshold),
             trace: Trace {
@@ -286,34 +299,23 @@ impl<'a> Calibration<'a> {
         target: f64,
         timing: &TimingPlan,
     ) -> anyhow::Result<Calibrated> {
-        let (mut fast, mut slow) = match knob.rises_with_depth {
-            true => (knob.lo, knob.hi),
-            false => (knob.hi, knob.lo),
-        };
-        let fastest = self.speed(&spec.with_threshold(fast), timing)?;
-        let mut points = vec![(fast, fastest)];
-        if fastest > target {
-            for _ in 0..TIMED_TRIALS {
-                let middle = 0.5 * (fast + slow);
-                let speed = self.speed(&spec.with_threshold(middle), timing)?;
-                points.push((middle, speed));
-                if (speed / target - 1.0).abs() < TIMED_TOLERANCE {
-                    break;
-                }
-                match speed > target {
-                    true => fast = middle,
-                    false => slow = middle,
-                }
-            }
-        }
+        let limits = (TIMED_TOLERANCE, TIMED_TRIALS);
+        let points = bisect(knob, target, Depth::Shrinks, limits, |threshold| {
+            self.speed(&spec.with_threshold(threshold), timing)
+        })?;
         let (threshold, speed) = nearest(&points, target);
+        let note = out_of_reach(target, points[0].1).or_else(|| {
+            is_missed(speed, target).then(|| {
+                format!("asked for {target}x; the nearest setting gave {speed:.2}x in calibration")
+            })
+        });
         Ok(Calibrated {
             spec: spec.with_threshold(threshold),
             trace: Trace {
                 of: "threshold: speedup",
                 points,
             },
-            note: missed(target, speed),
+            note,
         })
     }
 
@@ -354,12 +356,10 @@ impl<'a> Calibration<'a> {
                 false => high = middle,
             }
         }
+        let fastest = points.first().map_or(f64::NAN, |point| point.1);
         let (spec, speed) = match best {
             Some(found) => found,
-            None => (
-                self.complete(&of_depth(fewest), scores)?,
-                points.first().map_or(f64::NAN, |point| point.1),
-            ),
+            None => (self.complete(&of_depth(fewest), scores)?, fastest),
         };
         Ok(Calibrated {
             spec,
@@ -367,9 +367,62 @@ impl<'a> Calibration<'a> {
                 of: "layers: speedup",
                 points,
             },
-            note: missed(target, speed),
+            note: out_of_reach(target, fastest).or_else(|| {
+                is_missed(speed, target).then(|| {
+                    format!(
+                        "asked for {target}x; the slowest setting that meets it gave {speed:.2}x in calibration"
+                    )
+                })
+            }),
         })
     }
+}
+
+/// What becomes of a measure as a knob goes from its fastest setting to its slowest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Grows,
+    Shrinks,
+}
+
+/// Settings of a knob and what `measure` gave for each: the fastest and the slowest, and between them by halving until one
+/// is `close` to `wanted`, as a share of it, or `trials` have been made and one needs no note.
+fn bisect(
+    knob: Knob,
+    wanted: f64,
+    depth: Depth,
+    (close, trials): (f64, usize),
+    mut measure: impl FnMut(f64) -> anyhow::Result<f64>,
+) -> anyhow::Result<Vec<(f64, f64)>> {
+    let (mut fast, mut slow) = match knob.rises_with_depth {
+        true => (knob.lo, knob.hi),
+        false => (knob.hi, knob.lo),
+    };
+    let too_fast = |value: f64| (value < wanted) == (depth == Depth::Grows) && value != wanted;
+    let mut points = vec![(fast, measure(fast)?)];
+    // A target beyond an end is met best by that end.
+    if !too_fast(points[0].1) {
+        return Ok(points);
+    }
+    points.push((slow, measure(slow)?));
+    if too_fast(points[1].1) {
+        return Ok(points);
+    }
+    for trial in 0..MOST_TRIALS {
+        let (_, best) = nearest(&points, wanted);
+        let miss = (best / wanted - 1.0).abs();
+        if miss < close || trial >= trials && miss <= WORTH_A_NOTE {
+            break;
+        }
+        let middle = 0.5 * (fast + slow);
+        let value = measure(middle)?;
+        points.push((middle, value));
+        match too_fast(value) {
+            true => fast = middle,
+            false => slow = middle,
+        }
+    }
+    Ok(points)
 }
 
 /// Of (setting, outcome) the one whose outcome is nearest.
@@ -379,16 +432,80 @@ fn nearest(points: &[(f64, f64)], wanted: f64) -> (f64, f64) {
     best.copied().unwrap_or((f64::NAN, f64::NAN))
 }
 
-fn missed(target: f64, speed: f64) -> Option<String> {
-    let miss = speed / target - 1.0;
-    if miss < -WORTH_A_NOTE {
-        return Some(format!(
-            "{target}x cannot be reached on this machine; the fastest setting gave {speed:.2}x in calibration"
-        ));
-    }
-    (miss > WORTH_A_NOTE).then(|| {
+fn is_missed(found: f64, wanted: f64) -> bool {
+    (found / wanted - 1.0).abs() > WORTH_A_NOTE
+}
+
+fn out_of_reach(target: f64, fastest: f64) -> Option<String> {
+    (fastest < target * (1.0 - OUT_OF_REACH)).then(|| {
         format!(
-            "asked for {target}x; the slowest setting that meets it gave {speed:.2}x in calibration"
+            "{target}x cannot be reached on this machine; the fastest setting gave {fastest:.2}x in calibration"
         )
     })
+}
+
+/// The prompts (token ids) that can be run; says how many cannot.
+pub(crate) fn runnable(
+    engine: Engine<'_>,
+    mut prompts: Vec<Vec<u32>>,
+    options: &Options,
+) -> Vec<Vec<u32>> {
+    let all = prompts.len();
+    prompts.retain(|prompt| engine.check(std::slice::from_ref(prompt), options).is_ok());
+    if prompts.len() < all {
+        tracing::warn!(
+            "{} of {all} calibration prompts are empty or too long for the model and are left out",
+            all - prompts.len()
+        );
+    }
+    prompts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RISING: Knob = Knob {
+        lo: 0.0,
+        hi: 1.0,
+        rises_with_depth: true,
+    };
+
+    fn found(knob: Knob, wanted: f64, depth: Depth, of: fn(f64) -> f64) -> (f64, f64, usize) {
+        let points = bisect(knob, wanted, depth, (0.01, 7), |setting| Ok(of(setting))).unwrap();
+        let (setting, value) = nearest(&points, wanted);
+        (setting, value, points.len())
+    }
+
+    #[test]
+    fn the_setting_that_meets_a_target_is_found() {
+        let (setting, ..) = found(RISING, 8.0, Depth::Grows, |t| 2.0 + 14.0 * t);
+        assert!((setting - 6.0 / 14.0).abs() < 0.01);
+        let (setting, ..) = found(RISING, 2.0, Depth::Shrinks, |t| 4.0 - 3.0 * t);
+        assert!((setting - 2.0 / 3.0).abs() < 0.01);
+        let falling = Knob {
+            rises_with_depth: false,
+            ..RISING
+        };
+        let (setting, ..) = found(falling, 8.0, Depth::Grows, |t| 16.0 - 14.0 * t);
+        assert!((setting - 8.0 / 14.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn an_end_meets_what_lies_beyond_it() {
+        let (setting, value, trials) = found(RISING, 2.0, Depth::Grows, |t| 4.0 + 12.0 * t);
+        assert_eq!((setting, value, trials), (0.0, 4.0, 1));
+        // Confidences that only the last setting can beat.
+        let saturated = |t: f64| if t < 1.0 { 6.0 } else { 16.0 };
+        let (setting, value, trials) = found(RISING, 16.0, Depth::Grows, saturated);
+        assert_eq!((setting, value, trials), (1.0, 16.0, 2));
+    }
+
+    #[test]
+    fn a_steep_place_is_looked_at_closely() {
+        let steep = |t: f64| 3.3 - 2.3 * ((t - 0.99) / 0.01).clamp(0.0, 1.0);
+        let (_, speed, trials) = found(RISING, 1.3, Depth::Shrinks, steep);
+        assert!((speed / 1.3 - 1.0).abs() <= WORTH_A_NOTE, "{speed}");
+        assert!(trials > 7);
+    }
 }

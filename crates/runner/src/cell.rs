@@ -237,7 +237,11 @@ fn least_depth(
     let score = |pass: &Quality, index: usize| -> anyhow::Result<f64> {
         let answer = Hypotheses::new([pass.samples[index].text.clone()]);
         let reference = References::single([task.references[index].clone()])?;
-        Ok(evaluate(metric, &answer, &reference)?.score())
+        let score = evaluate(metric, &answer, &reference)?.score();
+        Ok(match metric.higher_is_better() {
+            true => score,
+            false => -score,
+        })
     };
     let full = passes.last().context("a menu holds the full network")?;
     let mut picked = Quality {

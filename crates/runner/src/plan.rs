@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Changed whenever the same cell would give another record, so that old results are not reused.
-const RECORD_VERSION: u32 = 3;
+pub(crate) const RECORD_VERSION: u32 = 3;
 
 /// Everything that an experiment runs, in order.
 #[derive(Debug)]
@@ -116,11 +116,6 @@ impl Plan {
         }
         let mut cells = Vec::new();
         for (model, model_plan) in self.models.iter().enumerate() {
-            for spec in &specs {
-                spec.validate(model_plan.n_layers).with_context(|| {
-                    format!("strategy `{spec}` with model `{}`", model_plan.name)
-                })?;
-            }
             for (task, task_data) in self.tasks.iter().enumerate() {
                 if task_data.calibration.is_empty()
                     && let Some((spec, lacks)) = specs
@@ -165,7 +160,7 @@ impl Plan {
             Some("the order of its layers")
         } else if spec.wants_expected_length() {
             Some("the expected length of an answer")
-        } else if timed && spec.target_speedup().is_some() {
+        } else if timed && spec.follows_target(n_layers) {
             Some("the layers that meet its target")
         } else {
             None
@@ -187,6 +182,10 @@ impl Plan {
                 let speedups = self.experiment.speedups.iter();
                 specs.extend(speedups.map(|&speedup| spec.with_target(speedup)));
             }
+        }
+        for (model, spec) in self.models.iter().flat_map(|m| specs.iter().map(move |s| (m, s))) {
+            spec.validate(model.n_layers)
+                .with_context(|| format!("strategy `{spec}` with model `{}`", model.name))?;
         }
         let specs = specs
             .into_iter()
@@ -254,7 +253,8 @@ impl Plan {
             "device": experiment.device,
             "dtype": experiment.dtype,
             "seed": experiment.seed,
-            "timing": timed.then_some(&experiment.timing),
+            // Where time is matched, it settles the layers of what is not timed as well.
+            "timing": (timed || experiment.matching == Match::Wallclock).then_some(&experiment.timing),
             // An oracle of answers goes by the task's main metric.
             "metric": task.metrics.first().filter(|_| spec.is_oracle()).map(ToString::to_string),
         });
@@ -268,11 +268,9 @@ pub(crate) const BAND: usize = 3;
 
 /// Whether a strategy is none of a random band, or the first of its own.
 fn leads_its_band(spec: &StrategySpec, specs: &[StrategySpec]) -> bool {
-    let mut band = specs.iter().filter(|other| {
-        spec.band_seed().is_some()
-            && other.band_seed().is_some()
-            && other.target_speedup() == spec.target_speedup()
-    });
+    let mut band = specs
+        .iter()
+        .filter(|other| spec.band().is_some() && other.band() == spec.band());
     band.clone().count() < BAND || band.next() == Some(spec)
 }
 

@@ -298,7 +298,7 @@ impl Store {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot write to {}", dir.display()))?;
         let (cells, records) = open_lines::<Record>(&dir.join("cells.jsonl"), |_| true)?;
-        let records: BTreeMap<String, Record> = records
+        let mut records: BTreeMap<String, Record> = records
             .into_iter()
             .map(|record| (record.id.clone(), record))
             .collect();
@@ -308,6 +308,8 @@ impl Store {
         for sample in answers {
             by_cell.entry(sample.cell.clone()).or_default().push(sample);
         }
+        // A record without its answers is run again.
+        records.retain(|id, _| by_cell.contains_key(id));
         Ok(Self {
             cells,
             samples,
@@ -327,7 +329,7 @@ impl Store {
             lines.push(b'\n');
         }
         self.samples.write_all(&lines).context("samples.jsonl")?;
-        self.samples.flush().context("samples.jsonl")?;
+        self.samples.sync_data().context("samples.jsonl")?;
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');
         self.cells.write_all(&line).context("cells.jsonl")?;
@@ -417,20 +419,46 @@ mod tests {
         }
     }
 
+    fn sample(cell: &str) -> Sample {
+        Sample {
+            cell: cell.to_owned(),
+            id: "0".to_owned(),
+            prompt_tokens: 1,
+            tokens: vec![1],
+            text: "a".to_owned(),
+            layers: vec![4.0],
+            error: None,
+        }
+    }
+
     #[test]
     fn a_cut_off_line_is_dropped_and_the_rest_kept() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(dir.path()).unwrap();
-        store.append(record("a"), Vec::new()).unwrap();
-        store.append(record("b"), Vec::new()).unwrap();
+        store.append(record("a"), vec![sample("a")]).unwrap();
+        store.append(record("b"), vec![sample("b")]).unwrap();
         drop(store);
         let path = dir.path().join("cells.jsonl");
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
         let mut store = Store::open(dir.path()).unwrap();
         assert_eq!(store.records.keys().collect::<Vec<_>>(), ["a"]);
-        store.append(record("b"), Vec::new()).unwrap();
+        store.append(record("b"), vec![sample("b")]).unwrap();
         drop(store);
         assert_eq!(Store::open(dir.path()).unwrap().records.len(), 2);
+    }
+
+    #[test]
+    fn a_record_without_its_answers_is_not_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        store.append(record("a"), vec![sample("a")]).unwrap();
+        store.append(record("b"), vec![sample("b")]).unwrap();
+        drop(store);
+        let path = dir.path().join("samples.jsonl");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.lines().next().unwrap().to_owned() + "\n").unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.records.keys().collect::<Vec<_>>(), ["a"]);
     }
 }

@@ -34,7 +34,7 @@ pub fn rows(plan: &Plan, store: &Store) -> anyhow::Result<Vec<ResultRow>> {
         answers.push((cell, samples));
     }
     for members in groups.values() {
-        mark_bands(&mut rows, members);
+        mark_bands(&mut rows, &answers, members);
         mark_same(&mut rows, &answers, members);
         compare(plan.experiment.seed, &mut rows, &evaluations, members)?;
     }
@@ -57,15 +57,14 @@ fn resampling(seed: u64) -> Resampling {
     }
 }
 
-/// Random sets with the same target are shown as a band where there are enough of them.
-fn mark_bands(rows: &mut [ResultRow], members: &[usize]) {
-    let is_random = |row: &ResultRow| row.strategy == "random";
+/// Random sets that differ in their seed alone are shown as a band where there are enough of them.
+fn mark_bands(rows: &mut [ResultRow], answers: &[(&Cell, &[Sample])], members: &[usize]) {
+    let band = |index: usize| answers[index].0.strategy.band();
     for &index in members {
-        let alike = members.iter().filter(|&&other| {
-            is_random(&rows[other]) && rows[other].target_speedup == rows[index].target_speedup
-        });
-        let in_band = is_random(&rows[index]) && alike.count() >= BAND;
-        rows[index].in_band = in_band;
+        let alike = members.iter().filter(|&&other| band(other) == band(index));
+        rows[index].band = band(index)
+            .filter(|_| alike.count() >= BAND)
+            .map(|band| band.to_string());
     }
 }
 
@@ -114,7 +113,7 @@ fn compare(
     let others: Vec<usize> = members
         .iter()
         .copied()
-        .filter(|&index| index != full && !rows[index].in_band)
+        .filter(|&index| index != full && rows[index].band.is_none())
         .collect();
     for (metric, baseline) in evaluations[full].iter().enumerate() {
         let p_values = others
@@ -149,6 +148,7 @@ fn row(
         })
         .collect();
     let achieved = speedup(&pairs, plan.experiment.seed);
+    let interval = achieved.and_then(|speedup| speedup.interval);
     let target = cell.strategy.target_speedup();
     let speed = Speed::of(&record.blocks);
     let decoded = record.decoded_tokens.max(1) as f64;
@@ -169,8 +169,8 @@ fn row(
         layers_per_token: record.layers_per_token,
         bound_speedup: record.bound_speedup,
         achieved_speedup: achieved.map(|speedup| speedup.ratio),
-        achieved_lo: achieved.map(|speedup| speedup.interval.lo),
-        achieved_hi: achieved.map(|speedup| speedup.interval.hi),
+        achieved_lo: interval.map(|interval| interval.lo),
+        achieved_hi: interval.map(|interval| interval.hi),
         target_error: achieved
             .zip(target)
             .map(|(speedup, target)| speedup.ratio / target - 1.0),
@@ -184,14 +184,14 @@ fn row(
             .map(|(speedup, bound)| 1.0 - speedup.ratio / bound),
         acceptance: drafts.map(|drafts| drafts.accepted as f64 / drafts.drafted.max(1) as f64),
         tokens_per_verification: drafts
-            .map(|drafts| (drafts.accepted + drafts.verified) as f64 / drafts.verified as f64),
+            .map(|drafts| record.decoded_tokens as f64 / drafts.verified.max(1) as f64),
         draft_time: drafts.and(draft_time(&record.blocks)),
         same_as_full: None,
         wasted_row_layers: record.ledger.wasted_row_layers as f64
             / record.ledger.row_layers.max(1) as f64,
         holes_read_per_token: (record.approximate_reads + record.masked_reads) as f64 / decoded,
         kv_distance: record.kv_distance,
-        in_band: false,
+        band: None,
         peak_kv_bytes: record.peak_kv_bytes,
         n_prompts: samples.len(),
         n_failed: samples
@@ -209,6 +209,7 @@ fn row(
                     lo: interval.lo,
                     hi: interval.hi,
                     p_value: None,
+                    higher_is_better: metric.higher_is_better(),
                 };
                 (metric.to_string(), value)
             })

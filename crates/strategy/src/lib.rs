@@ -10,8 +10,8 @@
 //! - [`LayerSet`] is the set of layers that run, attention and MLP apart.
 //! - [`StrategySpec::explain`] says which layers those are without any model.
 //!
-//! The prompt always runs through every layer; strategies choose the layers of the generated tokens
-//! from the second on.
+//! The prompt runs through every layer, unless a strategy cuts layers out of it too ([`Prefill::Skip`]); strategies choose the
+//! layers of the generated tokens from the second on.
 //!
 //! ```
 //! use skipbench_strategy::{BatchShape, StrategySpec};

@@ -107,7 +107,7 @@ impl<T: Criterion> Settings for T {
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
         let kept = required_layers(T::NAME, n_layers, self.pruned().speedup)?;
         match order::<T>(self.pruned(), n_layers)? {
-            Some(order) => first_of(T::NAME, order, n_layers, kept).map(drop),
+            Some(order) => first_of(T::NAME, order, n_layers, n_layers - kept, 1).map(drop),
             None => Ok(()),
         }
     }
@@ -116,7 +116,7 @@ impl<T: Criterion> Settings for T {
         self.validate(n_layers)?;
         let kept = required_layers(T::NAME, n_layers, self.pruned().speedup)?;
         let dropped = match order::<T>(self.pruned(), n_layers)? {
-            Some(order) => first_of(T::NAME, order, n_layers, kept)?,
+            Some(order) => first_of(T::NAME, order, n_layers, n_layers - kept, 1)?,
             None if kept == n_layers => &[],
             None => return Err(StrategyError::NotScored { strategy: T::NAME }),
         };
@@ -143,12 +143,13 @@ fn order<T: Criterion>(
     }
 }
 
-/// The layers of `order` that go so that `kept` stay.
+/// The first `count` of `order`, which go. The target counts `parts` of each layer.
 pub(crate) fn first_of<'a>(
     strategy: &'static str,
     order: &'a [usize],
     n_layers: usize,
-    kept: usize,
+    count: usize,
+    parts: usize,
 ) -> Result<&'a [usize], StrategyError> {
     let setting = |message| StrategyError::Setting {
         strategy,
@@ -164,12 +165,12 @@ pub(crate) fn first_of<'a>(
     if let Some(layer) = (1..order.len()).find(|&at| order[..at].contains(&order[at])) {
         return Err(setting(format!("layer {} is there twice", order[layer])));
     }
-    order.get(..n_layers - kept).ok_or_else(|| {
+    order.get(..count).ok_or_else(|| {
+        let all = parts * n_layers;
         setting(format!(
-            "it names {} layers, and {} must go; the largest possible speedup with it is {}",
+            "it names {} layers, and {count} must go; the largest possible speedup with it is {}",
             order.len(),
-            n_layers - kept,
-            fastest(n_layers, (n_layers - order.len()).max(MIN_KEPT))
+            fastest(all, (all - order.len()).max(MIN_KEPT))
         ))
     })
 }

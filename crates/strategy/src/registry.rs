@@ -102,13 +102,18 @@ pub(crate) trait Settings {
         None
     }
 
+    /// Whether what it does at a step depends on the step, so that all rows must be at the same one.
+    fn goes_by_position(&self) -> bool {
+        false
+    }
+
     /// The strategies that an experiment runs in its place, where it stands for several.
     fn members(&self) -> Option<Vec<Kind>> {
         None
     }
 
-    /// For one set of a random band: its number in the band.
-    fn band_seed(&self) -> Option<u64> {
+    /// For one set of a random band: what all sets of the band have in common.
+    fn band(&self) -> Option<Kind> {
         None
     }
 

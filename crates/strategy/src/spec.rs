@@ -186,15 +186,33 @@ impl StrategySpec {
         spec
     }
 
-    /// The strategies that an experiment runs in its place, where it stands for several: the seeds of a random band.
+    /// The strategies that an experiment runs in its place, where it stands for several: the seeds of a random band. Only for
+    /// one that [`validate`](Self::validate) accepts.
     pub fn members(&self) -> Option<Vec<Self>> {
         let members = self.kind.settings().members()?;
         Some(members.into_iter().map(|kind| Self { kind }).collect())
     }
 
-    /// For one set of a random band: its number in the band.
-    pub fn band_seed(&self) -> Option<u64> {
-        self.kind.settings().band_seed()
+    /// For one set of a random band: what all sets of the band have in common, as the set of seed 0.
+    pub fn band(&self) -> Option<Self> {
+        self.kind.settings().band().map(|kind| Self { kind })
+    }
+
+    /// Whether its target says how deep it goes; for a strategy whose settings say that already, a target is but a name.
+    pub fn follows_target(&self, n_layers: usize) -> bool {
+        let mut without = self.clone();
+        match without.speedup_mut() {
+            Some(slot) if slot.is_some() => {
+                *slot = None;
+                without.validate(n_layers).is_err()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether what it does at a step depends on the step, so that all rows must be at the same one.
+    pub(crate) fn goes_by_position(&self) -> bool {
+        self.kind.settings().goes_by_position()
     }
 
     /// The strategies of which an oracle picks one for each sequence, the fastest first.

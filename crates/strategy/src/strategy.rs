@@ -111,8 +111,8 @@ pub trait Strategy: Send {
 
     /// The layers of one decode step, for all rows.
     ///
-    /// `step` is the index of the generated token that this step produces. Token 0 comes from the
-    /// prefill (all layers, always), so the first call is for step 1.
+    /// `step` is the index of the generated token that this step produces. Token 0 comes from the prefill, so the first call
+    /// is for step 1.
     fn plan(&mut self, step: usize) -> StepPlan;
 
     /// The layers of `row`, where they are not those of the plan; the plan then holds the layers of all rows together.

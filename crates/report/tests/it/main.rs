@@ -54,7 +54,7 @@ fn row(label: &str, target: Option<f64>, batch_size: usize, bleu: f64) -> Result
         tokens_per_verification: None,
         draft_time: None,
         same_as_full: Some(bleu / 92.0),
-        in_band: false,
+        band: None,
         peak_kv_bytes: 4096,
         n_prompts: 10,
         n_failed: 0,
@@ -66,6 +66,7 @@ fn row(label: &str, target: Option<f64>, batch_size: usize, bleu: f64) -> Result
                     lo: bleu - 1.5,
                     hi: bleu + 1.5,
                     p_value: target.map(|target| if target > 2.0 { 0.004 } else { 0.4 }),
+                    higher_is_better: true,
                 },
             ),
             (
@@ -75,6 +76,7 @@ fn row(label: &str, target: Option<f64>, batch_size: usize, bleu: f64) -> Result
                     lo: bleu / 100.0 - 0.01,
                     hi: bleu / 100.0 + 0.01,
                     p_value: None,
+                    higher_is_better: true,
                 },
             ),
         ],
@@ -309,7 +311,7 @@ fn a_random_band_is_one_row_and_marks_what_is_no_better() {
             46.0 + f64::from(seed),
         );
         set.strategy = "random".to_owned();
-        set.in_band = true;
+        set.band = Some("random@2".to_owned());
         if seed > 0 {
             set.achieved_speedup = None;
         }

@@ -1,9 +1,9 @@
 //! `skipbench run`.
 
-use crate::calibrate::{Calibrated, Calibration};
+use crate::calibrate::{Calibrated, Calibration, runnable};
 use crate::cell::{self, Loaded};
 use crate::experiment::Match;
-use crate::plan::{Cell, ModelPlan, Plan};
+use crate::plan::{Cell, ModelPlan, Plan, RECORD_VERSION};
 use crate::progress;
 use crate::store::{Record, Sample, ScoreCache, Store, write_whole};
 use crate::summary;
@@ -11,7 +11,7 @@ use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
-use skipbench_engine::{Engine, TimingPlan};
+use skipbench_engine::{Engine, Options, TimingPlan};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_report::{ReportMeta, terminal_table};
 use skipbench_strategy::BatchMode;
@@ -130,9 +130,10 @@ struct Tuner<'a> {
 struct TunedFor {
     task: usize,
     strategy: String,
-    /// Batch size and beams, where time counts or rows wait: what is found in layers holds for every batch otherwise, since
-    /// rows do not depend on it.
-    shape: Option<(usize, usize)>,
+    /// Where time counts or rows wait: what is found in layers holds for every batch otherwise, since rows do not depend on
+    /// it.
+    batch_size: Option<usize>,
+    beams: usize,
 }
 
 impl Tuner<'_> {
@@ -141,15 +142,39 @@ impl Tuner<'_> {
         let task = &self.plan.tasks[cell.task];
         let timed = experiment.matching == Match::Wallclock;
         let waits = cell.strategy.batch_mode() == BatchMode::Sync;
+        if let (true, Some(band)) = (timed, cell.strategy.band())
+            && band != cell.strategy
+        {
+            // All sets of a band have as many layers, whatever the clock says of each.
+            let first = self.calibrated(&Cell {
+                strategy: band,
+                ..cell.clone()
+            })?;
+            return Ok(Calibrated {
+                spec: match first.spec.target_speedup() {
+                    Some(target) => cell.strategy.with_target(target),
+                    None => cell.strategy.clone(),
+                },
+                ..first
+            });
+        }
         let key = TunedFor {
             task: cell.task,
             strategy: serde_json::to_string(&cell.strategy)?,
-            shape: (timed || waits).then_some((cell.batch_size, cell.beams)),
+            batch_size: (timed || waits).then_some(cell.batch_size),
+            beams: cell.beams,
         };
         if let Some(found) = self.found.get(&key) {
             return Ok(found.clone());
         }
+        let engine = Engine::new(self.loaded.model.as_ref());
+        let natural_end = cell::natural_end(self.loaded, task);
+        let longest = Options {
+            max_new_tokens: task.max_new_tokens.max(experiment.timing.new_tokens),
+            ..Options::default()
+        };
         let prompts = cell::tokenize_all(self.loaded.tokenizer.as_ref(), &task.calibration)?;
+        let prompts = runnable(engine, prompts, &longest);
         let timing = TimingPlan {
             batches: prompts
                 .chunks(cell.batch_size)
@@ -163,11 +188,11 @@ impl Tuner<'_> {
         let text = match self.texts.entry(cell.task) {
             Entry::Occupied(found) => found.into_mut(),
             Entry::Vacant(free) => free.insert(Calibration::new(
-                Engine::new(self.loaded.model.as_ref()),
+                engine,
                 prompts,
-                cell::natural_end(self.loaded, task),
+                natural_end,
                 format!(
-                    "{}-{}-{:?}-{:?}",
+                    "{RECORD_VERSION}-{}-{}-{:?}-{:?}",
                     self.model.digest,
                     task.digest(),
                     experiment.device,

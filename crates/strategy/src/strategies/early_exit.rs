@@ -175,13 +175,18 @@ impl Settings for EarlyExit {
         Some(&mut self.kv_fill)
     }
 
+    fn goes_by_position(&self) -> bool {
+        self.decay.is_some()
+    }
+
     fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
         check_depth(NAME, n_layers, MIN_KEPT)?;
         check_fill(NAME, self.kv_fill)?;
         self.check_decay()?;
+        self.check_interval(n_layers)?;
         match &self.layer_thresholds {
             Some(thresholds) => self.check_layer_thresholds(thresholds, n_layers),
-            None => self.check_interval(n_layers),
+            None => self.check_threshold(),
         }?;
         let fixed =
             self.threshold.is_some() || self.patience.is_some() || self.layer_thresholds.is_some();
@@ -265,8 +270,8 @@ impl EarlyExit {
         }
     }
 
-    /// One threshold for all checks, and where those are.
-    fn check_interval(&self, n_layers: usize) -> Result<(), StrategyError> {
+    /// One threshold for all checks.
+    fn check_threshold(&self) -> Result<(), StrategyError> {
         if let Some(threshold) = self.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
             return Err(setting(
                 "threshold",
@@ -281,6 +286,11 @@ impl EarlyExit {
                 "it counts agreeing checks: give it with `signal: patience` and without a `threshold`".to_owned(),
             ));
         }
+        Ok(())
+    }
+
+    /// Where the checks are.
+    fn check_interval(&self, n_layers: usize) -> Result<(), StrategyError> {
         if !(1..n_layers).contains(&self.first_exit) {
             return Err(setting(
                 "first-exit",
@@ -397,6 +407,24 @@ mod tests {
             ..with(ExitSignal::Entropy, 0.5)
         };
         assert!(entropy.validate(4).is_err());
+    }
+
+    /// They have no part in the outcome, but no part in a panic either.
+    #[test]
+    fn settings_beside_layer_thresholds_are_checked() {
+        let settings = |first_exit, check_every| EarlyExit {
+            layer_thresholds: Some(BTreeMap::from([(2, 0.5)])),
+            first_exit,
+            check_every,
+            ..EarlyExit::default()
+        };
+        assert!(settings(2, 1).build(6).is_ok());
+        let error = |first_exit, check_every| {
+            let built = settings(first_exit, check_every).build(6);
+            built.err().unwrap().to_string()
+        };
+        assert!(error(2, 0).contains("0 layers between checks"));
+        assert!(error(0, 1).contains("0 of 6 layers before the first check"));
     }
 
     #[test]

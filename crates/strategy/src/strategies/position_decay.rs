@@ -78,6 +78,10 @@ impl Settings for PositionDecay {
         Some(&mut self.speedup)
     }
 
+    fn goes_by_position(&self) -> bool {
+        true
+    }
+
     fn expected_length_mut(&mut self) -> Option<&mut ScheduleLength> {
         let open = self.schedule_length == ScheduleLength::Expected;
         open.then_some(&mut self.schedule_length)

@@ -102,8 +102,11 @@ impl Settings for Random {
         }
     }
 
-    fn band_seed(&self) -> Option<u64> {
-        Some(self.seed)
+    fn band(&self) -> Option<Kind> {
+        Some(Kind::Random(Self {
+            seed: 0,
+            ..self.clone()
+        }))
     }
 
     fn members(&self) -> Option<Vec<Kind>> {
@@ -114,7 +117,7 @@ impl Settings for Random {
                 ..self.clone()
             })
         };
-        let last = self.seed.saturating_add(self.seeds.min(MAX_SEEDS));
+        let last = self.seed.saturating_add(self.seeds);
         (self.seeds > 1).then(|| (self.seed..last).map(member).collect())
     }
 

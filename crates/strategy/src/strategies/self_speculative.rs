@@ -165,6 +165,15 @@ impl Settings for SelfSpeculative {
                 ),
             ));
         }
+        if self.draft.goes_by_position() {
+            return Err(setting(
+                "draft",
+                format!(
+                    "`{}` goes by the position, and the rows of a batch draft at different ones; leave that setting out",
+                    *self.draft
+                ),
+            ));
+        }
         if !(1..=MAX_DRAFT).contains(&self.draft_length) {
             return Err(setting(
                 "draft-length",
@@ -397,6 +406,10 @@ mod tests {
                     .contains("cannot draft")
             );
         }
+        let decaying = r#"{"self-speculative": {"draft": "early-exit:calm@2"}}"#;
+        let decaying: StrategySpec = serde_json::from_str(decaying).unwrap();
+        let error = decaying.validate(8).unwrap_err().to_string();
+        assert!(error.contains("goes by the position"), "{error}");
         let fast: StrategySpec = "self-speculative:top@9".parse().unwrap();
         assert!(fast.validate(8).is_err());
     }

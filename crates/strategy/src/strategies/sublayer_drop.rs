@@ -126,7 +126,7 @@ impl SublayerDrop {
             (Rule::Similarity, None) if count > 0 => Ok(None),
             (Rule::Similarity, order) => {
                 let order = order.as_deref().unwrap_or_default();
-                first_of(NAME, order, n_layers, n_layers - count).map(|found| Some(found.to_vec()))
+                first_of(NAME, order, n_layers, count, 2).map(|found| Some(found.to_vec()))
             }
         }
     }
@@ -236,5 +236,10 @@ mod tests {
         assert_eq!(settings.scoring(6), None);
         let layers = settings.build(6).unwrap().reachable();
         assert_eq!(format!("{layers:?}"), "{0m, 1m, 2m, 3, 4, 5m}");
+        settings.order = Some(vec![1, 2]);
+        let error = settings.validate(6).unwrap_err().to_string();
+        assert!(error.contains("the largest possible speedup with it is 1.2"), "{error}");
+        settings.speedup = Some(1.2);
+        assert!(settings.validate(6).is_ok());
     }
 }

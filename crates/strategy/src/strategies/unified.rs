@@ -1,6 +1,6 @@
 //! `unified`: Unified Layer Skipping (Liu, Meng, Zhou 2024, arXiv 2404.06954).
 
-use crate::budget::required_layers;
+use crate::budget::{fastest, required_layers};
 use crate::registry::Settings;
 use crate::strategy::FixedLayers;
 use crate::strict::Named;
@@ -133,7 +133,8 @@ impl Settings for Unified {
                     key: "speedup",
                     message: format!(
                         "rule `adaskip` cannot skip more than half of the layers, so {speedup} is too fast; the largest \
-                         possible speedup is 2"
+                         possible speedup for {n_layers} layers is {}",
+                        fastest(n_layers, n_layers.div_ceil(2))
                     ),
                 })
             }
@@ -224,5 +225,10 @@ mod tests {
         assert_eq!(dropped(26), [1, 6, 11, 16, 21, 26, 31]);
         assert_eq!(dropped(24).len(), 8);
         assert_eq!(dropped(32), [0; 0]);
+        let spec: crate::StrategySpec = "unified:adaskip@2".parse().unwrap();
+        assert!(spec.validate(32).is_ok());
+        let error = spec.validate(33).unwrap_err().to_string();
+        assert!(error.contains("for 33 layers is 1.94"), "{error}");
+        assert!(spec.with_target(1.94).validate(33).is_ok());
     }
 }
