@@ -121,7 +121,11 @@ fn only_likeliest(logits: &Tensor, k: usize) -> Result<Tensor> {
             values[id] = f32::NEG_INFINITY;
         }
     }
-    Ok(Tensor::from_vec(values, logits.shape().clone(), logits.device())?)
+    Ok(Tensor::from_vec(
+        values,
+        logits.shape().clone(),
+        logits.device(),
+    )?)
 }
 
 #[cfg(test)]
@@ -134,7 +138,10 @@ mod tests {
     #[test]
     fn top_p_counts_among_the_top_k() {
         let logits: Vec<f32> = (0..64).map(|id| -(id as f32) / 100.0).collect();
-        let logits = Tensor::new(logits, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let logits = Tensor::new(logits, &Device::Cpu)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
         let drawn = |top_k, top_p| {
             let sampling = Sampling {
                 temperature: 100.0,
@@ -155,7 +162,10 @@ mod tests {
     #[test]
     fn of_equal_tokens_the_first_stay() {
         let logits = Tensor::new(&[1f32, 3.0, 3.0, 0.0, 3.0], &Device::Cpu).unwrap();
-        let kept = only_likeliest(&logits, 2).unwrap().to_vec1::<f32>().unwrap();
+        let kept = only_likeliest(&logits, 2)
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         let kept: Vec<bool> = kept.iter().map(|logit| logit.is_finite()).collect();
         assert_eq!(kept, [false, true, true, false, false]);
         assert_eq!(only_likeliest(&logits, 9).unwrap().dims1().unwrap(), 5);

@@ -75,8 +75,8 @@ fn table(group: &[&ResultRow]) -> TableData {
         .iter()
         .map(|row| {
             let band = bands.iter().find(|band| std::ptr::eq(band.row, *row));
-            let inside = row.band.is_none()
-                && bands.iter().any(|band| band.reaches(row) && !row.is_full());
+            let inside =
+                row.band.is_none() && bands.iter().any(|band| band.reaches(row) && !row.is_full());
             let mut cells = vec![
                 match band {
                     Some(band) => format!("{} ({} sets)", band.name, band.count),

@@ -183,7 +183,11 @@ impl Plan {
                 specs.extend(speedups.map(|&speedup| spec.with_target(speedup)));
             }
         }
-        for (model, spec) in self.models.iter().flat_map(|m| specs.iter().map(move |s| (m, s))) {
+        for (model, spec) in self
+            .models
+            .iter()
+            .flat_map(|m| specs.iter().map(move |s| (m, s)))
+        {
             spec.validate(model.n_layers)
                 .with_context(|| format!("strategy `{spec}` with model `{}`", model.name))?;
         }

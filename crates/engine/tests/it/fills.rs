@@ -188,8 +188,21 @@ fn waiting_changes_no_token_and_wastes_layers() {
                     sync.ledger.total().flops > compact.ledger.total().flops,
                     "{what}"
                 );
+                let counted = |generation: &Generation| -> f64 {
+                    let rows = generation.rows.iter();
+                    rows.flat_map(|row| &row.layers[1..]).sum()
+                };
+                assert_eq!(
+                    counted(&compact),
+                    compact.ledger.row_layers as f64,
+                    "{what}"
+                );
+                // Beyond what rows run that leave, all is for nothing.
+                let used = sync.ledger.row_layers - sync.ledger.wasted_row_layers;
+                assert_eq!(used, compact.ledger.row_layers, "{what}");
+                assert_eq!(sync.hole_reads, compact.hole_reads, "{what}");
                 if fill == "deferred" {
-                    // What runs in vain by the token's lights is what would be made up for later.
+                    assert_eq!(counted(&sync), sync.ledger.row_layers as f64, "{what}");
                     for row in &sync.rows {
                         let audit = row.audit.as_ref().unwrap();
                         assert!(audit.over_layers(|layer| &layer.computed).distance_max < 1e-5);

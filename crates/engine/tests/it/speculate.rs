@@ -1,6 +1,6 @@
 //! Self-speculative decoding is the full network's, token for token.
 
-use crate::support::{fixed, generate, load, long, spec, tokens};
+use crate::support::{fixed, generate, load, long, ragged, spec, tokens};
 use proptest::prelude::*;
 use skipbench_engine::{DraftTally, Options};
 use skipbench_model::{Backend, CausalLm};
@@ -106,6 +106,29 @@ fn verification_starts_where_drafting_left_the_full_network() {
         assert_eq!(layers(r#"{"drop-list": {"drop-mlp": [5]}}"#), 6.0 + 1.0);
         // Every draft leaves after two layers.
         assert_eq!(layers(r#"{"early-exit": {"threshold": 0.0}}"#), 6.0);
+    }
+}
+
+/// The full network's rows move on in lockstep, whatever a round gives to each; and every layer that ran is some token's.
+#[test]
+fn a_ragged_batch_is_charged_as_the_full_network_runs_it() {
+    let model = load("llama1", Backend::Auto);
+    let prompts = ragged();
+    for draft in ["self-speculative:top@2", "self-speculative:unified@1"] {
+        for eos_ids in [Vec::new(), (0..96).step_by(3).collect()] {
+            let options = Options {
+                max_new_tokens: 20,
+                eos_ids,
+                ..Options::default()
+            };
+            let full = generate(&model, &prompts, &spec("full"), &options);
+            let found = generate(&model, &prompts, &spec(draft), &options);
+            assert_eq!(tokens(&found), tokens(&full), "{draft}");
+            assert_eq!(found.ledger.full, full.ledger.full, "{draft}");
+            assert_eq!(found.ledger.full, full.ledger.total(), "{draft}");
+            let rows = found.rows.iter().flat_map(|row| &row.layers[1..]);
+            assert_eq!(rows.sum::<f64>(), found.ledger.row_layers as f64, "{draft}");
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use skipbench_model::{
     Backend, CausalLm, Decoder, HoleReads, ModelConfig, TextTokenizer, Tokenize,
 };
 use skipbench_strategy::StrategySpec;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -101,6 +101,10 @@ struct Line<'a> {
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompts = read_prompts(&args.input)?;
     check(args)?;
+    let texts = match &args.calibration {
+        Some(path) => Some((path, read_prompts(path)?)),
+        None => None,
+    };
     let device = args.device.open()?;
     let backend = match args.composed {
         true => Backend::Composed,
@@ -112,16 +116,16 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let mut options = options(args, &tokenizer);
     // Every prompt is looked at before the first is answered, so that a bad one leaves no half of an output.
     let ids = tokenize(&args.input, &prompts, &tokenizer, engine, &options)?;
-    let spec = calibrated(args, engine, &tokenizer, &ids, &options)
+    let texts = match &texts {
+        Some((path, texts)) => Some(tokenize(path, texts, &tokenizer, engine, &options)?),
+        None => None,
+    };
+    let spec = calibrated(args, engine, texts.as_deref(), &ids, &options)
         .with_context(|| format!("strategy `{}`", args.strategy))?;
     let mut strategy = spec
         .build(model.sizes().n_layers)
         .with_context(|| format!("strategy `{}`", args.strategy))?;
 
-    // What cannot be written is said before the work, not after it.
-    for path in args.heatmap.iter().chain(&args.audit) {
-        create(path)?;
-    }
     let mut trace = match &args.trace {
         Some(path) => Some((path, BufWriter::new(create(path)?))),
         None => None,
@@ -183,7 +187,13 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
 
 /// Refuses what does not go together before any weight is read.
 fn check(args: &GenerateArgs) -> anyhow::Result<()> {
-    let sampling = args.temperature.is_some() || args.top_p.is_some() || args.top_k.is_some();
+    for path in [&args.trace, &args.heatmap, &args.audit]
+        .into_iter()
+        .flatten()
+    {
+        check_writable(path)?;
+    }
+    let sampling = sampling_of(args).is_some();
     if args.seed.is_some() && !sampling {
         bail!("--seed does nothing where nothing is drawn; add --temperature, --top-p or --top-k");
     }
@@ -204,6 +214,12 @@ fn check(args: &GenerateArgs) -> anyhow::Result<()> {
         );
     }
     args.strategy.check_search(args.beams as usize, sampling)?;
+    if let Some(sampling) = sampling_of(args) {
+        sampling.check()?;
+    }
+    if let Some(beam) = beam_of(args) {
+        beam.check()?;
+    }
     if args.no_repeat_ngram > 0 {
         args.strategy
             .check_search(1, true)
@@ -223,25 +239,33 @@ fn check(args: &GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn options(args: &GenerateArgs, tokenizer: &dyn Tokenize) -> Options {
+fn sampling_of(args: &GenerateArgs) -> Option<Sampling> {
     let drawn = args.temperature.is_some() || args.top_p.is_some() || args.top_k.is_some();
+    drawn.then(|| Sampling {
+        temperature: args.temperature.unwrap_or(1.0),
+        top_p: args.top_p,
+        top_k: args.top_k,
+        seed: args.seed.unwrap_or(0),
+        first_row: 0,
+    })
+}
+
+fn beam_of(args: &GenerateArgs) -> Option<Beam> {
+    (args.beams > 1).then_some(Beam {
+        beams: args.beams as usize,
+        length_penalty: args.length_penalty,
+    })
+}
+
+fn options(args: &GenerateArgs, tokenizer: &dyn Tokenize) -> Options {
     Options {
         max_new_tokens: args.max_new_tokens as usize,
         eos_ids: match args.ignore_eos {
             true => Vec::new(),
             false => tokenizer.eos_ids().to_vec(),
         },
-        sampling: drawn.then(|| Sampling {
-            temperature: args.temperature.unwrap_or(1.0),
-            top_p: args.top_p,
-            top_k: args.top_k,
-            seed: args.seed.unwrap_or(0),
-            first_row: 0,
-        }),
-        beam: (args.beams > 1).then_some(Beam {
-            beams: args.beams as usize,
-            length_penalty: args.length_penalty,
-        }),
+        sampling: sampling_of(args),
+        beam: beam_of(args),
         no_repeat_ngram: args.no_repeat_ngram,
         trace: args.trace.is_some() || args.heatmap.is_some(),
         audit: args.audit.is_some(),
@@ -270,6 +294,20 @@ pub(super) fn tokenize(
         .collect()
 }
 
+/// Says so before the work if a file cannot be written; what is there stays as it is.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    let found = path.exists();
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .with_context(|| write_failed(path))?;
+    match found {
+        true => Ok(()),
+        false => std::fs::remove_file(path).with_context(|| write_failed(path)),
+    }
+}
+
 fn create(path: &Path) -> anyhow::Result<File> {
     File::create(path).with_context(|| write_failed(path))
 }
@@ -282,7 +320,7 @@ fn write_failed(path: &Path) -> String {
 fn calibrated(
     args: &GenerateArgs,
     engine: Engine<'_>,
-    tokenizer: &dyn Tokenize,
+    texts: Option<&[Vec<u32>]>,
     ids: &[Vec<u32>],
     options: &Options,
 ) -> anyhow::Result<StrategySpec> {
@@ -290,24 +328,20 @@ fn calibrated(
     if !lacks_text(spec, engine.model().sizes().n_layers) {
         return Ok(spec.clone());
     }
-    // Answers are calibrated as greedy ones that end where the model ends them.
+    // Calibrated on the likeliest tokens where tokens are drawn, and with the search that is asked for.
     let natural = Options {
         max_new_tokens: options.max_new_tokens,
-        eos_ids: tokenizer.eos_ids().to_vec(),
+        eos_ids: options.eos_ids.clone(),
+        beam: options.beam,
+        no_repeat_ngram: options.no_repeat_ngram,
         ..Options::default()
     };
-    let found = match &args.calibration {
-        Some(path) => {
-            let texts = tokenize(path, &read_prompts(path)?, tokenizer, engine, &natural)?;
-            on_prompts(engine, spec, &texts, natural)?
-        }
-        None => {
-            tracing::warn!(
-                "`{spec}` is calibrated on the first prompts themselves; --calibration takes others"
-            );
-            on_prompts(engine, spec, ids, natural)?
-        }
-    };
+    if texts.is_none() {
+        tracing::warn!(
+            "`{spec}` is calibrated on the first prompts themselves; --calibration takes others"
+        );
+    }
+    let found = on_prompts(engine, spec, texts.unwrap_or(ids), natural)?;
     if let Some(note) = &found.note {
         tracing::warn!("{spec}: {note}");
     }

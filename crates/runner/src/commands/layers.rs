@@ -61,15 +61,15 @@ pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
 /// The depth of a checkpoint, and the strategy with what it lacks if there is text to find it on.
 fn of_model(args: &LayersArgs, model: &Path) -> anyhow::Result<(StrategySpec, usize)> {
     let spec = &args.strategy;
+    let n_layers = ModelConfig::read(&model.join("config.json"))?.n_layers;
     let Some(path) = &args.calibration else {
-        let n_layers = ModelConfig::read(&model.join("config.json"))?.n_layers;
         return Ok((spec.clone(), n_layers));
     };
-    let decoder = Decoder::load(model, &Device::Cpu, None, Backend::Auto)?;
-    let tokenizer = TextTokenizer::load(model, decoder.sizes().vocab_size)?;
-    let n_layers = decoder.sizes().n_layers;
     spec.validate(n_layers)
         .with_context(|| format!("strategy `{spec}`"))?;
+    let texts = read_prompts(path)?;
+    let decoder = Decoder::load(model, &Device::Cpu, None, Backend::Auto)?;
+    let tokenizer = TextTokenizer::load(model, decoder.sizes().vocab_size)?;
     if !lacks_text(spec, n_layers) {
         return Ok((spec.clone(), n_layers));
     }
@@ -79,7 +79,7 @@ fn of_model(args: &LayersArgs, model: &Path) -> anyhow::Result<(StrategySpec, us
         ..Options::default()
     };
     let engine = Engine::new(&decoder);
-    let prompts = generate::tokenize(path, &read_prompts(path)?, &tokenizer, engine, &options)?;
+    let prompts = generate::tokenize(path, &texts, &tokenizer, engine, &options)?;
     let found = on_prompts(engine, spec, &prompts, options)
         .with_context(|| format!("strategy `{spec}`"))?;
     Ok((found.spec, n_layers))

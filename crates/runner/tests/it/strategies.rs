@@ -164,6 +164,89 @@ fn random_sets_are_a_band_and_oracles_are_not_timed() {
     assert_eq!(of("oracle-exit beams 1"), of("full beams 1"));
 }
 
+/// Of TER less is better.
+#[test]
+fn an_oracle_follows_the_direction_of_its_metric() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = experiment(
+        dir.path(),
+        &format!("strategies: [oracle-depth]\n{UNTIMED}"),
+    );
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace("prompts: 6,", "prompts: 6, metrics: [ter],");
+    std::fs::write(&path, text).unwrap();
+    let out = dir.path().join("out");
+    stdout(skipbench().arg("run").arg(&path).arg("--out").arg(&out));
+    let csv = std::fs::read_to_string(out.join("results.csv")).unwrap();
+    let mut lines = csv.lines();
+    let column = lines
+        .next()
+        .unwrap()
+        .split(',')
+        .position(|name| name == "ter")
+        .unwrap();
+    let ter: Vec<f64> = lines
+        .map(|line| line.split(',').nth(column).unwrap().parse().unwrap())
+        .collect();
+    assert!(ter[1] <= ter[0], "full {}, oracle {}", ter[0], ter[1]);
+}
+
+/// A band's sets have as many layers as the one that is timed, whatever the clock says of each.
+#[test]
+fn sets_of_a_band_are_matched_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = run(
+        dir.path(),
+        &format!(
+            "strategies: [{{random: {{seeds: 4}}}}]\nspeedups: [1.6]\nmatch: wallclock\n{TIMED}"
+        ),
+    );
+    let records = outcome.records();
+    let layers: Vec<f64> = records
+        .iter()
+        .filter(|(label, _)| label.starts_with("random"))
+        .map(|(_, record)| record["layers_per_token"].as_f64().unwrap())
+        .collect();
+    assert_eq!(layers, [layers[0]; 4]);
+}
+
+#[test]
+fn calibration_prompts_that_do_not_fit_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "the teacher sees the house ".repeat(200);
+    std::fs::write(dir.path().join("s"), "a house\n").unwrap();
+    std::fs::write(dir.path().join("r"), "ein Haus\n").unwrap();
+    let calibration = |text: String| {
+        std::fs::write(dir.path().join("c"), text).unwrap();
+        let path = dir.path().join("e.yaml");
+        let text = format!(
+            "name: x\nmodels: [{{path: {:?}}}]\ntasks: [{{name: t, source: s, reference: r, calibration: c, max-new-tokens: 8}}]\nstrategies: [early-exit]\n{UNTIMED}",
+            checkpoint().canonicalize().unwrap()
+        );
+        std::fs::write(&path, text).unwrap();
+        let out = dir.path().join("out");
+        let _ = std::fs::remove_dir_all(&out);
+        skipbench()
+            .arg("run")
+            .arg(&path)
+            .arg("--out")
+            .arg(&out)
+            .output()
+            .unwrap()
+    };
+    let some = calibration(format!("{long}\nthe dog sees the house\n"));
+    assert!(some.status.success());
+    let said = String::from_utf8(some.stderr).unwrap();
+    assert_names(&said, &["1 of 2 calibration prompts", "left out"]);
+    let none = calibration(format!("{long}\n"));
+    assert_eq!(none.status.code(), Some(1));
+    let printed = String::from_utf8(none.stdout).unwrap();
+    assert_names(
+        &printed,
+        &["Failed", "no calibration text that the model can run"],
+    );
+}
+
 #[test]
 fn a_target_can_be_met_in_time() {
     let dir = tempfile::tempdir().unwrap();
@@ -271,6 +354,10 @@ fn contradictions_are_refused_before_anything_is_loaded() {
     assert_names(
         &error("strategies: [unified]\nmatch: wallclock\ntiming: {batches: 0}\n"),
         &["`match: wallclock` needs a timing pass"],
+    );
+    assert_names(
+        &error("strategies: [{random: {seeds: 5000}}]\n"),
+        &["`seeds` of `random`", "5000 is outside 1 to 1000"],
     );
     assert_names(
         &error("strategies: [unified]\nbeams: [0]\n"),

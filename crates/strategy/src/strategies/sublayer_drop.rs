@@ -238,7 +238,10 @@ mod tests {
         assert_eq!(format!("{layers:?}"), "{0m, 1m, 2m, 3, 4, 5m}");
         settings.order = Some(vec![1, 2]);
         let error = settings.validate(6).unwrap_err().to_string();
-        assert!(error.contains("the largest possible speedup with it is 1.2"), "{error}");
+        assert!(
+            error.contains("the largest possible speedup with it is 1.2"),
+            "{error}"
+        );
         settings.speedup = Some(1.2);
         assert!(settings.validate(6).is_ok());
     }
