@@ -11,6 +11,9 @@ use skipbench_strategy::Strategy;
 /// A score that no real one reaches: what transformers gives to what must not be chosen.
 const NEVER: f32 = -1e9;
 
+/// The largest length penalty, up and down: the power of an answer's length must still be a number.
+pub const MAX_LENGTH_PENALTY: f64 = 10.0;
+
 /// How to search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Beam {
@@ -24,18 +27,21 @@ impl Beam {
     /// Refuses values that mean nothing.
     ///
     /// # Errors
-    /// Fewer than 2 or more than 64 beams, a length penalty that is not finite.
+    /// Fewer than 2 or more than 64 beams, a length penalty beyond [`MAX_LENGTH_PENALTY`].
     pub fn check(&self) -> Result<()> {
         let wrong =
             |option: &'static str, message: String| Err(EngineError::Search { option, message });
         if !(2..=64).contains(&self.beams) {
             return wrong("beams", format!("{} is outside 2 to 64", self.beams));
         }
-        match self.length_penalty.is_finite() {
+        match self.length_penalty.abs() <= MAX_LENGTH_PENALTY {
             true => Ok(()),
             false => wrong(
                 "length-penalty",
-                format!("{} is not a finite number", self.length_penalty),
+                format!(
+                    "{} is outside -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}",
+                    self.length_penalty
+                ),
             ),
         }
     }

@@ -27,7 +27,7 @@ mod timing;
 mod trace;
 
 pub use audit::{EntryAudit, KvAudit, LayerAudit};
-pub use beam::Beam;
+pub use beam::{Beam, MAX_LENGTH_PENALTY};
 pub use error::{EngineError, Result};
 pub use generate::{DraftTally, Engine, Generation, Options, RowOutput};
 pub use ledger::{Cost, Ledger};

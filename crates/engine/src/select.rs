@@ -5,10 +5,13 @@ use crate::signal;
 use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling as Draw};
 
+/// Below it the likeliest token is all that is ever drawn, and at last logits divided by it are no numbers any more.
+const LEAST_TEMPERATURE: f64 = 1e-4;
+
 /// How tokens are drawn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; above 0.
+    /// Divides the logits; 0.0001 or more.
     pub temperature: f64,
     /// Draw from the likeliest tokens that together have this probability.
     pub top_p: Option<f64>,
@@ -25,15 +28,15 @@ impl Sampling {
     /// Refuses values that mean nothing.
     ///
     /// # Errors
-    /// A temperature that is not above 0, a probability outside 0 to 1, a `top_k` of 0.
+    /// A temperature that is too near to 0, a probability outside 0 to 1, a `top_k` of 0.
     pub fn check(&self) -> Result<()> {
         let wrong =
             |option: &'static str, message: String| Err(EngineError::Search { option, message });
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+        if !(self.temperature.is_finite() && self.temperature >= LEAST_TEMPERATURE) {
             return wrong(
                 "temperature",
                 format!(
-                    "{} is not above 0; leave it out for greedy decoding",
+                    "{} is not a number from {LEAST_TEMPERATURE} up; leave it out for greedy decoding",
                     self.temperature
                 ),
             );

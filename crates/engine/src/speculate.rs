@@ -213,7 +213,10 @@ impl Run<'_> {
                 row: draft.row,
                 token,
                 layers: layers(index),
-                trace: TokenTrace::new(LayerSet::full(n_layers)),
+                trace: TokenTrace {
+                    drafted: Some(index < standing),
+                    ..TokenTrace::new(LayerSet::full(n_layers))
+                },
             })
             .collect();
         // Nothing follows the end of a sequence.

@@ -11,6 +11,8 @@ pub struct TokenTrace {
     pub exit_layer: Option<usize>,
     /// The value of the last check, where there was one.
     pub confidence: Option<f64>,
+    /// Whether it was drafted, where drafts are made: the other tokens come from a verification alone.
+    pub drafted: Option<bool>,
     /// How each layer's key and value came to be at the position whose state gave the token, a letter a layer as in
     /// [`Provenance::letter`](skipbench_model::Provenance::letter); `.` where nothing is held.
     pub kv: String,
@@ -22,6 +24,7 @@ impl TokenTrace {
             layers,
             exit_layer: None,
             confidence: None,
+            drafted: None,
             kv: String::new(),
         }
     }

@@ -43,7 +43,7 @@ pub(crate) fn lacks_text(spec: &StrategySpec, n_layers: usize) -> bool {
     spec.knob().is_some() || spec.scoring(n_layers).is_some() || spec.wants_expected_length()
 }
 
-/// Finds what `spec` lacks, in layers, on the first of `prompts` (token ids) outside an experiment.
+/// Finds what `spec` lacks, in layers, on the first of `prompts` (token ids) outside an experiment, for batches of `rows`.
 ///
 /// # Errors
 /// As [`Calibration::calibrate`].
@@ -52,6 +52,7 @@ pub(crate) fn on_prompts(
     spec: &StrategySpec,
     prompts: &[Vec<u32>],
     options: Options,
+    rows: usize,
 ) -> anyhow::Result<Calibrated> {
     // Nothing is timed.
     let timing = TimingPlan {
@@ -71,7 +72,8 @@ pub(crate) fn on_prompts(
         ..options
     };
     let mut calibration = Calibration::new(engine, sample, greedy, String::new());
-    calibration.calibrate(spec, Match::Layers, &timing, &mut ScoreCache::default())
+    let mut scores = ScoreCache::default();
+    calibration.calibrate(spec, Match::Layers, &timing, rows, &mut scores)
 }
 
 /// The settings that were tried and what each gave.
@@ -109,7 +111,8 @@ impl<'a> Calibration<'a> {
         }
     }
 
-    /// Finds what `spec` still lacks. With [`Match::Wallclock`], `timing` says how its speed is measured.
+    /// Finds what `spec` still lacks, for batches of `rows`. `timing` says how its speed is measured with [`Match::Wallclock`],
+    /// and how it searches.
     ///
     /// # Errors
     /// A strategy that cannot be built, a prompt that cannot be run.
@@ -118,6 +121,7 @@ impl<'a> Calibration<'a> {
         spec: &StrategySpec,
         matching: Match,
         timing: &TimingPlan,
+        rows: usize,
         scores: &mut ScoreCache,
     ) -> anyhow::Result<Calibrated> {
         let n_layers = self.engine.model().sizes().n_layers;
@@ -129,7 +133,7 @@ impl<'a> Calibration<'a> {
             (Some(knob), Some(target)) => {
                 let rows = match spec.batch_mode() {
                     BatchMode::Compact => BATCH,
-                    BatchMode::Sync => timing.batches.first().map_or(BATCH, Vec::len),
+                    BatchMode::Sync => rows,
                 };
                 self.threshold(spec, knob, target, rows, timing)
             }

@@ -58,6 +58,12 @@ pub(crate) fn run(
         true => timing(engine, cell, task, &calibrated.spec, &prompts, experiment)?,
         false => Vec::new(),
     };
+    let untimed = (cell.timed && experiment.timing.batches > 0 && blocks.is_empty()).then(|| {
+        format!(
+            "not timed: no prompt leaves room for {} new tokens",
+            experiment.timing.new_tokens
+        )
+    });
     let decoded: Vec<f64> = quality
         .samples
         .iter()
@@ -71,7 +77,7 @@ pub(crate) fn run(
         executed: calibrated.spec.clone(),
         calibration_of: calibrated.trace.of.to_owned(),
         calibration: calibrated.trace.points.clone(),
-        note: joined(&[&calibrated.note, &failed]),
+        note: joined(&[&calibrated.note, &failed, &untimed]),
         kv_fill: quality.kv_fill,
         layers_per_token: match decoded.len() {
             0 => engine.model().sizes().n_layers as f64,
@@ -86,6 +92,7 @@ pub(crate) fn run(
         kv_cosine: approximate.cosine(),
         kv_deferred_distance: (deferred.count > 0).then_some(deferred.distance_max),
         drafts: DraftRecord::of(&quality.drafts),
+        answers: quality.samples.len(),
         peak_kv_bytes: quality.peak_kv_bytes,
         blocks,
     };

@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use skipbench_engine::MAX_LENGTH_PENALTY;
 use skipbench_strategy::{KvFill, StrategySpec};
 use std::path::{Path, PathBuf};
 
@@ -166,6 +167,11 @@ pub enum DtypeName {
     F16,
 }
 
+/// The most rows of a batch: more is a slip of the pen, and memory is gone before anything is said.
+pub(crate) const MAX_BATCH_SIZE: usize = 4096;
+/// The most prompts of a task.
+pub(crate) const MAX_PROMPTS: usize = 1_000_000;
+
 fn default_speedups() -> Vec<f64> {
     vec![2.0]
 }
@@ -265,14 +271,39 @@ impl Experiment {
                 self.name
             );
         }
-        if self.batch_sizes.contains(&0) {
-            bail!("{file}: `batch-sizes` holds 0; a batch has at least one row");
+        if self.name.contains(char::is_control) {
+            bail!("{file}: `name` {:?} holds a control character", self.name);
+        }
+        if self
+            .out
+            .as_ref()
+            .is_some_and(|out| out.as_os_str().is_empty())
+        {
+            bail!(
+                "{file}: `out` is empty; leave it out for runs/{}",
+                self.name
+            );
+        }
+        if let Some(bad) = self
+            .batch_sizes
+            .iter()
+            .find(|rows| !(1..=MAX_BATCH_SIZE).contains(*rows))
+        {
+            bail!("{file}: `batch-sizes` holds {bad}; a batch has 1 to {MAX_BATCH_SIZE} rows");
+        }
+        for (key, values) in [("batch-sizes", &self.batch_sizes), ("beams", &self.beams)] {
+            if let Some(index) = (1..values.len()).find(|&i| values[..i].contains(&values[i])) {
+                bail!("{file}: `{key}` holds {} twice", values[index]);
+            }
         }
         if let Some(bad) = self.beams.iter().find(|beams| !(1..=64).contains(*beams)) {
             bail!("{file}: `beams` holds {bad}; it is 1 (greedy) to 64");
         }
-        if !self.length_penalty.is_finite() {
-            bail!("{file}: `length-penalty` is not a finite number");
+        if self.length_penalty.is_nan() || self.length_penalty.abs() > MAX_LENGTH_PENALTY {
+            bail!(
+                "{file}: `length-penalty` is {}; it is a number from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}",
+                self.length_penalty
+            );
         }
         if self.matching == Match::Wallclock && self.timing.batches == 0 {
             bail!("{file}: `match: wallclock` needs a timing pass; `timing.batches` is 0");
@@ -312,6 +343,14 @@ impl TaskEntry {
         }
         if self.prompts == 0 || self.max_new_tokens == 0 {
             bail!("{file}: `prompts` and `max-new-tokens` of a task must be at least 1");
+        }
+        for (key, found) in [
+            ("prompts", self.prompts),
+            ("calibration-prompts", self.calibration_prompts),
+        ] {
+            if found > MAX_PROMPTS {
+                bail!("{file}: `{key}` of a task is {found}; it is at most {MAX_PROMPTS}");
+            }
         }
         if let Some(prompt) = &self.prompt
             && !prompt.contains("{source}")

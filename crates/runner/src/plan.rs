@@ -36,6 +36,8 @@ pub struct ModelPlan {
     pub entry: ModelEntry,
     /// Decoder layers.
     pub n_layers: usize,
+    /// Largest number of positions, where there is one.
+    pub max_positions: Option<usize>,
     /// Hash of the config, the tokenizer and the weights.
     pub digest: String,
 }
@@ -90,6 +92,14 @@ impl Plan {
             .iter()
             .map(TaskData::open)
             .collect::<anyhow::Result<Vec<_>>>()?;
+        told_apart("models", models.iter().map(|model| &model.name))?;
+        told_apart("tasks", tasks.iter().map(|task| &task.name))?;
+        for (model, task) in models
+            .iter()
+            .flat_map(|m| tasks.iter().map(move |t| (m, t)))
+        {
+            model.check_room(task, &experiment)?;
+        }
         let mut plan = Plan {
             experiment,
             models,
@@ -104,15 +114,8 @@ impl Plan {
         let specs = self.specs()?;
         let searches = self.experiment.beams.iter().any(|&beams| beams > 1);
         for spec in &specs {
-            if searches {
-                spec.check_search(2, false)?;
-            }
-            if self.experiment.no_repeat_ngram > 0 {
-                // The same strategies that need one continuation need the network's own tokens.
-                spec.check_search(1, true).with_context(|| {
-                    format!("`no-repeat-ngram` forbids tokens that `{spec}` has to follow")
-                })?;
-            }
+            let beams = if searches { 2 } else { 1 };
+            spec.check_search(beams, false, self.experiment.no_repeat_ngram)?;
         }
         let mut cells = Vec::new();
         for (model, model_plan) in self.models.iter().enumerate() {
@@ -210,8 +213,10 @@ impl Plan {
         if fills.is_empty() {
             return Ok(specs);
         }
+        // An oracle's own cache is exact, and a fill that was asked for by name stands.
+        let open = |spec: &StrategySpec| !spec.is_oracle() && !spec.has_own_kv_fill();
         for fill in fills {
-            let uses = |spec: &StrategySpec| spec.kv_fills().contains(fill) && !spec.is_oracle();
+            let uses = |spec: &StrategySpec| spec.kv_fills().contains(fill) && open(spec);
             if !specs.iter().any(uses) {
                 bail!(
                     "`kv-fills` holds `{fill}`, which none of the strategies can use; `early-exit` and `shallow-deep` can use propagate, copy, mask and deferred"
@@ -221,10 +226,9 @@ impl Plan {
         Ok(specs
             .into_iter()
             .flat_map(|spec| {
-                // An oracle's own cache is exact; another is asked for by name.
                 let usable = fills
                     .iter()
-                    .filter(|fill| spec.kv_fills().contains(fill) && !spec.is_oracle());
+                    .filter(|fill| spec.kv_fills().contains(fill) && open(&spec));
                 let filled: Vec<StrategySpec> =
                     usable.map(|&fill| spec.with_kv_fill(fill)).collect();
                 if filled.is_empty() {
@@ -267,6 +271,18 @@ impl Plan {
     }
 }
 
+/// Refuses equal names, which would be mixed in one table.
+fn told_apart<'a>(key: &str, names: impl Iterator<Item = &'a String>) -> anyhow::Result<()> {
+    let mut seen: Vec<&String> = Vec::new();
+    for name in names {
+        if seen.contains(&name) {
+            bail!("two of the `{key}` are called `{name}`; give one of them another `name`");
+        }
+        seen.push(name);
+    }
+    Ok(())
+}
+
 /// Sets of a random strategy with the same target from which on they are shown as a band.
 pub(crate) const BAND: usize = 3;
 
@@ -299,8 +315,36 @@ impl ModelPlan {
             name,
             entry: entry.clone(),
             n_layers: config.n_layers,
+            max_positions: config.max_positions,
             digest: folder_digest(&entry.path)?,
         })
+    }
+
+    /// Refuses answers that cannot fit behind a prompt of a single token; how long prompts are shows when they are tokenized.
+    fn check_room(&self, task: &TaskData, experiment: &Experiment) -> anyhow::Result<()> {
+        let Some(limit) = self.max_positions else {
+            return Ok(());
+        };
+        let timed = match experiment.timing.batches {
+            0 => 0,
+            _ => experiment.timing.new_tokens,
+        };
+        let asked = [
+            (
+                format!("`max-new-tokens` of task `{}`", task.name),
+                task.max_new_tokens,
+            ),
+            ("`timing.new-tokens`".to_owned(), timed),
+        ];
+        for (key, tokens) in asked {
+            if tokens > limit {
+                bail!(
+                    "{key} is {tokens}, but model `{}` has {limit} positions for prompt and answer together",
+                    self.name
+                );
+            }
+        }
+        Ok(())
     }
 }
 

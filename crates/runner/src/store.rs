@@ -1,12 +1,12 @@
 //! What a run has finished: JSON lines, each written in one piece, so that a cut-off loses at most the cell it was in.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use skipbench_engine::{Cost, DraftTally, Ledger};
 use skipbench_strategy::{Scoring, StrategySpec};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -55,6 +55,8 @@ pub struct Record {
     /// What became of drafts, where the strategy makes some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drafts: Option<DraftRecord>,
+    /// Answers that belong to it.
+    pub answers: usize,
     /// Largest KV cache of a batch.
     pub peak_kv_bytes: u64,
     /// Timed blocks, full network and strategy back to back.
@@ -280,6 +282,8 @@ impl ScoreCache {
 /// The folder of a run.
 #[derive(Debug)]
 pub struct Store {
+    /// Held as long as the store is, so that two runs do not write to one folder.
+    _lock: File,
     cells: File,
     samples: File,
     /// Finished cells by id.
@@ -293,24 +297,32 @@ impl Store {
     /// cell that did not come to its record.
     ///
     /// # Errors
-    /// A folder that cannot be written, or lines that are not ours.
+    /// A folder that cannot be written or that another run is writing to, or lines that are not ours.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot write to {}", dir.display()))?;
+        let lock = lock(dir)?;
         let (cells, records) = open_lines::<Record>(&dir.join("cells.jsonl"), |_| true)?;
         let mut records: BTreeMap<String, Record> = records
             .into_iter()
             .map(|record| (record.id.clone(), record))
             .collect();
+        let path = dir.join("samples.jsonl");
+        let (_, answers) = open_lines::<Sample>(&path, |_| true)?;
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for sample in &answers {
+            *counts.entry(&sample.cell).or_default() += 1;
+        }
+        // A cell that has lost answers is run again.
+        records.retain(|id, record| counts.get(id.as_str()) == Some(&record.answers));
         let finished = |sample: &Sample| records.contains_key(&sample.cell);
-        let (samples, answers) = open_lines::<Sample>(&dir.join("samples.jsonl"), finished)?;
+        let (samples, answers) = open_lines::<Sample>(&path, finished)?;
         let mut by_cell: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
         for sample in answers {
             by_cell.entry(sample.cell.clone()).or_default().push(sample);
         }
-        // A record without its answers is run again.
-        records.retain(|id, _| by_cell.contains_key(id));
         Ok(Self {
+            _lock: lock,
             cells,
             samples,
             records,
@@ -337,6 +349,24 @@ impl Store {
         self.answers.insert(record.id.clone(), samples);
         self.records.insert(record.id.clone(), record);
         Ok(())
+    }
+}
+
+/// Takes the folder; a run that was killed holds it no longer.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    let failed = || format!("cannot write to {}", dir.display());
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(dir.join(".lock"))
+        .with_context(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another skipbench is writing to {}; wait for it, or give --out",
+            dir.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
     }
 }
 
@@ -414,6 +444,7 @@ mod tests {
             kv_cosine: None,
             kv_deferred_distance: None,
             drafts: None,
+            answers: 1,
             peak_kv_bytes: 0,
             blocks: Vec::new(),
         }
@@ -446,6 +477,16 @@ mod tests {
         store.append(record("b"), vec![sample("b")]).unwrap();
         drop(store);
         assert_eq!(Store::open(dir.path()).unwrap().records.len(), 2);
+    }
+
+    #[test]
+    fn a_folder_takes_one_run_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Store::open(dir.path()).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("another skipbench is writing"), "{error}");
+        drop(first);
+        assert!(Store::open(dir.path()).is_ok());
     }
 
     #[test]

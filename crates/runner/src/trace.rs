@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use skipbench_engine::{EntryAudit, KvAudit, RowOutput};
-use skipbench_model::HoleReads;
+use skipbench_model::{HoleReads, Provenance};
 use skipbench_strategy::{KvFill, LayerSet};
 
 /// One line of a trace.
@@ -20,6 +20,7 @@ pub(crate) fn trace_line(id: &Value, prompt_tokens: usize, row: &RowOutput, inde
         "parts": (0..n_layers).map(|layer| letter(&trace.layers, layer)).collect::<String>(),
         "exit_layer": trace.exit_layer,
         "confidence": trace.confidence,
+        "drafted": trace.drafted,
         "kv": trace.kv,
     })
 }
@@ -59,9 +60,13 @@ impl Heat {
                 self.ran.push(vec![0; self.n_layers]);
             }
             self.rows[index] += 1;
+            let deferred = Provenance::Deferred.letter();
+            let later: Vec<bool> = trace.kv.chars().map(|how| how == deferred).collect();
             for (layer, ran) in self.ran[index].iter_mut().enumerate() {
-                *ran += u64::from(trace.layers.has_attention(layer));
-                *ran += u64::from(trace.layers.has_mlp(layer));
+                // What ran at a later step ran for this position too.
+                let late = later.get(layer) == Some(&true);
+                *ran += u64::from(late || trace.layers.has_attention(layer));
+                *ran += u64::from(late || trace.layers.has_mlp(layer));
             }
         }
     }

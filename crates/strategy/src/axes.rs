@@ -100,6 +100,19 @@ impl KvFill {
     }
 }
 
+impl KvFill {
+    /// What a later token finds, in a few words.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::None => "never read",
+            Self::Propagate => "projected from the state that passed them by",
+            Self::Copy => "those of the nearest lower layer that ran",
+            Self::Mask => "hidden from later tokens",
+            Self::Deferred => "computed once a later token needs them, exact",
+        }
+    }
+}
+
 impl fmt::Display for KvFill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -119,12 +119,12 @@ pub enum StrategyError {
     },
     /// A search that the strategy cannot run under.
     #[error(
-        "`{strategy}` cannot run under {search}: {reason}; use greedy decoding, or another strategy"
+        "`{strategy}` cannot run under {search}: {reason}; use plain greedy decoding, or another strategy"
     )]
     Search {
         /// The strategy.
         strategy: &'static str,
-        /// A beam search or sampling.
+        /// A beam search, sampling or forbidden n-grams.
         search: &'static str,
         /// Why.
         reason: &'static str,

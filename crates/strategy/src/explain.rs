@@ -1,7 +1,7 @@
 //! What a strategy does, in numbers, without a model.
 
 use crate::budget::MAX_STEPS;
-use crate::{BatchShape, LayerSet, Strategy, StrategyError, StrategySpec};
+use crate::{BatchShape, KvFill, LayerSet, Strategy, StrategyError, StrategySpec};
 use serde::Serialize;
 
 /// The layers that a strategy runs in a model of a given depth.
@@ -41,6 +41,9 @@ pub struct Explanation {
     /// The layers after which a token may exit; empty if it cannot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<usize>,
+    /// What later tokens find where this one skipped a layer; `None` where they never look there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_fill: Option<KvFill>,
     /// The sets of which an oracle picks one for each sequence, the fastest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub menu: Vec<Vec<usize>>,
@@ -95,6 +98,7 @@ impl Explanation {
             steps: Vec::new(),
             draft_length: None,
             checks: Vec::new(),
+            kv_fill: None,
             menu: Vec::new(),
         };
         if let Some(menu) = spec.menu(n_layers) {
@@ -115,10 +119,14 @@ impl Explanation {
             max_new_tokens,
         })?;
         explanation.walk(strategy.as_mut(), max_new_tokens);
+        explanation.kv_fill = Some(strategy.needs().kv_fill).filter(|fill| *fill != KvFill::None);
         if strategy.needs().prompt_signal.is_some() {
             explanation.chosen_by = Some("the prompt");
             explanation.layers_per_step = None;
             explanation.layer_speedup = None;
+        }
+        if spec.wants_expected_length() {
+            explanation.chosen_by = Some("the expected length of an answer, here the longest");
         }
         if spec.scoring(n_layers).is_some() {
             explanation.chosen_by = Some("scores on calibration text");

@@ -66,6 +66,11 @@ pub(crate) trait Settings {
         None
     }
 
+    /// Where that strategy is.
+    fn draft_mut(&mut self) -> Option<&mut StrategySpec> {
+        None
+    }
+
     /// The knob that must still be calibrated.
     fn knob(&self) -> Option<Knob> {
         None

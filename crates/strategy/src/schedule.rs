@@ -90,7 +90,12 @@ impl<'de> Deserialize<'de> for ScheduleLength {
             }
 
             fn visit_i64<E: Error>(self, length: i64) -> Result<ScheduleLength, E> {
-                self.visit_u64(u64::try_from(length).unwrap_or(0))
+                match u64::try_from(length) {
+                    Ok(length) => self.visit_u64(length),
+                    Err(_) => Err(E::custom(format_args!(
+                        "schedule length {length} is not a number of tokens; it must be at least 2"
+                    ))),
+                }
             }
         }
 

@@ -171,6 +171,17 @@ impl StrategySpec {
         self.kind.settings().kv_fills()
     }
 
+    /// The KV fill that is set, where there is a choice.
+    pub fn kv_fill(&self) -> Option<KvFill> {
+        self.clone().kind.settings_mut().kv_fill_mut().copied()
+    }
+
+    /// Whether a KV fill was asked for that is not the strategy's own choice.
+    pub fn has_own_kv_fill(&self) -> bool {
+        let default = Kind::named(self.name()).ok().map(|kind| Self { kind });
+        default.is_some_and(|default| default.kv_fill() != self.kv_fill())
+    }
+
     /// What becomes of rows that are done before others.
     pub fn batch_mode(&self) -> BatchMode {
         self.kind.settings().batch_mode()
@@ -228,12 +239,22 @@ impl StrategySpec {
     /// Refuses a search that the strategy cannot run under.
     ///
     /// # Errors
-    /// More than one beam, or sampling, with a strategy that needs one greedy continuation.
-    pub fn check_search(&self, beams: usize, sampling: bool) -> Result<(), StrategyError> {
+    /// More than one beam, sampling or forbidden n-grams, with a strategy that needs one greedy continuation.
+    pub fn check_search(
+        &self,
+        beams: usize,
+        sampling: bool,
+        no_repeat_ngram: usize,
+    ) -> Result<(), StrategyError> {
         let settings = self.kind.settings();
         let refused = [
             (beams > 1, "a beam search", settings.no_beams()),
             (sampling, "sampling", settings.no_sampling()),
+            (
+                no_repeat_ngram > 0,
+                "`no-repeat-ngram`",
+                settings.no_sampling(),
+            ),
         ];
         for (asked, search, reason) in refused {
             if let (true, Some(reason)) = (asked, reason) {
@@ -298,6 +319,14 @@ impl StrategySpec {
 
     fn set_variant(&mut self, found: &str) -> Result<(), StrategyError> {
         let settings = self.kind.settings_mut();
+        // A drafting strategy may have a variant of its own: `self-speculative:unified:even`.
+        if let (true, Some((draft, nested))) = (settings.draft().is_some(), found.split_once(':')) {
+            self.set_variant(draft)?;
+            return match self.kind.settings_mut().draft_mut() {
+                Some(draft) => draft.set_variant(nested),
+                None => Ok(()),
+            };
+        }
         let (strategy, variants) = (settings.name(), settings.variants());
         if variants.is_empty() {
             let found = found.to_owned();
@@ -324,10 +353,19 @@ impl FromStr for StrategySpec {
             text: text.to_owned(),
             reason,
         };
-        if let Some((short, settings)) = text.split_once(" {") {
+        if let Some((short, settings)) = text.split_once('{') {
             let spec: Self = short.parse()?;
-            let settings = spec.with_settings(&format!("{{{settings}"));
-            return settings.map_err(malformed);
+            let whole = spec
+                .with_settings(&format!("{{{settings}"))
+                .map_err(malformed)?;
+            let again = |what: &str| malformed(format!("its {what} is given twice"));
+            if short.contains('@') && whole.target_speedup() != spec.target_speedup() {
+                return Err(again("speedup"));
+            }
+            if short.contains(':') && whole.variant() != spec.variant() {
+                return Err(again("variant"));
+            }
+            return Ok(whole);
         }
         let (head, speedup) = match text.trim().rsplit_once('@') {
             Some((head, speedup)) => (head, Some(speedup)),

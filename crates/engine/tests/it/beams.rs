@@ -144,8 +144,9 @@ fn searches_that_cannot_be() {
             error(&spec(strategy), &beams(4)).contains("use one beam"),
             "{strategy}"
         );
-        assert!(spec(strategy).check_search(4, false).is_err());
-        assert!(spec(strategy).check_search(1, true).is_err());
+        assert!(spec(strategy).check_search(4, false, 0).is_err());
+        assert!(spec(strategy).check_search(1, true, 0).is_err());
+        assert!(spec(strategy).check_search(1, false, 3).is_err());
     }
     assert!(error(&spec("full"), &beams(1)).contains("outside 2 to 64"));
     let traced = Options {

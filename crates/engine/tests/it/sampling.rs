@@ -90,7 +90,10 @@ fn searches_that_cannot_be() {
         change(options.sampling.as_mut().unwrap());
         error("full", &options)
     };
-    assert!(sampling(|s| s.temperature = 0.0).contains("`temperature`: 0 is not above 0"));
+    assert!(
+        sampling(|s| s.temperature = 0.0)
+            .contains("`temperature`: 0 is not a number from 0.0001 up")
+    );
     assert!(sampling(|s| s.temperature = f64::NAN).contains("temperature"));
     assert!(sampling(|s| s.top_p = Some(0.0)).contains("top-p"));
     assert!(sampling(|s| s.top_k = Some(0)).contains("top-k"));

@@ -1,5 +1,6 @@
 //! `skipbench data`.
 
+use crate::experiment::MAX_PROMPTS;
 use anyhow::bail;
 use clap::Args;
 use skipbench_tasks::{DEFAULT_SEED, Split, Task};
@@ -15,8 +16,8 @@ pub struct DataArgs {
     #[arg(long, default_value = "test")]
     split: String,
     /// How many examples
-    #[arg(short, long, default_value_t = 10)]
-    n: usize,
+    #[arg(short, long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=MAX_PROMPTS as i64))]
+    n: u32,
 }
 
 /// Writes `{"id", "prompt", "source", "reference"}` lines.
@@ -32,7 +33,7 @@ pub fn run(args: DataArgs) -> anyhow::Result<ExitCode> {
         other => bail!("unknown split `{other}`; there are `train`, `calibration` and `test`"),
     };
     let mut out = std::io::stdout().lock();
-    for example in skipbench_tasks::examples(task, split, DEFAULT_SEED, args.n) {
+    for example in skipbench_tasks::examples(task, split, DEFAULT_SEED, args.n as usize) {
         let line = serde_json::json!({
             "id": example.id,
             "prompt": task.prompt(&example.source),

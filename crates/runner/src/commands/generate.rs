@@ -1,7 +1,7 @@
 //! `skipbench generate`.
 
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment::{self, DeviceName, DtypeName};
+use crate::experiment::{self, DeviceName, DtypeName, MAX_BATCH_SIZE};
 use crate::input::{Prompt, read_prompts};
 use crate::progress;
 use crate::store::layer_counts;
@@ -35,7 +35,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     calibration: Option<PathBuf>,
     /// Prompts run together
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH_SIZE as i64))]
     batch_size: u32,
     /// Longest answer in tokens
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
@@ -46,17 +46,17 @@ pub struct GenerateArgs {
     /// Beams to search with; 1 is greedy decoding
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     beams: u32,
-    /// Of a beam search: a finished answer's log-probability is divided by its length to this power
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    length_penalty: f64,
+    /// Of a beam search: a finished answer's log-probability is divided by its length to this power; 1 if not given
+    #[arg(long, allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
     /// No n-gram of this length occurs twice in prompt and answer together; 0 for no such rule
     #[arg(long, default_value_t = 0)]
     no_repeat_ngram: usize,
     /// Draw tokens, with the logits divided by this
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Draw from the likeliest tokens that together have this probability
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Draw from this many likeliest tokens
     #[arg(long)]
@@ -187,13 +187,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
 
 /// Refuses what does not go together before any weight is read.
 fn check(args: &GenerateArgs) -> anyhow::Result<()> {
-    for path in [&args.trace, &args.heatmap, &args.audit]
-        .into_iter()
-        .flatten()
-    {
-        check_writable(path)?;
-    }
+    check_files(args)?;
     let sampling = sampling_of(args).is_some();
+    if args.length_penalty.is_some() && args.beams == 1 {
+        bail!("--length-penalty does nothing without a beam search; add --beams");
+    }
     if args.seed.is_some() && !sampling {
         bail!("--seed does nothing where nothing is drawn; add --temperature, --top-p or --top-k");
     }
@@ -213,17 +211,13 @@ fn check(args: &GenerateArgs) -> anyhow::Result<()> {
             args.strategy
         );
     }
-    args.strategy.check_search(args.beams as usize, sampling)?;
+    args.strategy
+        .check_search(args.beams as usize, sampling, args.no_repeat_ngram)?;
     if let Some(sampling) = sampling_of(args) {
         sampling.check()?;
     }
     if let Some(beam) = beam_of(args) {
         beam.check()?;
-    }
-    if args.no_repeat_ngram > 0 {
-        args.strategy
-            .check_search(1, true)
-            .context("--no-repeat-ngram forbids tokens that this strategy has to follow")?;
     }
     let config = args.model.join("config.json");
     // Without one the loader says what is missing.
@@ -253,7 +247,7 @@ fn sampling_of(args: &GenerateArgs) -> Option<Sampling> {
 fn beam_of(args: &GenerateArgs) -> Option<Beam> {
     (args.beams > 1).then_some(Beam {
         beams: args.beams as usize,
-        length_penalty: args.length_penalty,
+        length_penalty: args.length_penalty.unwrap_or(1.0),
     })
 }
 
@@ -292,6 +286,41 @@ pub(super) fn tokenize(
             ids.with_context(|| format!("{}: prompt {}", path.display(), index + 1))
         })
         .collect()
+}
+
+/// Refuses a heatmap that is no picture, files that would overwrite one another, and files that cannot be written.
+fn check_files(args: &GenerateArgs) -> anyhow::Result<()> {
+    if let Some(heatmap) = &args.heatmap
+        && !heatmap
+            .extension()
+            .is_some_and(|e| e == "svg" || e == "png")
+    {
+        bail!(
+            "--heatmap {}: the name must end in `.svg` or `.png`; both are written",
+            heatmap.display()
+        );
+    }
+    let pictures = args.heatmap.iter();
+    let pictures =
+        pictures.flat_map(|path| [path.with_extension("svg"), path.with_extension("png")]);
+    let written: Vec<PathBuf> = args
+        .trace
+        .iter()
+        .chain(&args.audit)
+        .cloned()
+        .chain(pictures)
+        .collect();
+    let read = [Some(&args.input), args.calibration.as_ref()];
+    for (index, path) in written.iter().enumerate() {
+        let mut others = written[..index].iter().chain(read.into_iter().flatten());
+        if others.any(|other| other == path) {
+            bail!(
+                "two of the files are {}; give each its own name",
+                path.display()
+            );
+        }
+    }
+    written.iter().try_for_each(|path| check_writable(path))
 }
 
 /// Says so before the work if a file cannot be written; what is there stays as it is.
@@ -341,7 +370,8 @@ fn calibrated(
             "`{spec}` is calibrated on the first prompts themselves; --calibration takes others"
         );
     }
-    let found = on_prompts(engine, spec, texts.unwrap_or(ids), natural)?;
+    let rows = args.batch_size as usize;
+    let found = on_prompts(engine, spec, texts.unwrap_or(ids), natural, rows)?;
     if let Some(note) = &found.note {
         tracing::warn!("{spec}: {note}");
     }

@@ -80,7 +80,7 @@ fn of_model(args: &LayersArgs, model: &Path) -> anyhow::Result<(StrategySpec, us
     };
     let engine = Engine::new(&decoder);
     let prompts = generate::tokenize(path, &texts, &tokenizer, engine, &options)?;
-    let found = on_prompts(engine, spec, &prompts, options)
+    let found = on_prompts(engine, spec, &prompts, options, 1)
         .with_context(|| format!("strategy `{spec}`"))?;
     Ok((found.spec, n_layers))
 }
@@ -122,6 +122,12 @@ fn describe(explanation: &Explanation) -> String {
         line(format!(
             "a token may leave after layer {}",
             numbers(&explanation.checks)
+        ));
+    }
+    if let Some(fill) = explanation.kv_fill {
+        line(format!(
+            "keys and values of skipped layers: {fill}, {}",
+            fill.about()
         ));
     }
     for range in &explanation.steps {

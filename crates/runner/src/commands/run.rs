@@ -200,7 +200,13 @@ impl Tuner<'_> {
                 ),
             )),
         };
-        let found = text.calibrate(&cell.strategy, experiment.matching, &timing, self.scores)?;
+        let found = text.calibrate(
+            &cell.strategy,
+            experiment.matching,
+            &timing,
+            cell.batch_size,
+            self.scores,
+        )?;
         self.found.insert(key, found.clone());
         Ok(found)
     }

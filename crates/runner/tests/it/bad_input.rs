@@ -299,8 +299,31 @@ fn searches_that_contradict_themselves() {
     );
     assert_names(
         &error(&["--no-repeat-ngram", "3", "--strategy", "self-speculative@2"]),
-        &["--no-repeat-ngram forbids tokens"],
+        &["cannot run under `no-repeat-ngram`"],
     );
+    for (options, says) in [
+        (vec!["--temperature", "0"], "from 0.0001 up"),
+        (vec!["--temperature", "1e-45"], "from 0.0001 up"),
+        (vec!["--top-p", "1.5"], "`top-p`"),
+        (vec!["--top-k", "0"], "`top-k`"),
+        (
+            vec!["--beams", "4", "--length-penalty", "-1e30"],
+            "outside -10 to 10",
+        ),
+        (
+            vec!["--length-penalty", "2"],
+            "--length-penalty does nothing",
+        ),
+        (vec!["--calibration", "no such file"], "no such file"),
+        (vec!["--trace", "a", "--audit", "a"], "two of the files"),
+        (
+            vec!["--trace", "a.png", "--heatmap", "a.svg"],
+            "two of the files",
+        ),
+        (vec!["--heatmap", "a.pdf"], "`.svg` or `.png`"),
+    ] {
+        assert_names(&error(&options), &[says]);
+    }
     let model = checkpoint();
     let with_model = |extra: &[&str]| {
         refused(
@@ -315,7 +338,7 @@ fn searches_that_contradict_themselves() {
     };
     assert_names(
         &with_model(&["--temperature", "0"]),
-        &["temperature", "not above 0"],
+        &["temperature", "from 0.0001 up"],
     );
     assert_names(&with_model(&["--top-p", "1.5", "--seed", "1"]), &["top-p"]);
     assert_names(

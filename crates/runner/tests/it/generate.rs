@@ -159,7 +159,7 @@ fn a_search_is_the_users_choice() {
         generate(&input, &[&beams[..], &["--batch-size", "3"]].concat())
     );
     let drawn = |extra: &[&str]| {
-        let options = ["--temperature", "2", "--top-p", "0.9", "--top-k", "50"];
+        let options = ["--temperature", "5", "--top-p", "0.9", "--top-k", "50"];
         generate(&input, &[&options[..], extra].concat())
     };
     let seven = drawn(&["--seed", "7"]);

@@ -330,7 +330,7 @@ fn contradictions_are_refused_before_anything_is_loaded() {
     );
     assert_names(
         &error("strategies: [oracle-exit]\nno-repeat-ngram: 3\n"),
-        &["`no-repeat-ngram` forbids tokens that `oracle-exit` has to follow"],
+        &["`oracle-exit` cannot run under `no-repeat-ngram`"],
     );
     assert_names(
         &error("strategies: [{early-exit: {speedup: 2, kv-fill: none}}]\n"),

@@ -186,7 +186,7 @@ impl Settings for EarlyExit {
         self.check_interval(n_layers)?;
         match &self.layer_thresholds {
             Some(thresholds) => self.check_layer_thresholds(thresholds, n_layers),
-            None => self.check_threshold(),
+            None => self.check_threshold(n_layers),
         }?;
         let fixed =
             self.threshold.is_some() || self.patience.is_some() || self.layer_thresholds.is_some();
@@ -221,8 +221,7 @@ impl Settings for EarlyExit {
                 .map(|(&layers, &t)| (layers - 1, t))
                 .collect(),
             (None, Some(patience), _) => {
-                // One check more than all can never agree.
-                let share = patience.min(checks.len()) as f64 / checks.len().max(1) as f64;
+                let share = patience as f64 / checks.len().max(1) as f64;
                 checks.into_iter().map(|layer| (layer, share)).collect()
             }
             (None, None, Some(threshold)) => {
@@ -271,7 +270,7 @@ impl EarlyExit {
     }
 
     /// One threshold for all checks.
-    fn check_threshold(&self) -> Result<(), StrategyError> {
+    fn check_threshold(&self, n_layers: usize) -> Result<(), StrategyError> {
         if let Some(threshold) = self.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
             return Err(setting(
                 "threshold",
@@ -286,7 +285,17 @@ impl EarlyExit {
                 "it counts agreeing checks: give it with `signal: patience` and without a `threshold`".to_owned(),
             ));
         }
-        Ok(())
+        let checks = self.checks(n_layers).len();
+        match self.patience {
+            Some(patience) if !(1..checks).contains(&patience) => Err(setting(
+                "patience",
+                format!(
+                    "{patience} of {checks} checks; it must be 1 to {}, since the first check has none before it",
+                    checks.saturating_sub(1)
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Where the checks are.
@@ -520,13 +529,19 @@ mod tests {
             ..EarlyExit::default()
         };
         assert!(wrong.validate(12).is_err());
-        let never = EarlyExit {
-            patience: Some(99),
-            ..settings
+        // Two checks in a model of four layers: the second can agree with the first.
+        let with = |patience| EarlyExit {
+            patience: Some(patience),
+            ..settings.clone()
         };
-        let mut never = never.build(4).unwrap();
-        never.plan(1);
-        assert!((1..3).all(|layer| never.observe(layer, 0, 5.0) == Verdict::Continue));
+        let mut once = with(1).build(4).unwrap();
+        once.plan(1);
+        assert_eq!(once.observe(1, 0, 5.0), Verdict::Continue);
+        assert_eq!(once.observe(2, 0, 5.0), Verdict::Exit);
+        for never in [0, 2, 99] {
+            let error = with(never).build(4).err().unwrap().to_string();
+            assert!(error.contains("of 2 checks; it must be 1 to 1"), "{error}");
+        }
     }
 
     #[test]

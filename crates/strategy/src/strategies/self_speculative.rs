@@ -124,6 +124,10 @@ impl Settings for SelfSpeculative {
         Some(&self.draft)
     }
 
+    fn draft_mut(&mut self) -> Option<&mut StrategySpec> {
+        Some(&mut self.draft)
+    }
+
     fn knob(&self) -> Option<Knob> {
         self.draft.knob()
     }
@@ -162,6 +166,15 @@ impl Settings for SelfSpeculative {
                     "`{}` cannot draft; {} can",
                     self.draft.name(),
                     DRAFTS.join(", ")
+                ),
+            ));
+        }
+        if self.draft.members().is_some() {
+            return Err(setting(
+                "draft",
+                format!(
+                    "`{}` stands for several strategies, and one drafts; leave out `seeds` and give a `seed`",
+                    *self.draft
                 ),
             ));
         }
@@ -388,6 +401,17 @@ mod tests {
         assert_eq!(
             long.to_string(),
             "self-speculative:early-exit@2 {draft: early-exit:cosine@2, adaptive: true}"
+        );
+        let nested: StrategySpec = "self-speculative:unified:even@3".parse().unwrap();
+        assert_eq!(
+            nested.to_string(),
+            "self-speculative@3 {draft: unified:even@3}"
+        );
+        assert_eq!(nested.to_string().parse(), Ok(nested));
+        assert!(
+            "self-speculative:unified:evn@3"
+                .parse::<StrategySpec>()
+                .is_err()
         );
         assert!(short.knob().is_some());
         assert_eq!(

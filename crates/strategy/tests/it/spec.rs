@@ -82,6 +82,21 @@ fn labels_are_read_again() {
         assert_eq!(short(label), spec);
         assert_eq!(yaml(&format!("'{label}'")).unwrap(), spec);
     }
+    for (twice, what) in [
+        ("early-exit@2 {speedup: 3}", "speedup"),
+        ("early-exit:entropy@2 {signal: cosine}", "variant"),
+        ("self-speculative@2 {draft: top@3}", "speedup"),
+    ] {
+        let error = parse_error(twice);
+        assert!(
+            error.contains(&format!("its {what} is given twice")),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        short("early-exit@2{kv-fill: mask}"),
+        short("early-exit@2 {kv-fill: mask}")
+    );
     let wrong = parse_error("early-exit@2 {kv-fil: mask}");
     assert!(wrong.contains("did you mean `kv-fill`?"), "{wrong}");
     assert!(parse_error("early-exit@2 {kv-fill: mask").contains("its settings"));
@@ -125,7 +140,7 @@ fn explains_itself() {
     };
     assert_snapshot!(explain("unified@2"), @r#"{"strategy":"unified@2","about":"layers spread over the whole depth, from the target alone (Unified Layer Skipping, arXiv 2404.06954)","variant":"published","n_layers":8,"target_speedup":2.0,"layers":[0,2,4,7],"layers_per_step":4.0,"layer_speedup":2.0}"#);
     assert_snapshot!(explain("skip-decode@2"), @r#"{"strategy":"skip-decode@2","about":"fewer layers with each position (SkipDecode, arXiv 2307.02628)","variant":null,"n_layers":8,"target_speedup":2.0,"layers":[0,4,5,6,7],"layers_per_step":4.0,"layer_speedup":2.0,"steps":[{"first":1,"last":1,"layers":[0,4,5,6,7]},{"first":2,"last":3,"layers":[0,5,6,7]},{"first":4,"last":4,"layers":[0,6,7]}]}"#);
-    assert_snapshot!(explain("early-exit@2"), @r#"{"strategy":"early-exit@2","about":"each token leaves when the model is sure of it (CALM, arXiv 2207.07061)","variant":"softmax-margin","n_layers":8,"target_speedup":2.0,"layers":[0,1,2,3,4,5,6,7],"layers_per_step":null,"layer_speedup":null,"checks":[1,2,3,4,5,6]}"#);
+    assert_snapshot!(explain("early-exit@2"), @r#"{"strategy":"early-exit@2","about":"each token leaves when the model is sure of it (CALM, arXiv 2207.07061)","variant":"softmax-margin","n_layers":8,"target_speedup":2.0,"layers":[0,1,2,3,4,5,6,7],"layers_per_step":null,"layer_speedup":null,"checks":[1,2,3,4,5,6],"kv_fill":"propagate"}"#);
 }
 
 #[test]
