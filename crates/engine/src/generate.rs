@@ -1,17 +1,16 @@
 //! Prefill and decode.
 
-use crate::audit::KvAudit;
 use crate::beam::Beam;
 use crate::decode::{Decoded, Exact, part_of, select};
 use crate::error::{EngineError, Result};
-use crate::ledger::Ledger;
+use crate::generation::{Generation, RowOutput};
 use crate::ngram;
 use crate::select::{Chooser, Sampling};
 use crate::signal;
 use crate::skipped::Pending;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
-use skipbench_model::{CausalLm, HoleReads, KvCache, ModelError, Part, Span};
+use skipbench_model::{CausalLm, KvCache, ModelError, Part, Span};
 use skipbench_strategy::{
     BatchMode, BatchShape, KvFill, LayerSet, Needs, Prefill, PromptSignal, Strategy,
 };
@@ -37,77 +36,6 @@ pub struct Options {
     pub trace: bool,
     /// Compare the KV cache with that of a full-depth replay at the end.
     pub audit: bool,
-}
-
-/// What one row got.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RowOutput {
-    /// Generated ids, without the prompt, ending with the end-of-sequence id where one was generated.
-    pub tokens: Vec<u32>,
-    /// Layers run for each generated token, half a layer for a sub-layer; those that made up for an earlier token's count
-    /// for the token that needed them.
-    pub layers: Vec<f64>,
-    /// How each token came to be, if that was asked for.
-    pub trace: Vec<TokenTrace>,
-    /// The KV cache against that of a full-depth replay, if that was asked for.
-    pub audit: Option<KvAudit>,
-}
-
-/// What one batch got, and what it cost.
-#[derive(Debug, Clone, Default)]
-pub struct Generation {
-    /// One per prompt, in order.
-    pub rows: Vec<RowOutput>,
-    /// Seconds until the first token of every row (TTFT).
-    pub prefill_s: f64,
-    /// Seconds of each decode step.
-    pub step_s: Vec<f64>,
-    /// Bytes of the KV cache.
-    pub peak_kv_bytes: u64,
-    /// What the decode steps cost.
-    pub ledger: Ledger,
-    /// Holes of the KV cache that attention read.
-    pub hole_reads: HoleReads,
-    /// What became of drafts, where the strategy makes some.
-    pub drafts: DraftTally,
-}
-
-/// How many drafted tokens stood.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct DraftTally {
-    /// Verifications, one for each row that takes part.
-    pub verified: u64,
-    /// Tokens drafted.
-    pub drafted: u64,
-    /// Of these, the ones that the verification left standing.
-    pub accepted: u64,
-    /// Seconds of drafting, of all that decode steps take.
-    pub draft_s: f64,
-}
-
-impl DraftTally {
-    /// Adds another run's.
-    pub fn add(&mut self, other: &Self) {
-        self.verified += other.verified;
-        self.drafted += other.drafted;
-        self.accepted += other.accepted;
-        self.draft_s += other.draft_s;
-    }
-}
-
-impl Generation {
-    /// Seconds of all decode steps.
-    pub fn decode_s(&self) -> f64 {
-        self.step_s.iter().sum()
-    }
-
-    /// Tokens that the decode steps generated: all but the first of each row.
-    pub fn decoded_tokens(&self) -> usize {
-        self.rows
-            .iter()
-            .map(|row| row.tokens.len().saturating_sub(1))
-            .sum()
-    }
 }
 
 /// Runs a model under a strategy.

@@ -2,7 +2,8 @@
 
 use crate::beam::Beam;
 use crate::error::Result;
-use crate::generate::{Engine, Generation, Options};
+use crate::generate::{Engine, Options};
+use crate::generation::Generation;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

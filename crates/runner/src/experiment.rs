@@ -31,7 +31,7 @@ pub struct Experiment {
     /// What a target speedup means: a share of the layers, or of the time on this machine.
     #[serde(default, rename = "match")]
     pub matching: Match,
-    /// KV fills to run every strategy with that leaves a choice; if not given, each keeps its own.
+    /// KV fills to run every strategy with that leaves a choice and was given none; if not given, each keeps its own.
     #[serde(default)]
     pub kv_fills: Vec<KvFill>,
     /// Batch sizes, in prompts.

@@ -35,6 +35,7 @@ mod error;
 mod exits;
 mod explain;
 mod extension;
+mod label;
 mod layer_set;
 mod preset;
 mod pruned;

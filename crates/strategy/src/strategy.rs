@@ -122,7 +122,8 @@ pub trait Strategy: Send {
     }
 
     /// Takes the signal of `row` after `layer`, and says whether the row goes on. Called only for
-    /// a layer in [`StepPlan::checks`].
+    /// a layer in [`StepPlan::checks`]. The rows of a beam search take each other's places from one step to the next, so a
+    /// strategy that remembers rows from step to step cannot run under one.
     fn observe(&mut self, layer: usize, row: usize, signal: f64) -> Verdict {
         let _ = (layer, row, signal);
         Verdict::Continue

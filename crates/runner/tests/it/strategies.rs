@@ -112,11 +112,13 @@ fn fills_are_an_axis_and_are_audited() {
     let outcome = run(
         dir.path(),
         &format!(
-            "strategies: [unified, early-exit, oracle-exit]\nkv-fills: [propagate, mask, deferred]\n{UNTIMED}"
+            "strategies: [unified, early-exit, oracle-exit, \"early-exit:max-prob@2 {{kv-fill: copy}}\"]\nkv-fills: [propagate, mask, deferred]\n{UNTIMED}"
         ),
     );
     let records = outcome.records();
-    assert_eq!(records.len(), 1 + 1 + 3 + 1, "{:?}", records.keys());
+    assert_eq!(records.len(), 1 + 1 + 3 + 1 + 1, "{:?}", records.keys());
+    let own = &records["early-exit:max-prob@2 {kv-fill: copy} beams 1"];
+    assert_eq!(own["kv_fill"], "copy");
     let propagate = &records["early-exit@2 beams 1"];
     assert!(propagate["approximate_reads"].as_u64().unwrap() > 0);
     assert!(propagate["kv_distance"].as_f64().unwrap() > 0.0);
@@ -354,6 +356,30 @@ fn contradictions_are_refused_before_anything_is_loaded() {
     assert_names(
         &error("strategies: [unified]\nmatch: wallclock\ntiming: {batches: 0}\n"),
         &["`match: wallclock` needs a timing pass"],
+    );
+    assert_names(
+        &error("strategies: [unified]\nbatch-sizes: [1000000]\n"),
+        &["`batch-sizes` holds 1000000", "1 to 4096"],
+    );
+    assert_names(
+        &error("strategies: [unified]\nbatch-sizes: [2, 2]\n"),
+        &["`batch-sizes` holds 2 twice"],
+    );
+    assert_names(
+        &error("strategies: [unified]\ntiming: {new-tokens: 5000}\n"),
+        &["`timing.new-tokens` is 5000", "512 positions"],
+    );
+    assert_names(
+        &error("strategies: [unified]\nlength-penalty: -1e30\n"),
+        &["`length-penalty`", "from -10 to 10"],
+    );
+    assert_names(
+        &error(
+            "strategies: [\"self-speculative: {draft: {random: {seeds: 5, speedup: 2}}}\"]\n"
+                .replace('"', "")
+                .as_str(),
+        ),
+        &["stands for several strategies, and one drafts"],
     );
     assert_names(
         &error("strategies: [{random: {seeds: 5000}}]\n"),
