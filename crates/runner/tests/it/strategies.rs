@@ -374,11 +374,7 @@ fn contradictions_are_refused_before_anything_is_loaded() {
         &["`length-penalty`", "from -10 to 10"],
     );
     assert_names(
-        &error(
-            "strategies: [\"self-speculative: {draft: {random: {seeds: 5, speedup: 2}}}\"]\n"
-                .replace('"', "")
-                .as_str(),
-        ),
+        &error("strategies: [self-speculative: {draft: {random: {seeds: 5, speedup: 2}}}]\n"),
         &["stands for several strategies, and one drafts"],
     );
     assert_names(
