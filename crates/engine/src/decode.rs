@@ -7,7 +7,7 @@ use crate::skipped::Ghost;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{Part, Span};
-use skipbench_strategy::{ExitSignal, LayerSet, StepPlan, Strategy, Verdict};
+use skipbench_strategy::{ExitSignal, KvFill, LayerSet, StepPlan, Strategy, Verdict};
 
 /// What the rows of a step got, by ascending row.
 pub(crate) struct Step {
@@ -78,6 +78,7 @@ impl Run<'_> {
         for &span in spans {
             let set = strategy.row_layers(span.row).unwrap_or(plan.layers);
             self.check_reachable(&set)?;
+            self.check_deferred(&set)?;
             rows.push(Row {
                 span,
                 set,
@@ -182,6 +183,19 @@ impl Run<'_> {
         let missing = |layer: &usize| !LayerSet::from_layers([*layer]).is_subset(&self.reachable);
         let layer = layers.iter().find(missing).unwrap_or_default();
         Err(EngineError::NotReachable { layer })
+    }
+
+    /// Layers that are made up for later are whole, and none is left out in between.
+    fn check_deferred(&self, layers: &LayerSet) -> Result<()> {
+        let all = LayerSet::full(self.model.sizes().n_layers);
+        match self.needs.kv_fill == KvFill::Deferred && *layers != all {
+            true => Err(EngineError::Search {
+                option: "kv-fill",
+                message: "`deferred` is for tokens that leave on a way through all layers, and this strategy plans fewer; use another"
+                    .to_owned(),
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Each row's part of a layer; rows that skip it keep their state.

@@ -117,9 +117,13 @@ impl Run<'_> {
             for layer in ghost.exit + 1..=ghost.last {
                 match self.needs.kv_fill {
                     // The state stood still, so what the layers wrote is its projection.
-                    KvFill::Propagate => {
+                    KvFill::Propagate if ghost.set.has_attention(layer) => {
                         self.cache.mark(layer, row, start, Provenance::Propagated);
                     }
+                    KvFill::Propagate if self.reachable.has_attention(layer) => {
+                        self.fill(layer, &ghost.state, &[ghost.span], false)?;
+                    }
+                    KvFill::Propagate => {}
                     KvFill::None => self.cache.truncate_layer(layer, row, start),
                     KvFill::Copy | KvFill::Mask | KvFill::Deferred => {}
                 }

@@ -31,6 +31,8 @@ fn layers_draws_it() {
     assert!(text.contains("■■■····■"), "{text}");
     assert!(text.contains("■··■■··■"), "{text}");
     assert!(text.contains("■····■■■"), "{text}");
+    let listed = stdout(command().args(["layers", "--list"]));
+    assert!(listed.contains("rotating: both ends"), "{listed}");
 }
 
 #[test]

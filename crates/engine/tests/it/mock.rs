@@ -1,9 +1,12 @@
 //! `MockModel` adds one to the token id per layer, so every token and every byte can be told beforehand.
 
 use crate::support::{fixed, generate, spec};
-use skipbench_engine::{Engine, Options};
+use skipbench_engine::{Engine, Generation, Options};
 use skipbench_model::MockModel;
-use skipbench_strategy::{BatchShape, LayerSet, Needs, StepPlan, Strategy, StrategyError};
+use skipbench_strategy::{
+    BatchMode, BatchShape, ExitSignal, KvFill, LayerSet, Needs, StepPlan, Strategy, StrategyError,
+    Verdict,
+};
 
 fn error(prompts: &[Vec<u32>], options: &Options) -> String {
     let model = MockModel::new(4, 10);
@@ -158,4 +161,96 @@ fn layers_that_were_not_announced_are_refused() {
             .generate(&[vec![1]], &mut honest, &fixed(3))
             .is_ok()
     );
+}
+
+/// Row 0 leaves step 1 after layer 1; which layers a step runs alternates where `alternates`.
+struct Leaver {
+    needs: Needs,
+    alternates: bool,
+    step: usize,
+}
+
+impl Strategy for Leaver {
+    fn needs(&self) -> Needs {
+        Needs {
+            signal: Some(ExitSignal::MaxProb),
+            ..self.needs
+        }
+    }
+    fn begin(&mut self, _: &BatchShape) -> Result<(), StrategyError> {
+        Ok(())
+    }
+    fn plan(&mut self, step: usize) -> StepPlan {
+        self.step = step;
+        let mut layers = LayerSet::full(4);
+        if self.alternates && step % 2 == 1 {
+            layers.remove(2);
+        }
+        StepPlan {
+            layers,
+            checks: LayerSet::from_layers([1]),
+        }
+    }
+    fn observe(&mut self, _: usize, row: usize, _: f64) -> Verdict {
+        match (self.step, row) {
+            (1, 0) => Verdict::Exit,
+            _ => Verdict::Continue,
+        }
+    }
+    fn reachable(&self) -> LayerSet {
+        LayerSet::full(4)
+    }
+}
+
+fn leave(kv_fill: KvFill, batch_mode: BatchMode, alternates: bool) -> Result<Generation, String> {
+    let mut strategy = Leaver {
+        needs: Needs {
+            kv_fill,
+            batch_mode,
+            ..Needs::default()
+        },
+        alternates,
+        step: 0,
+    };
+    let prompts = [vec![1, 2], vec![3]];
+    Engine::new(&MockModel::new(4, 100))
+        .generate(&prompts, &mut strategy, &fixed(4))
+        .map_err(|error| error.to_string())
+}
+
+/// Without a fill the layers above an exit are a hole, whether or not the row ran along with others.
+#[test]
+fn a_hole_that_nobody_filled_is_not_read() {
+    for mode in [BatchMode::Compact, BatchMode::Sync] {
+        let error = leave(KvFill::None, mode, false).unwrap_err();
+        assert!(error.contains("layer 2"), "{mode:?}: {error}");
+        for fill in [
+            KvFill::Propagate,
+            KvFill::Copy,
+            KvFill::Mask,
+            KvFill::Deferred,
+        ] {
+            assert!(leave(fill, mode, false).is_ok(), "{fill} {mode:?}");
+        }
+    }
+}
+
+/// A layer that the step of an exit does not plan may be one of the next step.
+#[test]
+fn layers_of_later_steps_are_filled_at_an_exit_too() {
+    for mode in [BatchMode::Compact, BatchMode::Sync] {
+        let error = leave(KvFill::Deferred, mode, true).unwrap_err();
+        assert!(
+            error.contains("`deferred` is for tokens that leave"),
+            "{error}"
+        );
+        for fill in [KvFill::Propagate, KvFill::Copy, KvFill::Mask] {
+            let generation = leave(fill, mode, true).unwrap();
+            assert_eq!(
+                generation.rows[0].layers,
+                [4.0, 2.0, 4.0, 3.0],
+                "{fill} {mode:?}"
+            );
+        }
+    }
 }

@@ -7,6 +7,7 @@ use crate::input::read_prompts;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
+use serde_json::{Value, json};
 use skipbench_engine::{Engine, Options};
 use skipbench_model::{Backend, CausalLm, Decoder, ModelConfig, TextTokenizer, Tokenize};
 use skipbench_strategy::{Explanation, StrategySpec};
@@ -18,10 +19,13 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 pub struct LayersArgs {
     /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
-    #[arg(long, value_parser = experiment::strategy)]
-    strategy: StrategySpec,
+    #[arg(long, value_parser = experiment::strategy, required_unless_present = "list")]
+    strategy: Option<StrategySpec>,
+    /// List every strategy with its variants
+    #[arg(long, conflicts_with_all = ["strategy", "n_layers", "model"])]
+    list: bool,
     /// Decoder layers of the model
-    #[arg(long, required_unless_present = "model")]
+    #[arg(long, required_unless_present_any = ["model", "list"])]
     n_layers: Option<usize>,
     /// Checkpoint folder, instead of `--n-layers`
     #[arg(long, conflicts_with = "n_layers")]
@@ -42,9 +46,12 @@ pub struct LayersArgs {
 /// # Errors
 /// A strategy that cannot work with so many layers.
 pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
+    let Some(spec) = &args.strategy else {
+        return list(args.json);
+    };
     let (spec, n_layers) = match (&args.model, args.n_layers) {
-        (Some(model), _) => of_model(&args, model)?,
-        (None, n_layers) => (args.strategy.clone(), n_layers.unwrap_or_default()),
+        (Some(model), _) => of_model(&args, spec, model)?,
+        (None, n_layers) => (spec.clone(), n_layers.unwrap_or_default()),
     };
     let explanation = spec
         .explain(n_layers, args.max_new_tokens)
@@ -58,9 +65,35 @@ pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Every strategy, those of other crates included: its name, its variants, the default first, and what it does.
+fn list(json: bool) -> anyhow::Result<ExitCode> {
+    let strategies = StrategySpec::all();
+    if json {
+        let entries: Vec<Value> = strategies
+            .iter()
+            .map(|spec| {
+                json!({"name": spec.name(), "variants": spec.variants(), "about": spec.about()})
+            })
+            .collect();
+        print_json(&entries)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut out = std::io::stdout().lock();
+    for spec in strategies {
+        writeln!(out, "{}: {}", spec.name(), spec.about())?;
+        if !spec.variants().is_empty() {
+            writeln!(out, "    :{}", spec.variants().join(" :"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// The depth of a checkpoint, and the strategy with what it lacks if there is text to find it on.
-fn of_model(args: &LayersArgs, model: &Path) -> anyhow::Result<(StrategySpec, usize)> {
-    let spec = &args.strategy;
+fn of_model(
+    args: &LayersArgs,
+    spec: &StrategySpec,
+    model: &Path,
+) -> anyhow::Result<(StrategySpec, usize)> {
     let n_layers = ModelConfig::read(&model.join("config.json"))?.n_layers;
     let Some(path) = &args.calibration else {
         return Ok((spec.clone(), n_layers));

@@ -46,6 +46,22 @@ fn a_speedup_that_leaves_fewer_than_two_layers_is_refused() {
 }
 
 #[test]
+fn every_strategy_is_listed() {
+    let text = stdout(skipbench().args(["layers", "--list"]));
+    assert_names(
+        &text,
+        &[
+            "unified: layers spread",
+            ":published :even",
+            "oracle-depth: an oracle",
+        ],
+    );
+    let listed: Value =
+        serde_json::from_str(&stdout(skipbench().args(["layers", "--list", "--json"]))).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 22);
+}
+
+#[test]
 fn an_unknown_name_gets_the_nearest() {
     for (strategy, near) in [
         ("unifed@2", "unified"),
