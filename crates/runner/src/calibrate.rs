@@ -225,7 +225,8 @@ impl<'a> Calibration<'a> {
             ..self.options.clone()
         };
         let (mut layers, mut tokens) = (0.0, 0);
-        let mut strategy = spec.build(self.engine.model().sizes().n_layers)?;
+        let n_layers = self.engine.model().sizes().n_layers;
+        let mut strategy = spec.build(n_layers)?;
         for batch in self.prompts.chunks(rows.max(1)) {
             let generation = self
                 .engine
@@ -236,7 +237,11 @@ impl<'a> Calibration<'a> {
                 tokens += row.layers.len().saturating_sub(1);
             }
         }
-        Ok(layers / tokens.max(1) as f64)
+        // Answers of one token come from the prefill alone.
+        Ok(match tokens {
+            0 => n_layers as f64,
+            _ => layers / tokens as f64,
+        })
     }
 
     /// Speedup over the full network on the calibration prompts.
@@ -269,7 +274,7 @@ impl<'a> Calibration<'a> {
         let wanted = self.engine.model().sizes().n_layers as f64 / target;
         let tried = spec.draft().unwrap_or(spec);
         let close = TOLERANCE / wanted;
-        let points = bisect(knob, wanted, Depth::Grows, (close, TRIALS), |threshold| {
+        let points = bisect(knob, wanted, Trend::Grows, (close, TRIALS), |threshold| {
             self.layers(&tried.with_threshold(threshold), rows, timing)
         })?;
         let (threshold, layers) = nearest(&points, wanted);
@@ -304,7 +309,7 @@ impl<'a> Calibration<'a> {
         timing: &TimingPlan,
     ) -> anyhow::Result<Calibrated> {
         let limits = (TIMED_TOLERANCE, TIMED_TRIALS);
-        let points = bisect(knob, target, Depth::Shrinks, limits, |threshold| {
+        let points = bisect(knob, target, Trend::Shrinks, limits, |threshold| {
             self.speed(&spec.with_threshold(threshold), timing)
         })?;
         let (threshold, speed) = nearest(&points, target);
@@ -384,7 +389,7 @@ impl<'a> Calibration<'a> {
 
 /// What becomes of a measure as a knob goes from its fastest setting to its slowest.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Depth {
+enum Trend {
     Grows,
     Shrinks,
 }
@@ -394,7 +399,7 @@ enum Depth {
 fn bisect(
     knob: Knob,
     wanted: f64,
-    depth: Depth,
+    trend: Trend,
     (close, trials): (f64, usize),
     mut measure: impl FnMut(f64) -> anyhow::Result<f64>,
 ) -> anyhow::Result<Vec<(f64, f64)>> {
@@ -402,7 +407,7 @@ fn bisect(
         true => (knob.lo, knob.hi),
         false => (knob.hi, knob.lo),
     };
-    let too_fast = |value: f64| (value < wanted) == (depth == Depth::Grows) && value != wanted;
+    let too_fast = |value: f64| (value < wanted) == (trend == Trend::Grows) && value != wanted;
     let mut points = vec![(fast, measure(fast)?)];
     // A target beyond an end is met best by that end.
     if !too_fast(points[0].1) {
@@ -475,40 +480,40 @@ mod tests {
         rises_with_depth: true,
     };
 
-    fn found(knob: Knob, wanted: f64, depth: Depth, of: fn(f64) -> f64) -> (f64, f64, usize) {
-        let points = bisect(knob, wanted, depth, (0.01, 7), |setting| Ok(of(setting))).unwrap();
+    fn found(knob: Knob, wanted: f64, trend: Trend, of: fn(f64) -> f64) -> (f64, f64, usize) {
+        let points = bisect(knob, wanted, trend, (0.01, 7), |setting| Ok(of(setting))).unwrap();
         let (setting, value) = nearest(&points, wanted);
         (setting, value, points.len())
     }
 
     #[test]
     fn the_setting_that_meets_a_target_is_found() {
-        let (setting, ..) = found(RISING, 8.0, Depth::Grows, |t| 2.0 + 14.0 * t);
+        let (setting, ..) = found(RISING, 8.0, Trend::Grows, |t| 2.0 + 14.0 * t);
         assert!((setting - 6.0 / 14.0).abs() < 0.01);
-        let (setting, ..) = found(RISING, 2.0, Depth::Shrinks, |t| 4.0 - 3.0 * t);
+        let (setting, ..) = found(RISING, 2.0, Trend::Shrinks, |t| 4.0 - 3.0 * t);
         assert!((setting - 2.0 / 3.0).abs() < 0.01);
         let falling = Knob {
             rises_with_depth: false,
             ..RISING
         };
-        let (setting, ..) = found(falling, 8.0, Depth::Grows, |t| 16.0 - 14.0 * t);
+        let (setting, ..) = found(falling, 8.0, Trend::Grows, |t| 16.0 - 14.0 * t);
         assert!((setting - 8.0 / 14.0).abs() < 0.01);
     }
 
     #[test]
     fn an_end_meets_what_lies_beyond_it() {
-        let (setting, value, trials) = found(RISING, 2.0, Depth::Grows, |t| 4.0 + 12.0 * t);
+        let (setting, value, trials) = found(RISING, 2.0, Trend::Grows, |t| 4.0 + 12.0 * t);
         assert_eq!((setting, value, trials), (0.0, 4.0, 1));
         // Confidences that only the last setting can beat.
         let saturated = |t: f64| if t < 1.0 { 6.0 } else { 16.0 };
-        let (setting, value, trials) = found(RISING, 16.0, Depth::Grows, saturated);
+        let (setting, value, trials) = found(RISING, 16.0, Trend::Grows, saturated);
         assert_eq!((setting, value, trials), (1.0, 16.0, 2));
     }
 
     #[test]
     fn a_steep_place_is_looked_at_closely() {
         let steep = |t: f64| 3.3 - 2.3 * ((t - 0.99) / 0.01).clamp(0.0, 1.0);
-        let (_, speed, trials) = found(RISING, 1.3, Depth::Shrinks, steep);
+        let (_, speed, trials) = found(RISING, 1.3, Trend::Shrinks, steep);
         assert!((speed / 1.3 - 1.0).abs() <= WORTH_A_NOTE, "{speed}");
         assert!(trials > 7);
     }

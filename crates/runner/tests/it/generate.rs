@@ -243,11 +243,12 @@ fn self_speculation_gives_the_full_networks_tokens() {
     };
     let full = tokens("full");
     assert_eq!(full.len(), 500);
-    for draft in ["unified@2", "early-exit@2", "top@2"] {
-        assert_eq!(
-            tokens(&format!("self-speculative:{draft}")),
-            full,
-            "{draft}"
-        );
+    for strategy in [
+        "self-speculative:unified@2",
+        "self-speculative:early-exit@2",
+        "self-speculative:top@2",
+        "self-speculative:top@4 {draft-length: 8, stop-below: 0.5, adaptive: true}",
+    ] {
+        assert_eq!(tokens(strategy), full, "{strategy}");
     }
 }
