@@ -1,12 +1,11 @@
 //! Which layers ran at which position.
 
 use crate::error::{ReportError, Result};
-use crate::image::{self, FONT, UNIT};
+use crate::image::{self, FONT, PX, UNIT};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::path::{Path, PathBuf};
 
-const PX: i32 = UNIT as i32;
 /// Where all rows ran a layer; white is none.
 const ALL: RGBColor = RGBColor(0, 90, 150);
 const SCALE_WIDTH: u32 = 110 * UNIT;

@@ -11,6 +11,8 @@ use std::sync::{Arc, OnceLock};
 /// Drawing units per pixel of the SVG. The backend rounds every position to whole units; a quarter of a pixel is fine
 /// enough for smooth lines.
 pub(crate) const UNIT: u32 = 4;
+/// A pixel in drawing units.
+pub(crate) const PX: i32 = UNIT as i32;
 /// Width and height of every plot, pixels.
 const SIZE: (u32, u32) = (860, 480);
 /// Width and height of the area that is drawn on, units.

@@ -12,6 +12,7 @@ mod image;
 mod ledger;
 mod plot;
 mod row;
+mod series_style;
 mod table;
 
 pub use error::{ReportError, Result};

@@ -1,29 +1,17 @@
 //! Plots as SVG.
 
 use crate::error::{ReportError, Result};
-use crate::image::{self, AREA, FONT, UNIT};
+use crate::image::{self, AREA, FONT, PX, UNIT};
 use crate::row::{Band, ResultRow, groups};
+use crate::series_style::{color, marker};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Okabe and Ito's palette, told apart by colour-blind readers; black is kept for the full network.
-const PALETTE: [RGBColor; 8] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(148, 103, 60),
-    RGBColor(110, 110, 110),
-];
 const BAND_COLOR: RGBColor = RGBColor(226, 226, 226);
 const LEGEND_HEIGHT: i32 = 420 * PX;
 const LEGEND_WIDTH: u32 = 240 * UNIT;
-/// A pixel in drawing units.
-const PX: i32 = UNIT as i32;
 
 /// A drawn plot.
 pub(crate) struct Plot {
@@ -430,50 +418,6 @@ fn styled(chart: &Chart) -> impl Iterator<Item = (usize, &Series)> {
         // What is left is a set of a random band, which comes after all others.
         (known.unwrap_or(chart.names.len()), series)
     })
-}
-
-fn color(index: usize, name: &str) -> RGBColor {
-    match name {
-        "full" => BLACK,
-        _ => PALETTE[index % PALETTE.len()],
-    }
-}
-
-/// A shape of its own for each series, so that colour is not needed to tell them apart.
-fn marker(index: usize, name: &str, (x, y): (i32, i32), color: RGBColor) -> Polygon<(i32, i32)> {
-    let corners: Vec<(f64, f64)> = match index % 6 {
-        _ if name == "full" => polygon(10, |i| if i % 2 == 0 { 7.2 } else { 3.0 }),
-        0 => polygon(32, |_| 4.6),
-        1 => vec![(-4.0, -4.0), (4.0, -4.0), (4.0, 4.0), (-4.0, 4.0)],
-        2 => vec![(0.0, -6.0), (5.0, 4.0), (-5.0, 4.0)],
-        3 => polygon(4, |_| 6.0),
-        4 => vec![(-5.0, -4.0), (5.0, -4.0), (0.0, 6.0)],
-        // A plus: an arm's three corners, turned by quarters.
-        _ => [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)]
-            .into_iter()
-            .flat_map(|(c, s)| {
-                [(5.0, -2.0), (5.0, 2.0), (2.0, 2.0)].map(|(x, y)| (c * x - s * y, s * x + c * y))
-            })
-            .collect(),
-    };
-    let at = |offset: f64| (offset * f64::from(PX)).round() as i32;
-    Polygon::new(
-        corners
-            .into_iter()
-            .map(|(dx, dy)| (x + at(dx), y + at(dy)))
-            .collect::<Vec<_>>(),
-        color.filled(),
-    )
-}
-
-/// Corners around the origin from the top, each at its own radius, pixels.
-fn polygon(corners: usize, radius: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
-    (0..corners)
-        .map(|i| {
-            let angle = std::f64::consts::TAU * i as f64 / corners as f64;
-            (radius(i) * angle.sin(), -radius(i) * angle.cos())
-        })
-        .collect()
 }
 
 /// A curve of a training run.

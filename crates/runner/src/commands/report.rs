@@ -1,6 +1,6 @@
 //! `skipbench report`.
 
-use super::run::write_report;
+use super::run::{Provenance, write_report};
 use crate::plan::Plan;
 use crate::store::Store;
 use clap::Args;
@@ -35,6 +35,7 @@ pub fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let store = Store::open(&dir)?;
-    write_report(&plan, &store, &dir, &[])?;
+    let provenance = Provenance::of(&dir, &plan)?;
+    write_report(&plan, &store, &dir, &provenance, &[])?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use crate::summary;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use skipbench_engine::{Engine, Options, TimingPlan};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
@@ -43,8 +44,16 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let dir = plan.experiment.out_dir();
     let device = plan.experiment.device.open()?;
     let mut store = Store::open(&dir)?;
+    let finished = plan
+        .cells
+        .iter()
+        .all(|cell| store.records.contains_key(&cell.id));
     let failed = run_cells(&plan, &device, &mut store)?;
-    write_report(&plan, &store, &dir, &failed)?;
+    let provenance = match finished {
+        true => Provenance::of(&dir, &plan)?,
+        false => Provenance::now(&plan),
+    };
+    write_report(&plan, &store, &dir, &provenance, &failed)?;
     Ok(match failed.is_empty() {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(1),
@@ -179,7 +188,7 @@ impl Tuner<'_> {
             batches: prompts
                 .chunks(cell.batch_size)
                 .filter(|batch| batch.len() == cell.batch_size.min(prompts.len()))
-                .take(CALIBRATION_BATCHES)
+                .take(experiment.timing.batches)
                 .map(<[Vec<u32>]>::to_vec)
                 .collect(),
             repeats: 2,
@@ -212,9 +221,6 @@ impl Tuner<'_> {
     }
 }
 
-/// Batches of calibration prompts that are timed for one trial.
-const CALIBRATION_BATCHES: usize = 8;
-
 fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loaded> {
     let dtype = plan.experiment.dtype.map(Into::into);
     let decoder = Decoder::load(&model.entry.path, device, dtype, Backend::Auto)
@@ -226,6 +232,52 @@ fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loade
     })
 }
 
+/// When, where and with what the cells of a run were measured.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Provenance {
+    date: String,
+    device: String,
+    git_commit: Option<String>,
+    versions: Versions,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versions {
+    skipbench: String,
+}
+
+impl Provenance {
+    fn now(plan: &Plan) -> Self {
+        Self {
+            date: jiff::Zoned::now().strftime("%Y-%m-%d %H:%M %Z").to_string(),
+            device: crate::load::describe_device(plan.experiment.device),
+            git_commit: crate::load::git_commit(),
+            versions: Versions {
+                skipbench: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+        }
+    }
+
+    /// What the `run.json` of the folder says: a report that is written again says where its cells were measured. A run
+    /// that was cut off has none yet.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub(crate) fn of(dir: &Path, plan: &Plan) -> anyhow::Result<Self> {
+        let path = dir.join("run.json");
+        if !path.is_file() {
+            return Ok(Self::now(plan));
+        }
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        serde_json::from_str(&text).with_context(|| {
+            format!(
+                "{} does not say where the run was measured; remove it if this machine is the one",
+                path.display()
+            )
+        })
+    }
+}
+
 /// Writes `run.json`, the tables and the plots, and prints the table.
 ///
 /// # Errors
@@ -234,10 +286,11 @@ pub(crate) fn write_report(
     plan: &Plan,
     store: &Store,
     dir: &Path,
+    provenance: &Provenance,
     failed: &[(String, String)],
 ) -> anyhow::Result<()> {
     let rows = summary::rows(plan, store)?;
-    let mut meta = meta(plan);
+    let mut meta = meta(plan, &provenance);
     if rows.len() < plan.cells.len() {
         meta.notes.push(format!(
             "Not complete: {} of {} cells have a result.",
@@ -250,10 +303,10 @@ pub(crate) fn write_report(
     }
     let run = json!({
         "experiment": plan.experiment,
-        "versions": {"skipbench": env!("CARGO_PKG_VERSION")},
-        "date": meta.date,
-        "device": meta.device,
-        "git_commit": meta.git_commit,
+        "versions": provenance.versions,
+        "date": provenance.date,
+        "device": provenance.device,
+        "git_commit": provenance.git_commit,
         "models": plan.models.iter().map(|model| json!({
             "name": model.name, "path": model.entry.path, "n_layers": model.n_layers, "digest": model.digest,
         })).collect::<Vec<_>>(),
@@ -274,7 +327,7 @@ pub(crate) fn write_report(
     Ok(())
 }
 
-fn meta(plan: &Plan) -> ReportMeta {
+fn meta(plan: &Plan, provenance: &Provenance) -> ReportMeta {
     ReportMeta {
         experiment: plan.experiment.name.clone(),
         title: plan
@@ -287,10 +340,10 @@ fn meta(plan: &Plan) -> ReportMeta {
             .iter()
             .map(|model| format!("{} ({} layers)", model.name, model.n_layers))
             .collect(),
-        device: crate::load::describe_device(plan.experiment.device),
-        date: jiff::Zoned::now().strftime("%Y-%m-%d %H:%M %Z").to_string(),
-        git_commit: crate::load::git_commit(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        device: provenance.device.clone(),
+        date: provenance.date.clone(),
+        git_commit: provenance.git_commit.clone(),
+        version: provenance.versions.skipbench.clone(),
         seed: plan.experiment.seed,
         notes: plan.experiment.notes.clone(),
     }

@@ -1,6 +1,6 @@
 //! `skipbench plan`, `run` and `report`.
 
-use crate::support::{assert_names, checkpoint, skipbench, stdout};
+use crate::support::{assert_names, checkpoint, refused, skipbench, stdout};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -183,6 +183,49 @@ fn a_report_is_written_again_and_says_what_is_missing() {
     let cells = lines(&out.join("cells.jsonl"));
     std::fs::write(out.join("cells.jsonl"), cells[..6].join("\n") + "\n").unwrap();
     assert_names(&report(), &["Not complete: 6 of 20 cells have a result."]);
+}
+
+#[test]
+fn what_is_written_again_says_where_it_was_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = experiment(dir.path(), "");
+    let out = dir.path().join("out");
+    run(&experiment, &out);
+    let path = out.join("run.json");
+    let mut provenance: Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    provenance["device"] = "a machine elsewhere".into();
+    std::fs::write(&path, provenance.to_string()).unwrap();
+    for command in ["report", "run"] {
+        std::fs::remove_file(out.join("table.md")).unwrap();
+        stdout(
+            skipbench()
+                .arg(command)
+                .arg(&experiment)
+                .arg("--out")
+                .arg(&out),
+        );
+        let table = std::fs::read_to_string(out.join("table.md")).unwrap();
+        assert!(table.contains("- device: a machine elsewhere\n"), "{table}");
+    }
+    // A cell that is measured here makes it a run of this machine.
+    let cells = lines(&out.join("cells.jsonl"));
+    std::fs::write(out.join("cells.jsonl"), cells[..19].join("\n") + "\n").unwrap();
+    run(&experiment, &out);
+    assert!(
+        !std::fs::read_to_string(&path)
+            .unwrap()
+            .contains("elsewhere")
+    );
+    std::fs::write(&path, "{}").unwrap();
+    let error = refused(
+        skipbench()
+            .arg("report")
+            .arg(&experiment)
+            .arg("--out")
+            .arg(&out),
+    );
+    assert_names(&error, &["run.json", "where the run was measured", "date"]);
 }
 
 #[test]
