@@ -10,6 +10,7 @@ mod heatmap;
 mod html;
 mod image;
 mod ledger;
+mod legend;
 mod plot;
 mod row;
 mod series_style;

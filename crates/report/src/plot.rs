@@ -2,6 +2,7 @@
 
 use crate::error::{ReportError, Result};
 use crate::image::{self, AREA, FONT, PX, UNIT};
+use crate::legend::Legend;
 use crate::row::{Band, ResultRow, groups};
 use crate::series_style::{color, marker};
 use plotters::coord::Shift;
@@ -10,7 +11,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const BAND_COLOR: RGBColor = RGBColor(226, 226, 226);
-const LEGEND_HEIGHT: i32 = 420 * PX;
 const LEGEND_WIDTH: u32 = 240 * UNIT;
 
 /// A drawn plot.
@@ -366,47 +366,37 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
 }
 
 fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
-    let entries = chart.series.len()
-        + usize::from(!chart.band.is_empty())
-        + usize::from(chart.guide.is_some());
-    // Many series stand closer, in smaller letters.
-    let step = (LEGEND_HEIGHT / entries.max(1) as i32).min(22 * PX);
-    let letters = (step * 3 / 4).clamp(7 * PX, 13 * PX);
-    let style = TextStyle::from((FONT, letters).into_font()).color(&BLACK);
-    let fits = (195 * PX * 25 / (letters * 13)) as usize;
-    let label = |name: &str, y: i32| {
-        let name = match name.chars().count() > fits {
-            true => name.chars().take(fits - 1).chain(['…']).collect(),
-            false => name.to_owned(),
-        };
-        Text::new(name, (42 * PX, y - letters / 2), style.clone())
-    };
-    let mut y = 52 * PX;
-    for (index, series) in styled(chart) {
-        let color = color(index, &series.name);
-        area.draw(&PathElement::new(
-            vec![(6 * PX, y), (34 * PX, y)],
-            color.stroke_width(2 * UNIT),
-        ))?;
-        area.draw(&marker(index, &series.name, (20 * PX, y), color))?;
-        area.draw(&label(&series.name, y))?;
-        y += step;
-    }
-    if !chart.band.is_empty() {
-        let corners = [(6 * PX, y - 5 * PX), (34 * PX, y + 5 * PX)];
-        area.draw(&Rectangle::new(corners, BAND_COLOR.filled()))?;
-        area.draw(&label("95% of random sets", y))?;
-        y += step;
-    }
-    if let Some((name, _)) = &chart.guide {
-        let grey = RGBColor(160, 160, 160).stroke_width(UNIT);
-        for start in [6 * PX, 16 * PX, 26 * PX] {
+    let names = chart.series.iter().map(|series| series.name.as_str());
+    let mut band = (!chart.band.is_empty()).then_some("95% of random sets");
+    let guide = chart.guide.as_ref().map(|(name, _)| name.as_str());
+    let legend = Legend::new(names.chain(band).chain(guide));
+    let style = TextStyle::from((FONT, legend.letters).into_font()).color(&BLACK);
+    let mut series = styled(chart);
+    for (lines, below) in legend.labels {
+        let y = 52 * PX + below;
+        if let Some((index, series)) = series.next() {
+            let color = color(index, &series.name);
             area.draw(&PathElement::new(
-                vec![(start, y), (start + 6 * PX, y)],
-                grey,
+                vec![(6 * PX, y), (34 * PX, y)],
+                color.stroke_width(2 * UNIT),
             ))?;
+            area.draw(&marker(index, &series.name, (20 * PX, y), color))?;
+        } else if band.take().is_some() {
+            let corners = [(6 * PX, y - 5 * PX), (34 * PX, y + 5 * PX)];
+            area.draw(&Rectangle::new(corners, BAND_COLOR.filled()))?;
+        } else {
+            let grey = RGBColor(160, 160, 160).stroke_width(UNIT);
+            for start in [6 * PX, 16 * PX, 26 * PX] {
+                area.draw(&PathElement::new(
+                    vec![(start, y), (start + 6 * PX, y)],
+                    grey,
+                ))?;
+            }
         }
-        area.draw(&label(name, y))?;
+        for (line, text) in lines.into_iter().enumerate() {
+            let top = y - legend.letters / 2 + line as i32 * legend.line;
+            area.draw(&Text::new(text, (42 * PX, top), style.clone()))?;
+        }
     }
     Ok(())
 }
