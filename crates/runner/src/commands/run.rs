@@ -290,7 +290,7 @@ pub(crate) fn write_report(
     failed: &[(String, String)],
 ) -> anyhow::Result<()> {
     let rows = summary::rows(plan, store)?;
-    let mut meta = meta(plan, &provenance);
+    let mut meta = meta(plan, provenance);
     if rows.len() < plan.cells.len() {
         meta.notes.push(format!(
             "Not complete: {} of {} cells have a result.",
