@@ -200,7 +200,15 @@ impl Visitor<'_> for KnownKey {
                 "unknown key `{key}`: `{strategy}` has no settings"
             ))
         } else {
-            let hint = did_you_mean(nearest(key, known.iter().copied()));
+            let may_exit = known.contains(&"kv-fill") || known.contains(&"draft");
+            let hint = match key {
+                // No slip of the pen.
+                "kv-fill" | "batch-mode" if !may_exit => {
+                    ", whose tokens do not choose where they leave as those of `early-exit` and `shallow-deep` do"
+                        .to_owned()
+                }
+                _ => did_you_mean(nearest(key, known.iter().copied())),
+            };
             let known = known.join(", ");
             E::custom(format_args!(
                 "unknown key `{key}` of `{strategy}`{hint}; known: {known}"

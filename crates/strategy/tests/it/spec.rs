@@ -144,6 +144,23 @@ fn explains_itself() {
 }
 
 #[test]
+fn settings_of_exits_are_for_strategies_with_exits() {
+    for wrong in [
+        "unified@2 {kv-fill: copy}",
+        "skip-decode@2 {batch-mode: sync}",
+    ] {
+        let error = parse_error(wrong);
+        assert!(
+            error.contains("as those of `early-exit` and `shallow-deep` do"),
+            "{error}"
+        );
+        assert!(!error.contains("did you mean"), "{error}");
+    }
+    let error = parse_error("oracle-exit {batch-mode: sync}");
+    assert!(!error.contains("early-exit"), "{error}");
+}
+
+#[test]
 fn mistakes_in_the_short_form() {
     assert_snapshot!(parse_error("unifed@2"), @"unknown strategy `unifed` (did you mean `unified`?); known: full, unified, top, bottom, middle, random, every-other, drop-list, block-influence, angular, sleb, perplexity, sublayer-drop, skip-decode, position-decay, early-exit, shallow-deep, prompt-depth, adaskip, self-speculative, oracle-exit, oracle-depth");
     assert_snapshot!(parse_error("zzz"), @"unknown strategy `zzz`; known: full, unified, top, bottom, middle, random, every-other, drop-list, block-influence, angular, sleb, perplexity, sublayer-drop, skip-decode, position-decay, early-exit, shallow-deep, prompt-depth, adaskip, self-speculative, oracle-exit, oracle-depth");
