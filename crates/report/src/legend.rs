@@ -12,7 +12,6 @@ const LETTERS: (i32, i32) = (13, 7);
 const PITCH: i32 = 22 * PX;
 
 /// Labels of a legend from top to bottom.
-#[derive(Debug, PartialEq)]
 pub(crate) struct Legend {
     /// Height of the letters, drawing units.
     pub(crate) letters: i32,
@@ -26,23 +25,24 @@ impl Legend {
     pub(crate) fn new<'a>(labels: impl Iterator<Item = &'a str> + Clone) -> Self {
         let in_letters = |pixels: i32| {
             let letters = pixels * PX;
-            let fits = (WIDTH * 25 / (letters * 13)) as usize;
-            let labels: Vec<_> = labels.clone().map(|label| wrap(label, fits)).collect();
-            (letters, labels)
+            let chars = (WIDTH * 25 / (letters * 13)) as usize;
+            let labels: Vec<_> = labels.clone().map(|label| wrap(label, chars)).collect();
+            let text: i32 = labels.iter().map(|lines| height(lines, letters)).sum();
+            (letters, labels, text)
         };
-        let fits = |(letters, labels): &(i32, Vec<Vec<String>>)| {
-            let height: i32 = labels.iter().map(|lines| height(lines, *letters)).sum();
-            let cut = labels.iter().flatten().any(|line| line.ends_with('…'));
-            height <= HEIGHT && !cut
-        };
-        let (letters, labels) = (LETTERS.1..=LETTERS.0)
+        let (letters, labels, text) = (LETTERS.1..=LETTERS.0)
             .rev()
             .map(in_letters)
-            .find(fits)
+            .find(|(_, labels, text)| {
+                let cut = labels.iter().flatten().any(|line| line.ends_with('…'));
+                *text <= HEIGHT && !cut
+            })
             .unwrap_or_else(|| in_letters(LETTERS.1));
-        let text: i32 = labels.iter().map(|lines| height(lines, letters)).sum();
-        let room = (HEIGHT - text).max(0) / labels.len().max(1) as i32;
-        let gap = room.min(PITCH - height(&[String::new()], letters));
+        // Where even the smallest are too many they overlap rather than leave the picture.
+        let gaps = labels.len().saturating_sub(1).max(1) as i32;
+        let gap = (HEIGHT - text)
+            .div_euclid(gaps)
+            .min(PITCH - height(&[String::new()], letters));
         let mut y = 0;
         Self {
             letters,
@@ -128,5 +128,8 @@ mod tests {
             assert!(at + height(lines, many.letters) <= HEIGHT, "{count}");
             assert!(!lines.iter().any(|line| line.ends_with('…')), "{count}");
         }
+        let crowd = Legend::new((0..70).map(|_| "early-exit"));
+        let (lines, at) = &crowd.labels[69];
+        assert!(at + height(lines, crowd.letters) <= HEIGHT);
     }
 }

@@ -367,35 +367,39 @@ fn draw_on(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()
 
 fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
     let names = chart.series.iter().map(|series| series.name.as_str());
-    let mut band = (!chart.band.is_empty()).then_some("95% of random sets");
+    let band = (!chart.band.is_empty()).then_some("95% of random sets");
     let guide = chart.guide.as_ref().map(|(name, _)| name.as_str());
     let legend = Legend::new(names.chain(band).chain(guide));
     let style = TextStyle::from((FONT, legend.letters).into_font()).color(&BLACK);
-    let mut series = styled(chart);
-    for (lines, below) in legend.labels {
-        let y = 52 * PX + below;
-        if let Some((index, series)) = series.next() {
-            let color = color(index, &series.name);
-            area.draw(&PathElement::new(
-                vec![(6 * PX, y), (34 * PX, y)],
-                color.stroke_width(2 * UNIT),
-            ))?;
-            area.draw(&marker(index, &series.name, (20 * PX, y), color))?;
-        } else if band.take().is_some() {
-            let corners = [(6 * PX, y - 5 * PX), (34 * PX, y + 5 * PX)];
-            area.draw(&Rectangle::new(corners, BAND_COLOR.filled()))?;
-        } else {
-            let grey = RGBColor(160, 160, 160).stroke_width(UNIT);
-            for start in [6 * PX, 16 * PX, 26 * PX] {
-                area.draw(&PathElement::new(
-                    vec![(start, y), (start + 6 * PX, y)],
-                    grey,
-                ))?;
-            }
+    let y = |below: i32| 52 * PX + below;
+    for (lines, below) in &legend.labels {
+        for (line, text) in lines.iter().enumerate() {
+            let top = y(*below) - legend.letters / 2 + line as i32 * legend.line;
+            area.draw(&Text::new(text.as_str(), (42 * PX, top), style.clone()))?;
         }
-        for (line, text) in lines.into_iter().enumerate() {
-            let top = y - legend.letters / 2 + line as i32 * legend.line;
-            area.draw(&Text::new(text, (42 * PX, top), style.clone()))?;
+    }
+    let mut ys = legend.labels.iter().map(|(_, below)| y(*below));
+    for ((index, series), y) in styled(chart).zip(&mut ys) {
+        let color = color(index, &series.name);
+        area.draw(&PathElement::new(
+            vec![(6 * PX, y), (34 * PX, y)],
+            color.stroke_width(2 * UNIT),
+        ))?;
+        area.draw(&marker(index, &series.name, (20 * PX, y), color))?;
+    }
+    if band.is_some()
+        && let Some(y) = ys.next()
+    {
+        let corners = [(6 * PX, y - 5 * PX), (34 * PX, y + 5 * PX)];
+        area.draw(&Rectangle::new(corners, BAND_COLOR.filled()))?;
+    }
+    if guide.is_some()
+        && let Some(y) = ys.next()
+    {
+        let grey = RGBColor(160, 160, 160).stroke_width(UNIT);
+        for start in [6 * PX, 16 * PX, 26 * PX] {
+            let dash = vec![(start, y), (start + 6 * PX, y)];
+            area.draw(&PathElement::new(dash, grey))?;
         }
     }
     Ok(())

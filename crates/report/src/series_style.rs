@@ -78,7 +78,12 @@ mod tests {
 
     #[test]
     fn forty_eight_series_look_different() {
-        let looks: HashSet<_> = (0..48).map(|i| (i % PALETTE.len(), shape(i))).collect();
+        let looks: HashSet<_> = (0..48)
+            .map(|i| {
+                let RGBColor(red, green, blue) = color(i, "");
+                (red, green, blue, shape(i))
+            })
+            .collect();
         assert_eq!(looks.len(), 48);
     }
 }

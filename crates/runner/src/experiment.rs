@@ -114,7 +114,7 @@ pub struct TaskEntry {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TimingEntry {
-    /// Batches of prompts that are timed; 0 leaves timing out.
+    /// Batches of prompts that are timed, and of calibration prompts in a trial of `match: wallclock`; 0 leaves timing out.
     #[serde(default = "default_timing_batches")]
     pub batches: usize,
     /// Times that each batch is run under both the full network and the strategy.

@@ -6,6 +6,9 @@ use crate::{
     Verdict,
 };
 
+/// Settings that mean something only where tokens leave at a check.
+pub(crate) const SETTINGS: [&str; 2] = ["kv-fill", "batch-mode"];
+
 /// The strategy with its thresholds; rows are independent.
 pub(crate) struct Exits {
     pub(crate) n_layers: usize,

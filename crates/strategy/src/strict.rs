@@ -5,6 +5,7 @@
 //! before the derived code does. [`named`] does the same for the names of a setting's values.
 
 use crate::error::{did_you_mean, nearest};
+use crate::exits;
 use serde::de::value::{MapDeserializer, StrDeserializer};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, forward_to_deserialize_any};
@@ -200,14 +201,10 @@ impl Visitor<'_> for KnownKey {
                 "unknown key `{key}`: `{strategy}` has no settings"
             ))
         } else {
-            let may_exit = known.contains(&"kv-fill") || known.contains(&"draft");
-            let hint = match key {
+            let hint = match exits::SETTINGS.contains(&key) {
                 // No slip of the pen.
-                "kv-fill" | "batch-mode" if !may_exit => {
-                    ", whose tokens do not choose where they leave as those of `early-exit` and `shallow-deep` do"
-                        .to_owned()
-                }
-                _ => did_you_mean(nearest(key, known.iter().copied())),
+                true => ", which is for tokens that choose where they leave, as under `early-exit` and `shallow-deep`".to_owned(),
+                false => did_you_mean(nearest(key, known.iter().copied())),
             };
             let known = known.join(", ");
             E::custom(format_args!(

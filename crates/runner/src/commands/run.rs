@@ -44,14 +44,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let dir = plan.experiment.out_dir();
     let device = plan.experiment.device.open()?;
     let mut store = Store::open(&dir)?;
-    let finished = plan
-        .cells
-        .iter()
-        .all(|cell| store.records.contains_key(&cell.id));
+    let before = store.records.len();
     let failed = run_cells(&plan, &device, &mut store)?;
-    let provenance = match finished {
-        true => Provenance::of(&dir, &plan)?,
-        false => Provenance::now(&plan),
+    let provenance = match store.records.len() > before {
+        true => Provenance::now(&plan),
+        false => Provenance::of(&dir, &plan)?,
     };
     write_report(&plan, &store, &dir, &provenance, &failed)?;
     Ok(match failed.is_empty() {
@@ -262,7 +259,7 @@ impl Provenance {
     /// that was cut off has none yet.
     ///
     /// # Errors
-    /// A file that is there and cannot be read.
+    /// A file that is there and cannot be read, or does not say it.
     pub(crate) fn of(dir: &Path, plan: &Plan) -> anyhow::Result<Self> {
         let path = dir.join("run.json");
         if !path.is_file() {

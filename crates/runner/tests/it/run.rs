@@ -1,6 +1,7 @@
 //! `skipbench plan`, `run` and `report`.
 
 use crate::support::{assert_names, checkpoint, refused, skipbench, stdout};
+use assert_cmd::Command;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -17,8 +18,15 @@ fn experiment(dir: &Path, more: &str) -> PathBuf {
     path
 }
 
+/// A command on an experiment, with its results in `out`.
+fn command(name: &str, experiment: &Path, out: &Path) -> Command {
+    let mut command = skipbench();
+    command.arg(name).arg(experiment).arg("--out").arg(out);
+    command
+}
+
 fn run(experiment: &Path, out: &Path) -> String {
-    stdout(skipbench().arg("run").arg(experiment).arg("--out").arg(out))
+    stdout(&mut command("run", experiment, out))
 }
 
 fn lines(path: &Path) -> Vec<String> {
@@ -169,15 +177,7 @@ fn a_report_is_written_again_and_says_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     let experiment = experiment(dir.path(), "");
     let out = dir.path().join("out");
-    let report = || {
-        stdout(
-            skipbench()
-                .arg("report")
-                .arg(&experiment)
-                .arg("--out")
-                .arg(&out),
-        )
-    };
+    let report = || stdout(&mut command("report", &experiment, &out));
     run(&experiment, &out);
     assert!(!report().contains("Not complete"));
     let cells = lines(&out.join("cells.jsonl"));
@@ -196,15 +196,9 @@ fn what_is_written_again_says_where_it_was_measured() {
         serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     provenance["device"] = "a machine elsewhere".into();
     std::fs::write(&path, provenance.to_string()).unwrap();
-    for command in ["report", "run"] {
+    for name in ["report", "run"] {
         std::fs::remove_file(out.join("table.md")).unwrap();
-        stdout(
-            skipbench()
-                .arg(command)
-                .arg(&experiment)
-                .arg("--out")
-                .arg(&out),
-        );
+        stdout(&mut command(name, &experiment, &out));
         let table = std::fs::read_to_string(out.join("table.md")).unwrap();
         assert!(table.contains("- device: a machine elsewhere\n"), "{table}");
     }
@@ -218,13 +212,7 @@ fn what_is_written_again_says_where_it_was_measured() {
             .contains("elsewhere")
     );
     std::fs::write(&path, "{}").unwrap();
-    let error = refused(
-        skipbench()
-            .arg("report")
-            .arg(&experiment)
-            .arg("--out")
-            .arg(&out),
-    );
+    let error = refused(&mut command("report", &experiment, &out));
     assert_names(&error, &["run.json", "where the run was measured", "date"]);
 }
 
