@@ -1,0 +1,201 @@
+//! A finished run, read from its folder alone.
+
+use crate::error::{RecordError, Result};
+use crate::lines;
+use crate::record::{Answer, Made, Prompt, Record, VERSION};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// `run.json`: what was to be run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// [`VERSION`] of the skipbench that wrote it.
+    pub version: u32,
+    /// Name of the experiment.
+    pub name: String,
+    /// Heading of the report.
+    pub title: String,
+    /// What a reader of the report must know.
+    pub notes: Vec<String>,
+    /// Seed of orders and resamples.
+    pub seed: u64,
+    /// The experiment with every setting, as it was read.
+    pub experiment: Value,
+    /// Its cells, in order.
+    pub cells: Vec<PlannedCell>,
+}
+
+/// A cell that was to be run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedCell {
+    /// [`Record::content`] of its record.
+    pub content: String,
+    /// For people: `model task batch 8 unified@2`.
+    pub name: String,
+}
+
+/// A run as its folder holds it.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The folder.
+    pub dir: PathBuf,
+    /// What was to be run.
+    pub info: RunInfo,
+    /// The records that count, in the order of the cells: of each cell the last one of each machine.
+    pub records: Vec<Record>,
+    /// What a reader must know of the folder: broken lines, results that were left out.
+    pub warnings: Vec<String>,
+    answers: HashMap<String, HashMap<String, Answer>>,
+    prompts: BTreeMap<String, Vec<Prompt>>,
+}
+
+impl RunInfo {
+    /// Reads `run.json`.
+    ///
+    /// # Errors
+    /// A folder without one, or one of another version.
+    pub fn read(dir: &Path) -> std::result::Result<Self, RecordError> {
+        let path = dir.join("run.json");
+        if !path.is_file() {
+            let missing = "run.json";
+            let dir = dir.to_path_buf();
+            return Err(RecordError::NoRun { dir, missing });
+        }
+        let bytes = std::fs::read(&path).map_err(RecordError::read(&path))?;
+        let malformed = |error: serde_json::Error| RecordError::Malformed {
+            path: path.clone(),
+            what: "run.json",
+            reason: error.to_string(),
+        };
+        let value: Value = serde_json::from_slice(&bytes).map_err(malformed)?;
+        if value.is_object() && value.get("version").is_none() {
+            return Err(RecordError::Older { path });
+        }
+        lines::check_number(&path, None, value.get("version"))?;
+        serde_json::from_value(value).map_err(malformed)
+    }
+}
+
+impl Run {
+    /// Reads the folder of a run, or an archived one; nothing is written and no lock is taken.
+    ///
+    /// # Errors
+    /// A folder that holds no run, or one of another version. Broken lines are warnings.
+    pub fn read(dir: &Path) -> std::result::Result<Self, RecordError> {
+        let info = RunInfo::read(dir)?;
+        let cells = dir.join("cells.jsonl");
+        let mut warnings = Vec::new();
+        let mut found = Vec::new();
+        warnings.extend(lines::read(&cells, |record: Record| found.push(record))?.warning(&cells));
+        check_versions(&cells, &found)?;
+
+        let mut prompts: BTreeMap<String, Vec<Prompt>> = BTreeMap::new();
+        let path = dir.join("prompts.jsonl");
+        let mut seen = HashSet::new();
+        let damage = lines::read(&path, |prompt: Prompt| {
+            if seen.insert((prompt.task.clone(), prompt.id.clone())) {
+                prompts.entry(prompt.task.clone()).or_default().push(prompt);
+            }
+        })?;
+        warnings.extend(damage.warning(&path));
+
+        let mut answers: HashMap<String, HashMap<String, Answer>> = HashMap::new();
+        let path = dir.join("samples.jsonl");
+        let damage = lines::read(&path, |answer: Answer| {
+            let of_cell = answers.entry(answer.cell.clone()).or_default();
+            of_cell.insert(answer.id.clone(), answer);
+        })?;
+        warnings.extend(damage.warning(&path));
+
+        let mut run = Self {
+            dir: dir.to_path_buf(),
+            info,
+            records: Vec::new(),
+            warnings,
+            answers,
+            prompts,
+        };
+        run.records = run.current(found);
+        Ok(run)
+    }
+
+    /// The prompts and references of a record's task, in order.
+    pub fn prompts(&self, record: &Record) -> &[Prompt] {
+        let found = self.prompts.get(&record.task.texts);
+        found.map_or(&[], Vec::as_slice)
+    }
+
+    /// The answers of a record in the order of [`Run::prompts`], found by id; `None` where one of them is missing.
+    pub fn answers(&self, record: &Record) -> Option<Vec<&Answer>> {
+        let answers = self.answers.get(&record.id)?;
+        let of = |prompt: &Prompt| answers.get(&prompt.id);
+        let found: Option<Vec<&Answer>> = self.prompts(record).iter().map(of).collect();
+        found.filter(|found| !found.is_empty())
+    }
+
+    /// Names of the cells that have no record yet.
+    pub fn missing(&self) -> Vec<&str> {
+        let done: HashSet<&str> = self.records.iter().map(|r| r.content.as_str()).collect();
+        let cells = self.info.cells.iter();
+        cells
+            .filter(|cell| !done.contains(cell.content.as_str()))
+            .map(|cell| cell.name.as_str())
+            .collect()
+    }
+
+    /// Of all records those of the run's cells, of each cell the last of each machine; a failure counts as long as nothing
+    /// better is there.
+    fn current(&mut self, found: Vec<Record>) -> Vec<Record> {
+        let mut by_cell: HashMap<String, Vec<Record>> = HashMap::new();
+        for record in found {
+            let same_cell = by_cell.entry(record.content.clone()).or_default();
+            same_cell.retain(|other| place(other) != place(&record));
+            same_cell.push(record);
+        }
+        let mut current = Vec::new();
+        for cell in &self.info.cells {
+            let mut records = by_cell.remove(&cell.content).unwrap_or_default();
+            records.retain(|record| {
+                let whole = record.quality.is_none() || self.answers(record).is_some();
+                if !whole {
+                    self.warnings.push(format!(
+                        "{} has lost answers and is left out; `skipbench run` makes them again",
+                        cell.name
+                    ));
+                }
+                whole
+            });
+            if records.iter().any(|record| record.failure.is_none()) {
+                records.retain(|record| record.failure.is_none());
+            }
+            if records.iter().any(|record| record.timing.is_some()) {
+                records.retain(|record| record.timing.is_some());
+            }
+            current.append(&mut records);
+        }
+        current
+    }
+}
+
+/// Refuses records of another version, which may look like ours.
+pub(crate) fn check_versions(path: &Path, records: &[Record]) -> Result<()> {
+    let newest = records.iter().map(|record| record.version).max();
+    lines::check_number(path, None, newest.map(Value::from).as_ref())?;
+    match records.iter().any(|record| record.version < VERSION) {
+        true => Err(RecordError::Older {
+            path: path.to_path_buf(),
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Where a record was measured: the machine and the threads that it used.
+fn place(record: &Record) -> &skipbench_machine::Machine {
+    let made: &Made = match &record.timing {
+        Some(timing) => &timing.made,
+        None => &record.made,
+    };
+    &made.machine
+}
