@@ -73,6 +73,11 @@ impl Folder {
         Ok(folder)
     }
 
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// What a user must know of what the folder held.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

@@ -260,6 +260,9 @@ pub struct Timing {
     /// Largest memory of the process on the GPU, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_gpu_bytes: Option<u64>,
+    /// What a reader must know of the times: drift, outliers, other load.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Where, when and with what.
     pub made: Made,
 }

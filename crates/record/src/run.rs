@@ -34,6 +34,12 @@ pub struct PlannedCell {
     pub content: String,
     /// For people: `model task batch 8 unified@2`.
     pub name: String,
+    /// Name of the model, which may have changed since a record was written.
+    pub model: String,
+    /// Name of the task, likewise.
+    pub task: String,
+    /// Names of the task's metrics, likewise.
+    pub metrics: Vec<String>,
 }
 
 /// A run as its folder holds it.
@@ -172,6 +178,11 @@ impl Run {
             }
             if records.iter().any(|record| record.timing.is_some()) {
                 records.retain(|record| record.timing.is_some());
+            }
+            for record in &mut records {
+                record.model.name.clone_from(&cell.model);
+                record.task.name.clone_from(&cell.task);
+                record.task.metrics.clone_from(&cell.metrics);
             }
             current.append(&mut records);
         }

@@ -1,17 +1,22 @@
 //! One cell: a quality pass to the natural end of sequence, then a timing pass of fixed length.
 
+use crate::binary;
 use crate::calibrate::Calibrated;
 use crate::experiment::Experiment;
-use crate::plan::Cell;
-use crate::store::{BlockRecord, DraftRecord, LedgerRecord, Record, Sample, Times};
+use crate::plan::{Cell, Plan};
 use crate::task::TaskData;
 use anyhow::{Context, bail};
 use skipbench_engine::{
     Beam, DraftTally, Engine, EngineError, Generation, KvAudit, Ledger, Options, RowOutput,
     TimingPlan, measure,
 };
-use skipbench_metrics::{Hypotheses, References, evaluate};
+use skipbench_machine::{LoadMeter, peak_memory_bytes, reset_peak_memory};
+use skipbench_metrics::{Hypotheses, References, Resampling, evaluate};
 use skipbench_model::{CausalLm, HoleReads, Tokenize};
+use skipbench_record::{
+    Answer, Executed, KvAuditRecord, Made, ModelRecord, Quality, Record, Score, Search,
+    TaskRecord, Timing, VERSION,
+};
 use skipbench_strategy::{KvFill, StrategySpec};
 
 /// A model in memory with its tokenizer.
@@ -22,86 +27,228 @@ pub struct Loaded {
     pub tokenizer: Box<dyn Tokenize>,
 }
 
-/// Runs a cell whose strategy has been calibrated.
-///
-/// # Errors
-/// A strategy that cannot be built, or a model that runs none of the prompts; one that fails alone is recorded as a
-/// failure of that prompt.
-pub(crate) fn run(
-    loaded: &Loaded,
-    cell: &Cell,
-    task: &TaskData,
-    calibrated: &Calibrated,
-    experiment: &Experiment,
-) -> anyhow::Result<(Record, Vec<Sample>)> {
-    let engine = Engine::new(loaded.model.as_ref());
-    let prompts = tokenize_all(loaded.tokenizer.as_ref(), &task.prompts)?;
-    let quality = quality(loaded, cell, task, &calibrated.spec, &prompts, experiment)?;
-    let failures: Vec<&str> = quality
-        .samples
-        .iter()
-        .filter_map(|sample| sample.error.as_deref())
-        .collect();
-    if let Some(first) = failures.first()
-        && failures.len() == prompts.len()
-    {
-        bail!("every prompt failed, the first with: {first}");
-    }
-    let failed = failures.first().map(|first| {
-        format!(
-            "{} of {} prompts failed and count as empty answers, the first with: {first}",
-            failures.len(),
-            prompts.len()
-        )
-    });
-    let blocks = match cell.timed {
-        true => timing(engine, cell, task, &calibrated.spec, &prompts, experiment)?,
-        false => Vec::new(),
-    };
-    let untimed = (cell.timed && experiment.timing.batches > 0 && blocks.is_empty()).then(|| {
-        format!(
-            "not timed: no prompt leaves room for {} new tokens",
-            experiment.timing.new_tokens
-        )
-    });
-    let decoded: Vec<f64> = quality
-        .samples
-        .iter()
-        .flat_map(|sample| sample.layers.iter().skip(1).copied())
-        .collect();
-    let approximate = quality.audit.over_layers(|layer| &layer.approximate);
-    let deferred = quality.audit.over_layers(|layer| &layer.deferred);
-    let record = Record {
-        id: cell.id.clone(),
-        threshold: calibrated.spec.threshold(),
-        executed: calibrated.spec.clone(),
-        calibration_of: calibrated.trace.of.to_owned(),
-        calibration: calibrated.trace.points.clone(),
-        note: joined(&[&calibrated.note, &failed, &untimed]),
-        kv_fill: quality.kv_fill,
-        layers_per_token: match decoded.len() {
-            0 => engine.model().sizes().n_layers as f64,
-            n => decoded.iter().sum::<f64>() / n as f64,
-        },
-        bound_speedup: quality.ledger.bound_speedup().unwrap_or(1.0),
-        decoded_tokens: decoded.len(),
-        ledger: LedgerRecord::from(&quality.ledger),
-        approximate_reads: quality.hole_reads.approximate,
-        masked_reads: quality.hole_reads.masked,
-        kv_distance: approximate.distance(),
-        kv_cosine: approximate.cosine(),
-        kv_deferred_distance: (deferred.count > 0).then_some(deferred.distance_max),
-        drafts: DraftRecord::of(&quality.drafts),
-        answers: quality.samples.len(),
-        peak_kv_bytes: quality.peak_kv_bytes,
-        blocks,
-    };
-    Ok((record, quality.samples))
+/// A cell with everything that it is run with.
+#[derive(Clone, Copy)]
+pub(crate) struct CellRun<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) cell: &'a Cell,
+    pub(crate) loaded: &'a Loaded,
 }
 
-fn joined(notes: &[&Option<String>]) -> Option<String> {
-    let notes: Vec<&str> = notes.iter().filter_map(|note| note.as_deref()).collect();
-    (!notes.is_empty()).then(|| notes.join("; "))
+impl<'a> CellRun<'a> {
+    /// Runs both passes of a cell whose strategy has been calibrated.
+    ///
+    /// # Errors
+    /// A strategy that cannot be built, or a model that runs none of the prompts; one that fails alone is recorded as a
+    /// failure of that prompt.
+    pub(crate) fn everything(
+        self,
+        calibrated: &Calibrated,
+    ) -> anyhow::Result<(Record, Vec<Answer>)> {
+        let prompts = tokenize_all(self.loaded.tokenizer.as_ref(), &self.task().prompts)?;
+        let pass = self.quality(&calibrated.spec, &prompts)?;
+        let mut record = self.blank();
+        record.notes.extend(calibrated.note.clone());
+        record.notes.extend(pass.failures()?);
+        record.executed = Some(Executed {
+            spec: serde_json::to_value(&calibrated.spec)?,
+            label: calibrated.spec.to_string(),
+            threshold: calibrated.spec.threshold(),
+            kv_fill: pass.kv_fill.clone(),
+            calibration: calibrated.trace.clone(),
+        });
+        record.quality = Some(pass.record(self.scores(&pass.answers)?));
+        if self.cell.timed {
+            self.time(&mut record, &calibrated.spec)?;
+        }
+        Ok((record, pass.answers))
+    }
+
+    /// Times a cell anew whose answers stand.
+    ///
+    /// # Errors
+    /// As [`CellRun::everything`].
+    pub(crate) fn times(self, earlier: Record) -> anyhow::Result<Record> {
+        let executed = earlier.executed.as_ref();
+        let spec = executed.map_or_else(
+            || serde_json::to_value(&self.cell.strategy),
+            |executed| Ok(executed.spec.clone()),
+        )?;
+        let spec: StrategySpec = serde_json::from_value(spec)
+            .with_context(|| format!("the strategy that {} ran with", self.cell.name()))?;
+        let mut record = earlier;
+        self.time(&mut record, &spec)?;
+        Ok(record)
+    }
+
+    /// The record of a cell that cannot be run.
+    pub(crate) fn failure(plan: &Plan, cell: &Cell, reason: String) -> Record {
+        Record {
+            failure: Some(reason),
+            ..blank(plan, cell)
+        }
+    }
+
+    fn task(self) -> &'a TaskData {
+        &self.plan.tasks[self.cell.task]
+    }
+
+    fn engine(self) -> Engine<'a> {
+        Engine::new(self.loaded.model.as_ref())
+    }
+
+    /// A record with everything that is known before the cell runs.
+    fn blank(self) -> Record {
+        blank(self.plan, self.cell)
+    }
+
+    /// Scores under every metric of the task.
+    fn scores(self, answers: &[Answer]) -> anyhow::Result<Vec<Score>> {
+        let task = self.task();
+        let hypotheses = Hypotheses::new(answers.iter().map(|answer| answer.text.clone()));
+        let references = References::single(task.references.iter().cloned())?;
+        let resampling = Resampling {
+            seed: self.plan.experiment.seed,
+            ..Resampling::default()
+        };
+        task.metrics
+            .iter()
+            .map(|metric| {
+                let evaluation = evaluate(metric, &hypotheses, &references)?;
+                let interval = evaluation.interval(&resampling);
+                Ok(Score {
+                    metric: metric.to_string(),
+                    score: evaluation.score(),
+                    lo: interval.lo,
+                    hi: interval.hi,
+                    by_prompt: evaluation.segment_scores(),
+                })
+            })
+            .collect()
+    }
+
+    /// The timing pass; one that cannot be made is a note.
+    fn time(self, record: &mut Record, spec: &StrategySpec) -> anyhow::Result<()> {
+        let (experiment, task) = (&self.plan.experiment, self.task());
+        // Whole batches only: a short one would mix batch sizes. Prompts are used again where there are too few; one that
+        // cannot be run has been counted as a failure in the quality pass.
+        let fixed_length = Options {
+            max_new_tokens: experiment.timing.new_tokens,
+            ..Options::default()
+        };
+        let prompts = tokenize_all(self.loaded.tokenizer.as_ref(), &task.prompts)?;
+        let runnable: Vec<&Vec<u32>> = prompts
+            .iter()
+            .filter(|prompt| {
+                let alone = std::slice::from_ref(*prompt);
+                self.engine().check(alone, &fixed_length).is_ok()
+            })
+            .collect();
+        record.times_from.clone_from(&self.cell.identity.times);
+        let mut timing = Timing {
+            id: times_id(self.cell),
+            blocks: Vec::new(),
+            new_tokens: experiment.timing.new_tokens,
+            peak_memory_bytes: None,
+            peak_gpu_bytes: None,
+            notes: Vec::new(),
+            made: made(self.plan),
+        };
+        if runnable.is_empty() {
+            timing.notes.push(format!(
+                "not timed: no prompt leaves room for {} new tokens",
+                experiment.timing.new_tokens
+            ));
+            record.timing = Some(timing);
+            return Ok(());
+        }
+        let mut cycle = runnable.into_iter().cycle();
+        let plan = TimingPlan {
+            batches: (0..experiment.timing.batches)
+                .map(|_| cycle.by_ref().take(self.cell.batch_size).cloned().collect())
+                .collect(),
+            ..timing_plan(self.cell, task, experiment)
+        };
+        reset_peak_memory();
+        let load = LoadMeter::start();
+        timing.blocks = measure(self.engine(), spec, &plan)?;
+        timing.notes.extend(other_load(load.others()));
+        timing.peak_memory_bytes = peak_memory_bytes();
+        record.timing = Some(timing);
+        Ok(())
+    }
+}
+
+/// Identifies everything that the times of a cell depend on.
+fn times_id(cell: &Cell) -> String {
+    let times = cell.identity.times.clone().unwrap_or_default();
+    times.with("answers", &cell.id).id()
+}
+
+/// Share of the processor that other work may take before the times are doubted.
+const QUIET: f64 = 0.05;
+
+fn other_load(share: Option<f64>) -> Option<String> {
+    share.filter(|share| *share > QUIET).map(|share| {
+        format!(
+            "other work took {:.0}% of the processor while this was timed",
+            100.0 * share
+        )
+    })
+}
+
+fn blank(plan: &Plan, cell: &Cell) -> Record {
+    let (experiment, model, task) = (
+        &plan.experiment,
+        &plan.models[cell.model],
+        &plan.tasks[cell.task],
+    );
+    Record {
+        version: VERSION,
+        id: cell.id.clone(),
+        content: cell.identity.content.id(),
+        answers_from: cell.identity.answers.clone(),
+        times_from: None,
+        experiment: experiment.name.clone(),
+        model: ModelRecord {
+            name: model.name.clone(),
+            n_layers: model.n_layers,
+            weights: model.digest.weights.clone(),
+            tokenizer: model.digest.tokenizer.clone(),
+            config: model.digest.config.clone(),
+            dtype: experiment.dtype_name(),
+            device: experiment.device.name().to_owned(),
+        },
+        task: TaskRecord {
+            name: task.name.clone(),
+            texts: task.texts_digest(),
+            prompts: task.prompts.len(),
+            prompts_available: task.available,
+            max_new_tokens: task.max_new_tokens,
+            metrics: plan.metrics(cell),
+        },
+        strategy: (&cell.strategy).into(),
+        search: Search {
+            batch_size: cell.batch_size,
+            beams: cell.beams,
+            length_penalty: experiment.length_penalty,
+            no_repeat_ngram: experiment.no_repeat_ngram,
+        },
+        executed: None,
+        quality: None,
+        timing: None,
+        notes: Vec::new(),
+        failure: None,
+        made: made(plan),
+    }
+}
+
+fn made(plan: &Plan) -> Made {
+    Made {
+        at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        machine: plan.machine.clone(),
+        binary: binary::this().clone(),
+    }
 }
 
 /// Token ids of each prompt.
@@ -124,9 +271,10 @@ pub(crate) fn natural_end(loaded: &Loaded, task: &TaskData) -> Options {
     }
 }
 
+/// The answers of a quality pass and what they cost.
 #[derive(Default)]
-struct Quality {
-    samples: Vec<Sample>,
+struct Pass {
+    answers: Vec<Answer>,
     ledger: Ledger,
     hole_reads: HoleReads,
     audit: KvAudit,
@@ -135,7 +283,7 @@ struct Quality {
     kv_fill: String,
 }
 
-impl Quality {
+impl Pass {
     /// Adds what a batch cost; its rows.
     fn take(&mut self, generation: Generation) -> Vec<Result<RowOutput, EngineError>> {
         self.ledger.add(&generation.ledger);
@@ -150,71 +298,153 @@ impl Quality {
         }
         generation.rows.into_iter().map(Ok).collect()
     }
+
+    /// What is said of prompts that failed, where some did.
+    ///
+    /// # Errors
+    /// All of them failed.
+    fn failures(&self) -> anyhow::Result<Option<String>> {
+        let failed = self.answers.iter().filter_map(|answer| answer.error.as_deref());
+        let failed: Vec<&str> = failed.collect();
+        let Some(first) = failed.first() else {
+            return Ok(None);
+        };
+        if failed.len() == self.answers.len() {
+            bail!("every prompt failed, the first with: {first}");
+        }
+        Ok(Some(format!(
+            "{} of {} prompts failed and count as empty answers, the first with: {first}",
+            failed.len(),
+            self.answers.len()
+        )))
+    }
+
+    fn record(&self, scores: Vec<Score>) -> Quality {
+        // The first token of an answer comes from the prefill.
+        let decoded = self.answers.iter().flat_map(|answer| answer.layers.iter().skip(1));
+        let decoded_tokens = decoded.clone().count();
+        let approximate = self.audit.over_layers(|layer| &layer.approximate);
+        let deferred = self.audit.over_layers(|layer| &layer.deferred);
+        let audit = KvAuditRecord {
+            approximate_reads: self.hole_reads.approximate,
+            masked_reads: self.hole_reads.masked,
+            distance: approximate.distance(),
+            cosine: approximate.cosine(),
+            deferred_distance: (deferred.count > 0).then_some(deferred.distance_max),
+        };
+        Quality {
+            answers: self.answers.len(),
+            failed: self.answers.iter().filter(|answer| answer.error.is_some()).count(),
+            decoded_tokens,
+            layers_per_token: (decoded_tokens > 0)
+                .then(|| decoded.sum::<f64>() / decoded_tokens as f64),
+            ledger: self.ledger,
+            kv_audit: (audit != KvAuditRecord::default()).then_some(audit),
+            drafts: (self.drafts.verified > 0).then_some(self.drafts),
+            peak_kv_bytes: self.peak_kv_bytes,
+            scores,
+        }
+    }
 }
 
 /// Prompts whose KV cache is compared with that of a full-depth replay.
 const AUDITED: usize = 16;
 
-fn quality(
-    loaded: &Loaded,
-    cell: &Cell,
-    task: &TaskData,
-    spec: &StrategySpec,
-    prompts: &[Vec<u32>],
-    experiment: &Experiment,
-) -> anyhow::Result<Quality> {
-    let engine = Engine::new(loaded.model.as_ref());
-    let n_layers = engine.model().sizes().n_layers;
-    if let Some(menu) = spec.menu(n_layers) {
-        return least_depth(&menu, loaded, cell, task, prompts, experiment);
-    }
-    let mut options = Options {
-        beam: beam(cell, experiment),
-        no_repeat_ngram: experiment.no_repeat_ngram,
-        ..natural_end(loaded, task)
-    };
-    let mut strategy = spec.build(n_layers)?;
-    let kv_fill = strategy.needs().kv_fill;
-    let mut quality = Quality {
-        kv_fill: kv_fill.to_string(),
-        ..Quality::default()
-    };
-    for (ids, batch) in task
-        .ids
-        .chunks(cell.batch_size)
-        .zip(prompts.chunks(cell.batch_size))
-    {
-        let seen = quality.samples.len();
-        options.audit = kv_fill != KvFill::None && seen < AUDITED && options.beam.is_none();
-        let outcomes = match engine.generate(batch, strategy.as_mut(), &options) {
-            Ok(generation) => quality.take(generation),
-            // One prompt that cannot be run fails alone, not with its neighbours.
-            Err(_) => batch
-                .chunks(1)
-                .flat_map(
-                    |prompt| match engine.generate(prompt, strategy.as_mut(), &options) {
-                        Ok(generation) => quality.take(generation),
-                        Err(error) => vec![Err(error)],
-                    },
-                )
-                .collect(),
-        };
-        for ((id, prompt), outcome) in ids.iter().zip(batch).zip(outcomes) {
-            let failed = outcome.as_ref().err().map(ToString::to_string);
-            // A failure stays in every mean: an empty answer scores nothing.
-            let output = outcome.unwrap_or_default();
-            quality.samples.push(Sample {
-                cell: cell.id.clone(),
-                id: id.clone(),
-                prompt_tokens: prompt.len(),
-                text: loaded.tokenizer.decode(&output.tokens)?.trim().to_owned(),
-                tokens: output.tokens,
-                layers: output.layers,
-                error: failed,
-            });
+impl CellRun<'_> {
+    fn quality(self, spec: &StrategySpec, prompts: &[Vec<u32>]) -> anyhow::Result<Pass> {
+        let (engine, cell, task) = (self.engine(), self.cell, self.task());
+        let n_layers = engine.model().sizes().n_layers;
+        if let Some(menu) = spec.menu(n_layers) {
+            return self.least_depth(&menu, prompts);
         }
+        let mut options = Options {
+            beam: beam(cell, &self.plan.experiment),
+            no_repeat_ngram: self.plan.experiment.no_repeat_ngram,
+            ..natural_end(self.loaded, task)
+        };
+        let mut strategy = spec.build(n_layers)?;
+        let kv_fill = strategy.needs().kv_fill;
+        let mut pass = Pass {
+            kv_fill: kv_fill.to_string(),
+            ..Pass::default()
+        };
+        let batches = task.ids.chunks(cell.batch_size);
+        for (ids, batch) in batches.zip(prompts.chunks(cell.batch_size)) {
+            let seen = pass.answers.len();
+            options.audit = kv_fill != KvFill::None && seen < AUDITED && options.beam.is_none();
+            let outcomes = match engine.generate(batch, strategy.as_mut(), &options) {
+                Ok(generation) => pass.take(generation),
+                // One prompt that cannot be run fails alone, not with its neighbours.
+                Err(_) => batch
+                    .chunks(1)
+                    .flat_map(
+                        |prompt| match engine.generate(prompt, strategy.as_mut(), &options) {
+                            Ok(generation) => pass.take(generation),
+                            Err(error) => vec![Err(error)],
+                        },
+                    )
+                    .collect(),
+            };
+            for ((id, prompt), outcome) in ids.iter().zip(batch).zip(outcomes) {
+                let failed = outcome.as_ref().err().map(ToString::to_string);
+                // A failure stays in every mean: an empty answer scores nothing.
+                let output = outcome.unwrap_or_default();
+                pass.answers.push(Answer {
+                    cell: cell.id.clone(),
+                    id: id.clone(),
+                    prompt_tokens: prompt.len(),
+                    text: self.loaded.tokenizer.decode(&output.tokens)?.trim().to_owned(),
+                    tokens: output.tokens,
+                    layers: output.layers,
+                    error: failed,
+                });
+            }
+        }
+        Ok(pass)
     }
-    Ok(quality)
+
+    /// Of each prompt the answer of the fastest strategy of `menu` (the fastest first, the full network last) whose score is no
+    /// worse than the full network's. The bytes are those of the answers that count, as near as a mean over each strategy's
+    /// answers can tell.
+    fn least_depth(self, menu: &[StrategySpec], prompts: &[Vec<u32>]) -> anyhow::Result<Pass> {
+        let task = self.task();
+        let metric = task.metrics.first().context("a task has a metric")?;
+        let passes = menu
+            .iter()
+            .map(|spec| self.quality(spec, prompts))
+            .collect::<anyhow::Result<Vec<Pass>>>()?;
+        // Answer by answer: a corpus score cannot tell which of them keep it.
+        let score = |pass: &Pass, index: usize| -> anyhow::Result<f64> {
+            let answer = Hypotheses::new([pass.answers[index].text.clone()]);
+            let reference = References::single([task.references[index].clone()])?;
+            let score = evaluate(metric, &answer, &reference)?.score();
+            Ok(match metric.higher_is_better() {
+                true => score,
+                false => -score,
+            })
+        };
+        let full = passes.last().context("a menu holds the full network")?;
+        let mut picked = Pass {
+            kv_fill: full.kv_fill.clone(),
+            peak_kv_bytes: full.peak_kv_bytes,
+            ..Pass::default()
+        };
+        let mut chosen = vec![0u64; passes.len()];
+        for index in 0..full.answers.len() {
+            let wanted = score(full, index)?;
+            let mut place = 0;
+            while score(&passes[place], index)? < wanted {
+                place += 1;
+            }
+            chosen[place] += 1;
+            picked.answers.push(passes[place].answers[index].clone());
+        }
+        for (pass, &count) in passes.iter().zip(&chosen) {
+            let share = pass.ledger.share(count, full.answers.len() as u64);
+            picked.ledger.add(&share);
+        }
+        Ok(picked)
+    }
 }
 
 fn beam(cell: &Cell, experiment: &Experiment) -> Option<Beam> {
@@ -224,56 +454,6 @@ fn beam(cell: &Cell, experiment: &Experiment) -> Option<Beam> {
     })
 }
 
-/// Of each prompt the answer of the fastest strategy of `menu` (the fastest first, the full network last) whose score is no
-/// worse than the full network's. The bytes are those of the answers that count, as near as a mean over each strategy's
-/// answers can tell.
-fn least_depth(
-    menu: &[StrategySpec],
-    loaded: &Loaded,
-    cell: &Cell,
-    task: &TaskData,
-    prompts: &[Vec<u32>],
-    experiment: &Experiment,
-) -> anyhow::Result<Quality> {
-    let metric = task.metrics.first().context("a task has a metric")?;
-    let passes = menu
-        .iter()
-        .map(|spec| quality(loaded, cell, task, spec, prompts, experiment))
-        .collect::<anyhow::Result<Vec<Quality>>>()?;
-    // Answer by answer: a corpus score cannot tell which of them keep it.
-    let score = |pass: &Quality, index: usize| -> anyhow::Result<f64> {
-        let answer = Hypotheses::new([pass.samples[index].text.clone()]);
-        let reference = References::single([task.references[index].clone()])?;
-        let score = evaluate(metric, &answer, &reference)?.score();
-        Ok(match metric.higher_is_better() {
-            true => score,
-            false => -score,
-        })
-    };
-    let full = passes.last().context("a menu holds the full network")?;
-    let mut picked = Quality {
-        kv_fill: full.kv_fill.clone(),
-        peak_kv_bytes: full.peak_kv_bytes,
-        ..Quality::default()
-    };
-    let mut chosen = vec![0u64; passes.len()];
-    for index in 0..full.samples.len() {
-        let wanted = score(full, index)?;
-        let mut place = 0;
-        while score(&passes[place], index)? < wanted {
-            place += 1;
-        }
-        chosen[place] += 1;
-        picked.samples.push(passes[place].samples[index].clone());
-    }
-    for (pass, &count) in passes.iter().zip(&chosen) {
-        picked
-            .ledger
-            .add(&pass.ledger.share(count, full.samples.len() as u64));
-    }
-    Ok(picked)
-}
-
 /// How a cell is timed, but for the prompts.
 pub(crate) fn timing_plan(cell: &Cell, task: &TaskData, experiment: &Experiment) -> TimingPlan {
     let timing = &experiment.timing;
@@ -281,74 +461,10 @@ pub(crate) fn timing_plan(cell: &Cell, task: &TaskData, experiment: &Experiment)
         batches: Vec::new(),
         new_tokens: timing.new_tokens,
         planned_tokens: task.max_new_tokens,
-        repeats: 1,
+        repeats: timing.repeats,
         warm_up: timing.warm_up,
         seed: experiment.seed,
         beam: beam(cell, experiment),
         no_repeat_ngram: experiment.no_repeat_ngram,
-    }
-}
-
-fn timing(
-    engine: Engine<'_>,
-    cell: &Cell,
-    task: &TaskData,
-    spec: &StrategySpec,
-    prompts: &[Vec<u32>],
-    experiment: &Experiment,
-) -> anyhow::Result<Vec<BlockRecord>> {
-    let timing = &experiment.timing;
-    if timing.batches == 0 {
-        return Ok(Vec::new());
-    }
-    // Whole batches only: a short one would mix batch sizes. Prompts are used again where there are too few; one that
-    // cannot be run has been counted as a failure in the quality pass.
-    let fixed_length = Options {
-        max_new_tokens: timing.new_tokens,
-        ..Options::default()
-    };
-    let runnable: Vec<&Vec<u32>> = prompts
-        .iter()
-        .filter(|prompt| {
-            engine
-                .check(std::slice::from_ref(prompt), &fixed_length)
-                .is_ok()
-        })
-        .collect();
-    if runnable.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut cycle = runnable.into_iter().cycle();
-    let batches: Vec<Vec<Vec<u32>>> = (0..timing.batches)
-        .map(|_| cycle.by_ref().take(cell.batch_size).cloned().collect())
-        .collect();
-    let plan = TimingPlan {
-        batches,
-        repeats: timing.repeats,
-        ..timing_plan(cell, task, experiment)
-    };
-    let blocks = measure(engine, spec, &plan)?;
-    Ok(blocks
-        .into_iter()
-        .map(|block| BlockRecord {
-            batch: block.batch,
-            rows: plan.batches[block.batch].len(),
-            prompt_tokens: plan.batches[block.batch].iter().map(Vec::len).sum(),
-            decoded_tokens: block.strategy.decoded_tokens(),
-            bytes: block.strategy.ledger.total().bytes,
-            full_bytes: block.strategy.ledger.full.bytes,
-            full: times(&block.full),
-            strategy: times(&block.strategy),
-        })
-        .collect())
-}
-
-/// Times to the tenth of a microsecond, finer than any clock here can tell.
-fn times(generation: &Generation) -> Times {
-    let round = |seconds: f64| (seconds * 1e7).round() / 1e7;
-    Times {
-        prefill_s: round(generation.prefill_s),
-        step_s: generation.step_s.iter().map(|&s| round(s)).collect(),
-        draft_s: round(generation.drafts.draft_s),
     }
 }

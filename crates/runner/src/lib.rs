@@ -2,23 +2,24 @@
 //!
 //! The main path: [`cli`] parses `skipbench run EXPERIMENT.yaml`; [`plan::Plan`] turns the experiment into cells
 //! (model x task x strategy x speedup x batch size); [`cell`] runs one: a quality pass to the natural end of
-//! sequence and a timing pass of fixed length, interleaved with the full network; [`store::Store`] keeps what is
-//! finished, so that a run that was cut off resumes; [`summary`] turns the records into the rows that
-//! `skipbench-report` writes.
+//! sequence and a timing pass of fixed length, interleaved with the full network; [`skipbench_record::Folder`] keeps
+//! what is finished, so that a run that was cut off resumes; [`skipbench_report::Report`] draws what the folder holds.
 
 pub mod cell;
 pub mod cli;
 pub mod commands;
 pub mod experiment;
 pub mod plan;
-pub mod store;
-pub mod summary;
 pub mod task;
 
 pub use cli::main;
 
+mod binary;
 mod calibrate;
+mod digest;
+mod identity;
 mod input;
 mod load;
+mod memo;
 mod progress;
 mod trace;

@@ -1,18 +1,16 @@
 //! From an experiment to the cells that it asks for.
 
+use crate::digest::CheckpointDigest;
 use crate::experiment::{Experiment, Match, ModelEntry};
+use crate::identity::{Asked, CellIdentity, this_machine};
 use crate::task::TaskData;
 use anyhow::{Context, bail};
 use serde::Serialize;
-use serde_json::json;
-use sha2::{Digest, Sha256};
+use skipbench_machine::Machine;
 use skipbench_model::ModelConfig;
+use skipbench_record::{PlannedCell, RunInfo, VERSION};
 use skipbench_strategy::StrategySpec;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-
-/// Changed whenever the same cell would give another record, so that old results are not reused.
-pub(crate) const RECORD_VERSION: u32 = 3;
 
 /// Everything that an experiment runs, in order.
 #[derive(Debug)]
@@ -23,6 +21,8 @@ pub struct Plan {
     pub models: Vec<ModelPlan>,
     /// Its tasks.
     pub tasks: Vec<TaskData>,
+    /// The machine that it runs on.
+    pub machine: Machine,
     /// What to run.
     pub cells: Vec<Cell>,
 }
@@ -38,15 +38,18 @@ pub struct ModelPlan {
     pub n_layers: usize,
     /// Largest number of positions, where there is one.
     pub max_positions: Option<usize>,
-    /// Hash of the config, the tokenizer and the weights.
-    pub digest: String,
+    /// Hashes of the weights, the tokenizer and the configuration.
+    pub(crate) digest: CheckpointDigest,
 }
 
 /// One model on one task under one strategy at one batch size.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cell {
-    /// Hash of everything that determines the result.
+    /// Hash of everything that determines the answers.
     pub id: String,
+    /// What the result depends on.
+    #[serde(skip)]
+    pub(crate) identity: CellIdentity,
     /// Index into the models.
     #[serde(skip)]
     pub model: usize,
@@ -101,6 +104,7 @@ impl Plan {
             model.check_room(task, &experiment)?;
         }
         let mut plan = Plan {
+            machine: this_machine(experiment.device),
             experiment,
             models,
             tasks,
@@ -133,10 +137,22 @@ impl Plan {
                 for &beams in &self.experiment.beams {
                     for &batch_size in &self.experiment.batch_sizes {
                         for spec in &specs {
-                            let timed = !spec.is_oracle() && leads_its_band(spec, &specs);
-                            let setting = (batch_size, beams, timed);
+                            let timed = self.experiment.timing.batches > 0
+                                && !spec.is_oracle()
+                                && leads_its_band(spec, &specs);
+                            let asked = Asked {
+                                experiment: &self.experiment,
+                                model: model_plan,
+                                task: task_data,
+                                strategy: spec,
+                                batch_size,
+                                beams,
+                                timed,
+                            };
+                            let identity = CellIdentity::of(asked, &self.machine);
                             cells.push(Cell {
-                                id: self.id(model_plan, task_data, spec, setting),
+                                id: identity.answers.id(),
+                                identity,
                                 model,
                                 task,
                                 model_name: model_plan.name.clone(),
@@ -240,34 +256,48 @@ impl Plan {
             .collect())
     }
 
-    fn id(
-        &self,
-        model: &ModelPlan,
-        task: &TaskData,
-        spec: &StrategySpec,
-        (batch_size, beams, timed): (usize, usize, bool),
-    ) -> String {
+    /// Names of the metrics of a cell's task.
+    pub(crate) fn metrics(&self, cell: &Cell) -> Vec<String> {
+        let metrics = self.tasks[cell.task].metrics.iter();
+        metrics.map(ToString::to_string).collect()
+    }
+
+    /// What `run.json` says of it.
+    pub fn info(&self) -> anyhow::Result<RunInfo> {
         let experiment = &self.experiment;
-        let determines = json!({
-            "version": RECORD_VERSION,
-            "model": model.digest,
-            "task": task.digest(),
-            "strategy": spec,
-            "batch_size": batch_size,
-            "beams": beams,
-            "length_penalty": experiment.length_penalty,
-            "no_repeat_ngram": experiment.no_repeat_ngram,
-            "match": experiment.matching,
-            "device": experiment.device,
-            "dtype": experiment.dtype,
-            "seed": experiment.seed,
-            // Where time is matched, it settles the layers of what is not timed as well.
-            "timing": (timed || experiment.matching == Match::Wallclock).then_some(&experiment.timing),
-            // An oracle of answers goes by the task's main metric.
-            "metric": task.metrics.first().filter(|_| spec.is_oracle()).map(ToString::to_string),
-        });
-        let digest = Sha256::digest(determines.to_string());
-        format!("{digest:x}")[..16].to_owned()
+        Ok(RunInfo {
+            version: VERSION,
+            name: experiment.name.clone(),
+            title: experiment.title.clone().unwrap_or_else(|| experiment.name.clone()),
+            notes: experiment.notes.clone(),
+            seed: experiment.seed,
+            experiment: serde_json::to_value(experiment)?,
+            cells: self
+                .cells
+                .iter()
+                .map(|cell| PlannedCell {
+                    content: cell.identity.content.id(),
+                    name: cell.name(),
+                    model: cell.model_name.clone(),
+                    task: cell.task_name.clone(),
+                    metrics: self.metrics(cell),
+                })
+                .collect(),
+        })
+    }
+}
+
+impl Cell {
+    /// The cell in words: `model task batch 8 unified@2`.
+    pub fn name(&self) -> String {
+        let beams = match self.beams {
+            1 => String::new(),
+            beams => format!(" {beams} beams"),
+        };
+        format!(
+            "{} {} batch {}{beams} {}",
+            self.model_name, self.task_name, self.batch_size, self.strategy
+        )
     }
 }
 
@@ -316,7 +346,7 @@ impl ModelPlan {
             entry: entry.clone(),
             n_layers: config.n_layers,
             max_positions: config.max_positions,
-            digest: folder_digest(&entry.path)?,
+            digest: CheckpointDigest::of(&entry.path)?,
         })
     }
 
@@ -346,46 +376,4 @@ impl ModelPlan {
         }
         Ok(())
     }
-}
-
-/// Hash of a checkpoint folder: small files whole, of larger ones the length and both ends (16 GB of weights would
-/// otherwise be read before every run).
-fn folder_digest(dir: &Path) -> anyhow::Result<String> {
-    const END: u64 = 1 << 20;
-    let read = || format!("cannot read {}", dir.display());
-    let mut paths: Vec<_> = std::fs::read_dir(dir)
-        .with_context(read)?
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(read)?
-        .into_iter()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            let wanted = ["json", "safetensors"];
-            path.is_file()
-                && path
-                    .extension()
-                    .is_some_and(|extension| wanted.iter().any(|wanted| extension == *wanted))
-        })
-        .collect();
-    paths.sort();
-    let mut hash = Sha256::new();
-    for path in paths {
-        let failed = || format!("cannot read {}", path.display());
-        let mut file = std::fs::File::open(&path).with_context(failed)?;
-        let len = file.metadata().with_context(failed)?.len();
-        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-        hash.update(len.to_le_bytes());
-        let mut bytes = Vec::new();
-        (&mut file)
-            .take(END)
-            .read_to_end(&mut bytes)
-            .with_context(failed)?;
-        if len > END {
-            file.seek(SeekFrom::Start(END.max(len.saturating_sub(END))))
-                .with_context(failed)?;
-            file.read_to_end(&mut bytes).with_context(failed)?;
-        }
-        hash.update(&bytes);
-    }
-    Ok(format!("{:x}", hash.finalize()))
 }

@@ -1,9 +1,9 @@
 //! What a task gives the runner: prompts, references, and prompts to calibrate on.
 
+use crate::digest;
 use crate::experiment::TaskEntry;
 use crate::load::{FilePairs, read_lines};
 use anyhow::{Context, bail};
-use sha2::{Digest, Sha256};
 use skipbench_metrics::Metric;
 use skipbench_tasks::{DEFAULT_SEED, Split, Task};
 
@@ -94,20 +94,15 @@ impl TaskData {
         })
     }
 
-    /// Hash of everything that a result on this task depends on.
-    pub fn digest(&self) -> String {
-        let mut hash = Sha256::new();
-        for text in self
-            .prompts
-            .iter()
-            .chain(&self.references)
-            .chain(&self.calibration)
-        {
-            hash.update((text.len() as u64).to_le_bytes());
-            hash.update(text);
-        }
-        hash.update((self.max_new_tokens as u64).to_le_bytes());
-        format!("{:x}", hash.finalize())
+    /// Hash of what is asked and of the right answers.
+    pub(crate) fn texts_digest(&self) -> String {
+        let texts = [&self.ids, &self.prompts, &self.references];
+        digest::of_texts(texts.into_iter().flatten().map(String::as_str))
+    }
+
+    /// Hash of the prompts that strategies are calibrated on.
+    pub(crate) fn calibration_digest(&self) -> String {
+        digest::of_texts(self.calibration.iter().map(String::as_str))
     }
 }
 

@@ -1,23 +1,19 @@
 //! `skipbench run`.
 
-use crate::calibrate::{Calibrated, Calibration, runnable};
-use crate::cell::{self, Loaded};
-use crate::experiment::Match;
-use crate::plan::{Cell, ModelPlan, Plan, RECORD_VERSION};
+use crate::calibrate::{Calibrated, Calibrator, Target, runnable};
+use crate::cell::{self, CellRun, Loaded};
+use crate::identity::{clocked_by, computed_by, on_text};
+use crate::memo::Memo;
+use crate::plan::{Cell, ModelPlan, Plan};
 use crate::progress;
-use crate::store::{Record, Sample, ScoreCache, Store, write_whole};
-use crate::summary;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use indicatif::ProgressBar;
 use skipbench_engine::{Engine, Options, TimingPlan};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
-use skipbench_report::{ReportMeta, terminal_table};
-use skipbench_strategy::BatchMode;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use skipbench_record::{Answer, Folder, Prompt, Record, Run, Standing};
+use skipbench_report::Report;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -43,179 +39,206 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let dir = plan.experiment.out_dir();
     let device = plan.experiment.device.open()?;
-    let mut store = Store::open(&dir)?;
-    let before = store.records.len();
-    let failed = run_cells(&plan, &device, &mut store)?;
-    let provenance = match store.records.len() > before {
-        true => Provenance::now(&plan),
-        false => Provenance::of(&dir, &plan)?,
-    };
-    write_report(&plan, &store, &dir, &provenance, &failed)?;
-    Ok(match failed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::from(1),
+    let mut folder = Folder::open(&dir, &plan.info()?)?;
+    for warning in folder.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let failed = run_cells(&plan, &device, &mut folder)?;
+    write_report(&dir)?;
+    Ok(match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(1),
     })
 }
 
-/// Gives the cells that failed, with why.
-fn run_cells(
-    plan: &Plan,
-    device: &Device,
-    store: &mut Store,
-) -> anyhow::Result<Vec<(String, String)>> {
-    let mut failed = Vec::new();
-    let mut scores = ScoreCache::open(&plan.experiment.out_dir())?;
+/// Draws the report of a folder and prints its tables.
+fn write_report(dir: &Path) -> anyhow::Result<()> {
+    let report = Report::of(&[Run::read(dir)?])?;
+    report.write(dir)?;
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}", report.terminal())?;
+    writeln!(out, "Report: {}", dir.join("report.html").display())?;
+    Ok(())
+}
+
+/// What is left to do of a cell.
+enum Work {
+    Everything,
+    /// Its answers stand.
+    Times,
+}
+
+/// Gives the number of cells that failed, or in which a prompt failed.
+fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Result<usize> {
+    let mut memo = Memo::open(folder.dir())?;
     let bar = progress::bar(plan.cells.len() as u64, "cells");
+    let mut failed = 0;
     for (index, model) in plan.models.iter().enumerate() {
-        let todo: Vec<_> = plan
-            .cells
-            .iter()
-            .filter(|cell| cell.model == index && !store.records.contains_key(&cell.id))
-            .collect();
-        let finished = plan.cells.iter().filter(|cell| cell.model == index).count() - todo.len();
-        bar.inc(finished as u64);
+        let mut todo = Vec::new();
+        for cell in plan.cells.iter().filter(|cell| cell.model == index) {
+            match left(folder, cell, &bar) {
+                Some(work) => todo.push((cell, work)),
+                None => bar.inc(1),
+            }
+        }
         if todo.is_empty() {
             continue;
         }
         let loaded = load(plan, model, device)?;
-        let mut tuner = Tuner {
-            plan,
-            model,
-            loaded: &loaded,
-            scores: &mut scores,
-            texts: HashMap::new(),
-            found: HashMap::new(),
-        };
-        for cell in todo {
-            bar.set_message(format!(
-                "{} batch {} {}",
-                cell.task_name, cell.batch_size, cell.strategy
-            ));
-            match run_cell(&mut tuner, cell) {
-                Ok((record, samples)) => store.append(record, samples)?,
-                Err(error) => {
-                    let name = format!(
-                        "{} {} batch {} {}",
-                        cell.model_name, cell.task_name, cell.batch_size, cell.strategy
-                    );
-                    failed.push((name, format!("{error:#}")));
-                }
+        for task in 0..plan.tasks.len() {
+            let cells: Vec<_> = todo.iter().filter(|(cell, _)| cell.task == task).collect();
+            if cells.is_empty() {
+                continue;
             }
-            bar.inc(1);
+            folder.add_prompts(&prompts(plan, task))?;
+            let say = |what: String| bar.set_message(what);
+            let mut calibrator = calibrator(plan, model, task, &loaded, &mut memo, &say)?;
+            for (cell, work) in cells {
+                bar.set_message(cell.name());
+                let run = CellRun {
+                    plan,
+                    cell,
+                    loaded: &loaded,
+                };
+                let outcome = run_cell(run, work, folder, &mut calibrator);
+                let (record, answers) = outcome.unwrap_or_else(|error| {
+                    (CellRun::failure(plan, cell, format!("{error:#}")), Vec::new())
+                });
+                if let Some(reason) = why_failed(&record) {
+                    failed += 1;
+                    bar.suspend(|| tracing::error!("{} failed: {reason}", cell.name()));
+                }
+                folder.append(&record, &answers)?;
+                bar.inc(1);
+            }
         }
     }
     bar.finish_and_clear();
     Ok(failed)
 }
 
-fn run_cell(tuner: &mut Tuner<'_>, cell: &Cell) -> anyhow::Result<(Record, Vec<Sample>)> {
-    let calibrated = tuner.calibrated(cell)?;
-    let (plan, loaded) = (tuner.plan, tuner.loaded);
-    cell::run(
-        loaded,
-        cell,
-        &plan.tasks[cell.task],
-        &calibrated,
-        &plan.experiment,
-    )
+/// Why a cell or one of its prompts failed, if one did.
+fn why_failed(record: &Record) -> Option<String> {
+    let in_part = record.quality.as_ref().is_some_and(|quality| quality.failed > 0);
+    match &record.failure {
+        Some(reason) => Some(reason.clone()),
+        None => in_part.then(|| record.notes.join("; ")),
+    }
 }
 
-/// Calibrates the strategies of one model, each thing once.
-struct Tuner<'a> {
-    plan: &'a Plan,
-    model: &'a ModelPlan,
-    loaded: &'a Loaded,
-    scores: &'a mut ScoreCache,
-    /// By task.
-    texts: HashMap<usize, Calibration<'a>>,
-    found: HashMap<TunedFor, Calibrated>,
+/// What is left of a cell, saying why where it had been finished before.
+fn left(folder: &Folder, cell: &Cell, bar: &ProgressBar) -> Option<Work> {
+    let identity = &cell.identity;
+    let name = cell.name();
+    let say = |what: &str, changed: &[String]| {
+        if !changed.is_empty() {
+            bar.suspend(|| {
+                tracing::warn!("{name}: {what}, since this has changed: {}", changed.join(", "));
+            });
+        }
+    };
+    match folder.standing(&name, &identity.answers, identity.times.as_ref()) {
+        Standing::Done => None,
+        Standing::AnswersOnly(changed) => {
+            say("timed again", &changed);
+            Some(Work::Times)
+        }
+        Standing::Missing(changed) => {
+            say("run again", &changed);
+            Some(Work::Everything)
+        }
+    }
 }
 
-/// What the outcome of a calibration holds for.
-#[derive(PartialEq, Eq, Hash)]
-struct TunedFor {
-    task: usize,
-    strategy: String,
-    /// Where time counts or rows wait: what is found in layers holds for every batch otherwise, since rows do not depend on
-    /// it.
-    batch_size: Option<usize>,
-    beams: usize,
+fn run_cell(
+    run: CellRun<'_>,
+    work: &Work,
+    folder: &Folder,
+    calibrator: &mut Calibrator<'_>,
+) -> anyhow::Result<(Record, Vec<Answer>)> {
+    if let Work::Times = work
+        && let Some(earlier) = folder.record(&run.cell.id)?
+    {
+        return Ok((run.times(earlier)?, Vec::new()));
+    }
+    let calibrated = calibrated(run, calibrator)?;
+    run.everything(&calibrated)
 }
 
-impl Tuner<'_> {
-    fn calibrated(&mut self, cell: &Cell) -> anyhow::Result<Calibrated> {
-        let experiment = &self.plan.experiment;
-        let task = &self.plan.tasks[cell.task];
-        let timed = experiment.matching == Match::Wallclock;
-        let waits = cell.strategy.batch_mode() == BatchMode::Sync;
-        if let (true, Some(band)) = (timed, cell.strategy.band())
-            && band != cell.strategy
-        {
+/// The strategy of a cell with everything that is found on calibration text.
+fn calibrated(run: CellRun<'_>, calibrator: &mut Calibrator<'_>) -> anyhow::Result<Calibrated> {
+    let (plan, cell) = (run.plan, run.cell);
+    let timing = TimingPlan {
+        batches: calibrator
+            .prompts
+            .chunks(cell.batch_size)
+            .filter(|batch| batch.len() == cell.batch_size.min(calibrator.prompts.len()))
+            .take(plan.experiment.timing.batches)
+            .map(<[Vec<u32>]>::to_vec)
+            .collect(),
+        repeats: 2,
+        ..cell::timing_plan(cell, &plan.tasks[cell.task], &plan.experiment)
+    };
+    let target = Target::of(plan.experiment.matching, cell.batch_size, timing);
+    match (&target, cell.strategy.band()) {
+        (Target::Wallclock(_), Some(band)) => {
             // All sets of a band have as many layers, whatever the clock says of each.
-            let first = self.calibrated(&Cell {
-                strategy: band,
-                ..cell.clone()
-            })?;
-            return Ok(Calibrated {
+            let first = calibrator.calibrate(&band, &target)?;
+            Ok(Calibrated {
                 spec: match first.spec.target_speedup() {
-                    Some(target) => cell.strategy.with_target(target),
+                    Some(speedup) => cell.strategy.with_target(speedup),
                     None => cell.strategy.clone(),
                 },
                 ..first
-            });
+            })
         }
-        let key = TunedFor {
-            task: cell.task,
-            strategy: serde_json::to_string(&cell.strategy)?,
-            batch_size: (timed || waits).then_some(cell.batch_size),
-            beams: cell.beams,
-        };
-        if let Some(found) = self.found.get(&key) {
-            return Ok(found.clone());
-        }
-        let engine = Engine::new(self.loaded.model.as_ref());
-        let natural_end = cell::natural_end(self.loaded, task);
-        let longest = Options {
-            max_new_tokens: task.max_new_tokens.max(experiment.timing.new_tokens),
-            ..Options::default()
-        };
-        let prompts = cell::tokenize_all(self.loaded.tokenizer.as_ref(), &task.calibration)?;
-        let prompts = runnable(engine, prompts, &longest);
-        let timing = TimingPlan {
-            batches: prompts
-                .chunks(cell.batch_size)
-                .filter(|batch| batch.len() == cell.batch_size.min(prompts.len()))
-                .take(experiment.timing.batches)
-                .map(<[Vec<u32>]>::to_vec)
-                .collect(),
-            repeats: 2,
-            ..cell::timing_plan(cell, task, experiment)
-        };
-        let text = match self.texts.entry(cell.task) {
-            Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(free) => free.insert(Calibration::new(
-                engine,
-                prompts,
-                natural_end,
-                format!(
-                    "{RECORD_VERSION}-{}-{}-{:?}-{:?}",
-                    self.model.digest,
-                    task.digest(),
-                    experiment.device,
-                    experiment.dtype
-                ),
-            )),
-        };
-        let found = text.calibrate(
-            &cell.strategy,
-            experiment.matching,
-            &timing,
-            cell.batch_size,
-            self.scores,
-        )?;
-        self.found.insert(key, found.clone());
-        Ok(found)
+        _ => calibrator.calibrate(&cell.strategy, &target),
     }
+}
+
+fn calibrator<'a>(
+    plan: &'a Plan,
+    model: &ModelPlan,
+    task: usize,
+    loaded: &'a Loaded,
+    memo: &'a mut Memo,
+    say: &'a dyn Fn(String),
+) -> anyhow::Result<Calibrator<'a>> {
+    let (experiment, task) = (&plan.experiment, &plan.tasks[task]);
+    let engine = Engine::new(loaded.model.as_ref());
+    let longest = Options {
+        max_new_tokens: task.max_new_tokens.max(experiment.timing.new_tokens),
+        ..Options::default()
+    };
+    let prompts = cell::tokenize_all(loaded.tokenizer.as_ref(), &task.calibration)?;
+    let depends_on = computed_by(on_text(experiment, model, task), &plan.machine);
+    Ok(Calibrator {
+        engine,
+        prompts: runnable(engine, prompts, &longest),
+        options: cell::natural_end(loaded, task),
+        clocked_by: clocked_by(depends_on.clone(), &plan.machine)
+            .with("timing settings", &experiment.timing)
+            .with("seed", experiment.seed),
+        depends_on,
+        memo,
+        answers: None,
+        say,
+    })
+}
+
+/// What a task asks, as the folder keeps it.
+fn prompts(plan: &Plan, task: usize) -> Vec<Prompt> {
+    let task = &plan.tasks[task];
+    let texts = task.texts_digest();
+    let items = task.ids.iter().zip(&task.prompts).zip(&task.references);
+    items
+        .map(|((id, prompt), reference)| Prompt {
+            task: texts.clone(),
+            id: id.clone(),
+            prompt: prompt.clone(),
+            references: vec![reference.clone()],
+        })
+        .collect()
 }
 
 fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loaded> {
@@ -227,121 +250,4 @@ fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loade
         model: Box::new(decoder),
         tokenizer: Box::new(tokenizer),
     })
-}
-
-/// When, where and with what the cells of a run were measured.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Provenance {
-    date: String,
-    device: String,
-    git_commit: Option<String>,
-    versions: Versions,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Versions {
-    skipbench: String,
-}
-
-impl Provenance {
-    fn now(plan: &Plan) -> Self {
-        Self {
-            date: jiff::Zoned::now().strftime("%Y-%m-%d %H:%M %Z").to_string(),
-            device: crate::load::describe_device(plan.experiment.device),
-            git_commit: crate::load::git_commit(),
-            versions: Versions {
-                skipbench: env!("CARGO_PKG_VERSION").to_owned(),
-            },
-        }
-    }
-
-    /// What the `run.json` of the folder says: a report that is written again says where its cells were measured. A run
-    /// that was cut off has none yet.
-    ///
-    /// # Errors
-    /// A file that is there and cannot be read, or does not say it.
-    pub(crate) fn of(dir: &Path, plan: &Plan) -> anyhow::Result<Self> {
-        let path = dir.join("run.json");
-        if !path.is_file() {
-            return Ok(Self::now(plan));
-        }
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        serde_json::from_str(&text).with_context(|| {
-            format!(
-                "{} does not say where the run was measured; remove it if this machine is the one",
-                path.display()
-            )
-        })
-    }
-}
-
-/// Writes `run.json`, the tables and the plots, and prints the table.
-///
-/// # Errors
-/// A folder that cannot be written.
-pub(crate) fn write_report(
-    plan: &Plan,
-    store: &Store,
-    dir: &Path,
-    provenance: &Provenance,
-    failed: &[(String, String)],
-) -> anyhow::Result<()> {
-    let rows = summary::rows(plan, store)?;
-    let mut meta = meta(plan, provenance);
-    if rows.len() < plan.cells.len() {
-        meta.notes.push(format!(
-            "Not complete: {} of {} cells have a result.",
-            rows.len(),
-            plan.cells.len()
-        ));
-    }
-    for (cell, error) in failed {
-        meta.notes.push(format!("Failed: {cell}: {error}"));
-    }
-    let run = json!({
-        "experiment": plan.experiment,
-        "versions": provenance.versions,
-        "date": provenance.date,
-        "device": provenance.device,
-        "git_commit": provenance.git_commit,
-        "models": plan.models.iter().map(|model| json!({
-            "name": model.name, "path": model.entry.path, "n_layers": model.n_layers, "digest": model.digest,
-        })).collect::<Vec<_>>(),
-        "tasks": plan.tasks.iter().map(|task| json!({
-            "name": task.name, "prompts": task.prompts.len(), "digest": task.digest(),
-        })).collect::<Vec<_>>(),
-        "cells": plan.cells,
-        "seed": plan.experiment.seed,
-    });
-    write_whole(&dir.join("run.json"), &format!("{run:#}\n"))?;
-    skipbench_report::write(dir, &meta, &rows)?;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", terminal_table(&rows))?;
-    for note in &meta.notes {
-        writeln!(out, "Note: {note}")?;
-    }
-    writeln!(out, "Report: {}", dir.join("report.html").display())?;
-    Ok(())
-}
-
-fn meta(plan: &Plan, provenance: &Provenance) -> ReportMeta {
-    ReportMeta {
-        experiment: plan.experiment.name.clone(),
-        title: plan
-            .experiment
-            .title
-            .clone()
-            .unwrap_or_else(|| plan.experiment.name.clone()),
-        models: plan
-            .models
-            .iter()
-            .map(|model| format!("{} ({} layers)", model.name, model.n_layers))
-            .collect(),
-        device: provenance.device.clone(),
-        date: provenance.date.clone(),
-        git_commit: provenance.git_commit.clone(),
-        version: provenance.versions.skipbench.clone(),
-        seed: plan.experiment.seed,
-        notes: plan.experiment.notes.clone(),
-    }
 }
