@@ -11,15 +11,27 @@ fn main() {
     // A commit moves the log of HEAD, a checkout HEAD itself; a worktree has a git folder of its own.
     if let Some(git) = git(&["rev-parse", "--git-dir"]) {
         for watched in ["HEAD", "logs/HEAD"] {
-            println!("cargo:rerun-if-changed={}", Path::new(&git).join(watched).display());
+            println!(
+                "cargo:rerun-if-changed={}",
+                Path::new(&git).join(watched).display()
+            );
         }
     }
-    let dirty = git(&["status", "--porcelain", "--", "../../crates", "../../Cargo.lock"]);
+    let dirty = git(&[
+        "status",
+        "--porcelain",
+        "--",
+        "../../crates",
+        "../../Cargo.lock",
+    ]);
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).map(|commit| match dirty {
         Some(_) => commit + "-dirty",
         None => commit,
     });
-    println!("cargo:rustc-env=SKIPBENCH_COMMIT={}", commit.unwrap_or_default());
+    println!(
+        "cargo:rustc-env=SKIPBENCH_COMMIT={}",
+        commit.unwrap_or_default()
+    );
     let features = ["cuda"].into_iter().filter(|feature| {
         std::env::var_os(format!("CARGO_FEATURE_{}", feature.to_uppercase())).is_some()
     });

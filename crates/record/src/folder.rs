@@ -109,9 +109,9 @@ impl Folder {
             });
         }
         let earlier = latest(&|entry| entry.name == name && entry.id != id);
-        Standing::Missing(earlier.map_or_else(Vec::new, |entry| {
-            answers.changes(&entry.answers_from)
-        }))
+        Standing::Missing(
+            earlier.map_or_else(Vec::new, |entry| answers.changes(&entry.answers_from)),
+        )
     }
 
     /// The record with these answers, read from the disk.
@@ -168,8 +168,11 @@ impl Folder {
     /// not come to their record, records that stand twice, and lines that cannot be read.
     fn tidy(&mut self) -> Result<()> {
         let path = |name: &str| self.dir.join(name);
-        let (cells, samples, prompts) =
-            (path("cells.jsonl"), path("samples.jsonl"), path("prompts.jsonl"));
+        let (cells, samples, prompts) = (
+            path("cells.jsonl"),
+            path("samples.jsonl"),
+            path("prompts.jsonl"),
+        );
         let mut broken = Vec::new();
 
         let mut asked: HashMap<String, HashSet<String>> = HashMap::new();
@@ -279,7 +282,10 @@ impl Entry {
             answers_from: record.answers_from.clone(),
             times_from: record.times_from.clone(),
             failed: record.failure.is_some()
-                || record.quality.as_ref().is_none_or(|quality| quality.failed > 0),
+                || record
+                    .quality
+                    .as_ref()
+                    .is_none_or(|quality| quality.failed > 0),
         }
     }
 }

@@ -72,8 +72,12 @@ mod tests {
 
     #[test]
     fn what_changed_is_named() {
-        let old = Identity::default().with("threads", 2).with("weights", "a".repeat(64));
-        let new = Identity::default().with("threads", 1).with("weights", "b".repeat(64));
+        let old = Identity::default()
+            .with("threads", 2)
+            .with("weights", "a".repeat(64));
+        let new = Identity::default()
+            .with("threads", 1)
+            .with("weights", "b".repeat(64));
         assert_eq!(new.changes(&old), ["threads (2 -> 1)", "weights"]);
         assert_ne!(new.id(), old.id());
         assert!(old.changes(&old.clone()).is_empty());

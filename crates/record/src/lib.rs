@@ -25,6 +25,6 @@ pub use identity::Identity;
 pub use lines::Log;
 pub use record::{
     Answer, Binary, Calibration, Executed, KvAuditRecord, Made, ModelRecord, Prompt, Quality,
-    Record, Score, Search, StrategyRecord, TaskRecord, Timing, VERSION,
+    Record, Score, Search, StrategyRecord, TaskRecord, Timing, VERSION, layer_counts,
 };
-pub use run::{PlannedCell, Run, RunInfo};
+pub use run::{PlannedCell, Run, RunInfo, Written};

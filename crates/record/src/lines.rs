@@ -22,7 +22,12 @@ pub(crate) struct Damage {
 impl Damage {
     /// What a user is told; a torn line costs nothing that was finished.
     pub(crate) fn warning(&self, path: &Path) -> Option<String> {
-        let lines: Vec<String> = self.broken.iter().take(5).map(ToString::to_string).collect();
+        let lines: Vec<String> = self
+            .broken
+            .iter()
+            .take(5)
+            .map(ToString::to_string)
+            .collect();
         let more = match self.broken.len() {
             0..=5 => String::new(),
             n => format!(" and {} more", n - 5),
@@ -191,7 +196,10 @@ impl Log {
                 .map_err(|error| RecordError::write(&self.path)(error.into()))?;
             lines.push(b'\n');
         }
-        let written = self.file.write_all(&lines).and_then(|()| self.file.sync_data());
+        let written = self
+            .file
+            .write_all(&lines)
+            .and_then(|()| self.file.sync_data());
         match written {
             Ok(()) => {
                 self.len += lines.len() as u64;
@@ -290,7 +298,12 @@ mod tests {
 
     #[test]
     fn a_broken_line_in_the_middle_costs_that_line_and_is_said() {
-        for broken in [&b"{\"id\": 1, \"te"[..], b"\0", b"{\"id\": 1, \"text\": \"\xff\"}", b"[]"] {
+        for broken in [
+            &b"{\"id\": 1, \"te"[..],
+            b"\0",
+            b"{\"id\": 1, \"text\": \"\xff\"}",
+            b"[]",
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("lines.jsonl");
             let mut bytes = serde_json::to_vec(&line(0)).unwrap();

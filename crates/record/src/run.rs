@@ -2,9 +2,10 @@
 
 use crate::error::{RecordError, Result};
 use crate::lines;
-use crate::record::{Answer, Made, Prompt, Record, VERSION};
+use crate::record::{Answer, Made, ModelRecord, Prompt, Record, TaskRecord, VERSION};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use skipbench_machine::Machine;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -21,15 +22,37 @@ pub struct RunInfo {
     pub notes: Vec<String>,
     /// Seed of orders and resamples.
     pub seed: u64,
+    /// When and by what this file was written last. Each record says for itself where it was made.
+    #[serde(flatten)]
+    pub written: Written,
     /// The experiment with every setting, as it was read.
     pub experiment: Value,
+    /// Its models.
+    pub models: Vec<ModelRecord>,
+    /// Its tasks.
+    pub tasks: Vec<TaskRecord>,
     /// Its cells, in order.
     pub cells: Vec<PlannedCell>,
+}
+
+/// When and by what a `run.json` was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Date and time, RFC 3339.
+    pub date: String,
+    /// The machine.
+    pub device: Option<Machine>,
+    /// Commit of the program's source.
+    pub git_commit: Option<String>,
+    /// Versions by name.
+    pub versions: BTreeMap<String, String>,
 }
 
 /// A cell that was to be run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedCell {
+    /// [`Record::id`] of the record that was to be made.
+    pub id: String,
     /// [`Record::content`] of its record.
     pub content: String,
     /// For people: `model task batch 8 unified@2`.
@@ -161,7 +184,7 @@ impl Run {
             same_cell.push(record);
         }
         let mut current = Vec::new();
-        for cell in &self.info.cells {
+        for cell in self.info.cells.clone() {
             let mut records = by_cell.remove(&cell.content).unwrap_or_default();
             records.retain(|record| {
                 let whole = record.quality.is_none() || self.answers(record).is_some();
@@ -203,7 +226,7 @@ pub(crate) fn check_versions(path: &Path, records: &[Record]) -> Result<()> {
 }
 
 /// Where a record was measured: the machine and the threads that it used.
-fn place(record: &Record) -> &skipbench_machine::Machine {
+fn place(record: &Record) -> &Machine {
     let made: &Made = match &record.timing {
         Some(timing) => &timing.made,
         None => &record.made,

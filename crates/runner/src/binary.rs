@@ -26,6 +26,8 @@ pub(crate) fn this() -> &'static Binary {
 fn executable_digest() -> Option<String> {
     // The link stays readable where the file was replaced while it ran.
     let running = std::fs::read("/proc/self/exe");
-    let bytes = running.or_else(|_| std::fs::read(std::env::current_exe()?)).ok()?;
+    let bytes = running
+        .or_else(|_| std::fs::read(std::env::current_exe()?))
+        .ok()?;
     Some(format!("{:x}", Sha256::digest(bytes))[..16].to_owned())
 }

@@ -3,7 +3,7 @@
 use crate::binary;
 use crate::calibrate::Calibrated;
 use crate::experiment::Experiment;
-use crate::plan::{Cell, Plan};
+use crate::plan::{Cell, ModelPlan, Plan};
 use crate::task::TaskData;
 use anyhow::{Context, bail};
 use skipbench_engine::{
@@ -14,8 +14,8 @@ use skipbench_machine::{LoadMeter, peak_memory_bytes, reset_peak_memory};
 use skipbench_metrics::{Hypotheses, References, Resampling, evaluate};
 use skipbench_model::{CausalLm, HoleReads, Tokenize};
 use skipbench_record::{
-    Answer, Executed, KvAuditRecord, Made, ModelRecord, Quality, Record, Score, Search,
-    TaskRecord, Timing, VERSION,
+    Answer, Executed, KvAuditRecord, Made, ModelRecord, Quality, Record, Score, Search, TaskRecord,
+    Timing, VERSION, Written,
 };
 use skipbench_strategy::{KvFill, StrategySpec};
 
@@ -198,11 +198,7 @@ fn other_load(share: Option<f64>) -> Option<String> {
 }
 
 fn blank(plan: &Plan, cell: &Cell) -> Record {
-    let (experiment, model, task) = (
-        &plan.experiment,
-        &plan.models[cell.model],
-        &plan.tasks[cell.task],
-    );
+    let experiment = &plan.experiment;
     Record {
         version: VERSION,
         id: cell.id.clone(),
@@ -210,23 +206,8 @@ fn blank(plan: &Plan, cell: &Cell) -> Record {
         answers_from: cell.identity.answers.clone(),
         times_from: None,
         experiment: experiment.name.clone(),
-        model: ModelRecord {
-            name: model.name.clone(),
-            n_layers: model.n_layers,
-            weights: model.digest.weights.clone(),
-            tokenizer: model.digest.tokenizer.clone(),
-            config: model.digest.config.clone(),
-            dtype: experiment.dtype_name(),
-            device: experiment.device.name().to_owned(),
-        },
-        task: TaskRecord {
-            name: task.name.clone(),
-            texts: task.texts_digest(),
-            prompts: task.prompts.len(),
-            prompts_available: task.available,
-            max_new_tokens: task.max_new_tokens,
-            metrics: plan.metrics(cell),
-        },
+        model: model_record(plan, &plan.models[cell.model]),
+        task: task_record(&plan.tasks[cell.task]),
         strategy: (&cell.strategy).into(),
         search: Search {
             batch_size: cell.batch_size,
@@ -243,9 +224,51 @@ fn blank(plan: &Plan, cell: &Cell) -> Record {
     }
 }
 
+/// A model of the plan, as a record names it.
+pub(crate) fn model_record(plan: &Plan, model: &ModelPlan) -> ModelRecord {
+    ModelRecord {
+        name: model.name.clone(),
+        n_layers: model.n_layers,
+        weights: model.digest.weights.clone(),
+        tokenizer: model.digest.tokenizer.clone(),
+        config: model.digest.config.clone(),
+        dtype: plan.experiment.dtype_name(),
+        device: plan.experiment.device.name().to_owned(),
+    }
+}
+
+/// A task, as a record names it.
+pub(crate) fn task_record(task: &TaskData) -> TaskRecord {
+    TaskRecord {
+        name: task.name.clone(),
+        texts: task.texts_digest(),
+        prompts: task.prompts.len(),
+        prompts_available: task.available,
+        max_new_tokens: task.max_new_tokens,
+        metrics: task.metric_names(),
+    }
+}
+
+/// When and by what a `run.json` is written.
+pub(crate) fn written(plan: &Plan) -> Written {
+    let binary = binary::this();
+    Written {
+        date: now(),
+        device: Some(plan.machine.clone()),
+        git_commit: binary.commit.clone(),
+        versions: [("skipbench".to_owned(), binary.version.clone())].into(),
+    }
+}
+
+fn now() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
+}
+
 fn made(plan: &Plan) -> Made {
     Made {
-        at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        at: now(),
         machine: plan.machine.clone(),
         binary: binary::this().clone(),
     }
@@ -304,7 +327,10 @@ impl Pass {
     /// # Errors
     /// All of them failed.
     fn failures(&self) -> anyhow::Result<Option<String>> {
-        let failed = self.answers.iter().filter_map(|answer| answer.error.as_deref());
+        let failed = self
+            .answers
+            .iter()
+            .filter_map(|answer| answer.error.as_deref());
         let failed: Vec<&str> = failed.collect();
         let Some(first) = failed.first() else {
             return Ok(None);
@@ -321,7 +347,10 @@ impl Pass {
 
     fn record(&self, scores: Vec<Score>) -> Quality {
         // The first token of an answer comes from the prefill.
-        let decoded = self.answers.iter().flat_map(|answer| answer.layers.iter().skip(1));
+        let decoded = self
+            .answers
+            .iter()
+            .flat_map(|answer| answer.layers.iter().skip(1));
         let decoded_tokens = decoded.clone().count();
         let approximate = self.audit.over_layers(|layer| &layer.approximate);
         let deferred = self.audit.over_layers(|layer| &layer.deferred);
@@ -334,7 +363,11 @@ impl Pass {
         };
         Quality {
             answers: self.answers.len(),
-            failed: self.answers.iter().filter(|answer| answer.error.is_some()).count(),
+            failed: self
+                .answers
+                .iter()
+                .filter(|answer| answer.error.is_some())
+                .count(),
             decoded_tokens,
             layers_per_token: (decoded_tokens > 0)
                 .then(|| decoded.sum::<f64>() / decoded_tokens as f64),
@@ -393,7 +426,12 @@ impl CellRun<'_> {
                     cell: cell.id.clone(),
                     id: id.clone(),
                     prompt_tokens: prompt.len(),
-                    text: self.loaded.tokenizer.decode(&output.tokens)?.trim().to_owned(),
+                    text: self
+                        .loaded
+                        .tokenizer
+                        .decode(&output.tokens)?
+                        .trim()
+                        .to_owned(),
                     tokens: output.tokens,
                     layers: output.layers,
                     error: failed,

@@ -52,7 +52,10 @@ impl CheckpointDigest {
 /// Which part of a checkpoint a file belongs to: 0 weights, 1 tokenizer, 2 configuration.
 fn part(name: &str) -> Option<usize> {
     let of_tokenizer = ["token", "vocab", "merges", "chat_template"];
-    if [".safetensors", ".gguf", ".bin"].iter().any(|end| name.ends_with(end)) {
+    if [".safetensors", ".gguf", ".bin"]
+        .iter()
+        .any(|end| name.ends_with(end))
+    {
         Some(0)
     } else if of_tokenizer.iter().any(|word| name.contains(word)) {
         Some(1)
@@ -150,7 +153,9 @@ impl Memory {
         }
         let digest = of_reader(&mut file).with_context(failed)?;
         let settled = modified.is_some_and(|time| {
-            SystemTime::now().duration_since(time).is_ok_and(|age| age > SETTLED)
+            SystemTime::now()
+                .duration_since(time)
+                .is_ok_and(|age| age > SETTLED)
         });
         if metadata.len() >= WORTH_REMEMBERING && settled {
             let remembered = Remembered {
@@ -192,7 +197,10 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let after = CheckpointDigest::of(dir.path()).unwrap();
         assert_ne!(before.weights, after.weights);
-        assert_eq!((before.config, before.tokenizer), (after.config, after.tokenizer));
+        assert_eq!(
+            (before.config, before.tokenizer),
+            (after.config, after.tokenizer)
+        );
     }
 
     #[test]
@@ -201,7 +209,13 @@ mod tests {
         let path = dir.path().join("model.safetensors");
         std::fs::write(&path, vec![7; 2 << 20]).unwrap();
         let long_ago = SystemTime::now() - Duration::from_secs(60);
-        let set_time = |time| File::options().write(true).open(&path).unwrap().set_modified(time);
+        let set_time = |time| {
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(time)
+        };
         set_time(long_ago).unwrap();
         let mut memory = Memory::default();
         let digest = memory.file(&path).unwrap();

@@ -153,6 +153,16 @@ pub enum DeviceName {
     Cuda,
 }
 
+impl DeviceName {
+    /// As in an experiment.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
 /// Element type of the weights.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
@@ -250,6 +260,17 @@ impl Experiment {
         self.out
             .clone()
             .unwrap_or_else(|| Path::new("runs").join(&self.name))
+    }
+
+    /// Element type of the weights in memory, for a record.
+    pub(crate) fn dtype_name(&self) -> String {
+        match (self.dtype, self.device) {
+            (Some(DtypeName::F32), _) | (None, DeviceName::Cpu) => "f32",
+            (Some(DtypeName::Bf16), _) => "bf16",
+            (Some(DtypeName::F16), _) => "f16",
+            (None, DeviceName::Cuda) => "as stored",
+        }
+        .to_owned()
     }
 
     fn check(&self, path: &Path) -> anyhow::Result<()> {

@@ -76,7 +76,9 @@ impl CellIdentity {
             content = timing(content);
             answers = clocked_by(timing(answers), machine);
         }
-        let times = asked.timed.then(|| timing(clocked_by(Identity::default(), machine)));
+        let times = asked
+            .timed
+            .then(|| timing(clocked_by(Identity::default(), machine)));
         Self {
             content,
             answers,

@@ -109,6 +109,11 @@ impl FilePairs {
         })
     }
 
+    /// Number of pairs.
+    pub(crate) fn len(&self) -> usize {
+        self.sources.len()
+    }
+
     /// The first `n` pairs in file order.
     pub(crate) fn first(&self, n: usize) -> impl Iterator<Item = (&str, &str)> {
         self.sources
@@ -134,33 +139,4 @@ impl FilePairs {
 
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// Processor, cores and memory, or the GPU.
-pub(crate) fn describe_device(device: DeviceName) -> String {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    system.refresh_cpu_all();
-    let cpu = system
-        .cpus()
-        .first()
-        .map_or("unknown CPU", |cpu| cpu.brand())
-        .trim();
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let memory = system.total_memory() as f64 / (1u64 << 30) as f64;
-    let host = format!("{cpu}, {cores} cores, {memory:.0} GiB");
-    match device {
-        DeviceName::Cpu => host,
-        DeviceName::Cuda => format!("CUDA GPU 0; host {host}"),
-    }
-}
-
-/// Commit of the working folder, where it is a git checkout.
-pub(crate) fn git_commit() -> Option<String> {
-    let output = std::process::Command::new("git")
-        .args(["rev-parse", "--short=12", "HEAD"])
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }

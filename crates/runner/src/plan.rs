@@ -1,5 +1,6 @@
 //! From an experiment to the cells that it asks for.
 
+use crate::cell;
 use crate::digest::CheckpointDigest;
 use crate::experiment::{Experiment, Match, ModelEntry};
 use crate::identity::{Asked, CellIdentity, this_machine};
@@ -256,31 +257,36 @@ impl Plan {
             .collect())
     }
 
-    /// Names of the metrics of a cell's task.
-    pub(crate) fn metrics(&self, cell: &Cell) -> Vec<String> {
-        let metrics = self.tasks[cell.task].metrics.iter();
-        metrics.map(ToString::to_string).collect()
-    }
-
     /// What `run.json` says of it.
     pub fn info(&self) -> anyhow::Result<RunInfo> {
         let experiment = &self.experiment;
         Ok(RunInfo {
             version: VERSION,
             name: experiment.name.clone(),
-            title: experiment.title.clone().unwrap_or_else(|| experiment.name.clone()),
+            title: experiment
+                .title
+                .clone()
+                .unwrap_or_else(|| experiment.name.clone()),
             notes: experiment.notes.clone(),
             seed: experiment.seed,
+            written: cell::written(self),
             experiment: serde_json::to_value(experiment)?,
+            models: self
+                .models
+                .iter()
+                .map(|model| cell::model_record(self, model))
+                .collect(),
+            tasks: self.tasks.iter().map(cell::task_record).collect(),
             cells: self
                 .cells
                 .iter()
                 .map(|cell| PlannedCell {
+                    id: cell.id.clone(),
                     content: cell.identity.content.id(),
                     name: cell.name(),
                     model: cell.model_name.clone(),
                     task: cell.task_name.clone(),
-                    metrics: self.metrics(cell),
+                    metrics: self.tasks[cell.task].metric_names(),
                 })
                 .collect(),
         })

@@ -20,6 +20,8 @@ pub struct TaskData {
     pub references: Vec<String>,
     /// Prompts on which thresholds are calibrated, none of them scored.
     pub calibration: Vec<String>,
+    /// Prompts that there are, where the task is a file's first ones.
+    pub available: Option<usize>,
     /// Longest answer in tokens.
     pub max_new_tokens: usize,
     /// Metrics, the first being the main one.
@@ -56,6 +58,7 @@ impl TaskData {
                     prompts: sources,
                     references,
                     calibration,
+                    available: Some(pairs.len()),
                     max_new_tokens: entry.max_new_tokens,
                     metrics: metrics(entry, &["bleu", "chrf"])?,
                     name,
@@ -87,11 +90,17 @@ impl TaskData {
                 .iter()
                 .map(|example| task.prompt(&example.source))
                 .collect(),
+            available: None,
             max_new_tokens: entry.max_new_tokens,
             metrics: metrics(entry, default)?,
             ids: test.iter().map(|example| example.id.clone()).collect(),
             references: test.into_iter().map(|example| example.reference).collect(),
         })
+    }
+
+    /// Names of the metrics.
+    pub(crate) fn metric_names(&self) -> Vec<String> {
+        self.metrics.iter().map(ToString::to_string).collect()
     }
 
     /// Hash of what is asked and of the right answers.

@@ -101,6 +101,20 @@ impl StrategySpec {
         spec
     }
 
+    /// Whether it is the full network.
+    pub fn is_full(&self) -> bool {
+        self.name() == "full"
+    }
+
+    /// What it has in common with the same strategy at other targets.
+    pub fn series(&self) -> String {
+        let mut spec = self.clone();
+        if let Some(slot) = spec.speedup_mut() {
+            *slot = None;
+        }
+        spec.to_string()
+    }
+
     /// Its exit threshold; `None` where none was given, and for a strategy that takes none.
     pub fn threshold(&self) -> Option<f64> {
         self.kind.settings().threshold()

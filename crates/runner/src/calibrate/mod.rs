@@ -182,14 +182,17 @@ impl Calibrator<'_> {
         }
         let model = self.engine.model();
         let order = removal_order(model, scoring, self.answers()?).context("scoring layers")?;
-        self.memo.put(&key, format!("order of layers by {scoring:?}"), &order)?;
+        self.memo
+            .put(&key, format!("order of layers by {scoring:?}"), &order)?;
         Ok(order)
     }
 
     /// Mean length of the full network's answers, in tokens.
     fn expected_length(&mut self) -> anyhow::Result<usize> {
         let answers = self.answers()?;
-        let lengths = answers.iter().map(|text| text.ids.len() - text.answer_start);
+        let lengths = answers
+            .iter()
+            .map(|text| text.ids.len() - text.answer_start);
         Ok((lengths.sum::<usize>() as f64 / answers.len() as f64).round() as usize)
     }
 
@@ -263,24 +266,32 @@ impl Calibrator<'_> {
             0 => self.n_layers() as f64,
             _ => layers / tokens as f64,
         };
-        self.memo.put(&key, format!("layers per token of {spec}"), mean)?;
+        self.memo
+            .put(&key, format!("layers per token of {spec}"), mean)?;
         Ok(mean)
     }
 
     /// Speedup over the full network on the calibration prompts.
     fn speed(&mut self, spec: &StrategySpec, timing: &TimingPlan) -> anyhow::Result<f64> {
         self.need_text()?;
-        let key = self.clocked_by.clone().with("speedup of", spec).with(
-            "rows",
-            timing.batches.first().map(Vec::len),
-        );
+        let key = self
+            .clocked_by
+            .clone()
+            .with("speedup of", spec)
+            .with("rows", timing.batches.first().map(Vec::len));
         if let Some(speed) = self.memo.get(&key) {
             return Ok(speed);
         }
         let blocks = measure(self.engine, spec, timing).context("calibration")?;
         let pairs: Vec<(usize, f64, f64)> = blocks
             .iter()
-            .map(|block| (block.batch, block.full.decode_s(), block.strategy.decode_s()))
+            .map(|block| {
+                (
+                    block.batch,
+                    block.full.decode_s(),
+                    block.strategy.decode_s(),
+                )
+            })
             .collect();
         let speed = speedup(&pairs, timing.seed)
             .context("`match: wallclock` needs a timing pass with at least two new tokens")?
@@ -398,7 +409,10 @@ impl Calibrator<'_> {
                 true => 0,
                 false => (low + high) / 2,
             };
-            (self.say)(format!("layers of {spec}, timed trial {}", points.len() + 1));
+            (self.say)(format!(
+                "layers of {spec}, timed trial {}",
+                points.len() + 1
+            ));
             let depth = self.complete(&of_depth(possible[middle]))?;
             let speed = self.speed(&depth, timing)?;
             points.push((possible[middle] as f64, speed));

@@ -102,7 +102,10 @@ fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Resul
                 };
                 let outcome = run_cell(run, work, folder, &mut calibrator);
                 let (record, answers) = outcome.unwrap_or_else(|error| {
-                    (CellRun::failure(plan, cell, format!("{error:#}")), Vec::new())
+                    (
+                        CellRun::failure(plan, cell, format!("{error:#}")),
+                        Vec::new(),
+                    )
                 });
                 if let Some(reason) = why_failed(&record) {
                     failed += 1;
@@ -119,7 +122,10 @@ fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Resul
 
 /// Why a cell or one of its prompts failed, if one did.
 fn why_failed(record: &Record) -> Option<String> {
-    let in_part = record.quality.as_ref().is_some_and(|quality| quality.failed > 0);
+    let in_part = record
+        .quality
+        .as_ref()
+        .is_some_and(|quality| quality.failed > 0);
     match &record.failure {
         Some(reason) => Some(reason.clone()),
         None => in_part.then(|| record.notes.join("; ")),
@@ -133,7 +139,10 @@ fn left(folder: &Folder, cell: &Cell, bar: &ProgressBar) -> Option<Work> {
     let say = |what: &str, changed: &[String]| {
         if !changed.is_empty() {
             bar.suspend(|| {
-                tracing::warn!("{name}: {what}, since this has changed: {}", changed.join(", "));
+                tracing::warn!(
+                    "{name}: {what}, since this has changed: {}",
+                    changed.join(", ")
+                );
             });
         }
     };
