@@ -62,6 +62,12 @@ pub enum RecordError {
         /// The folder.
         dir: PathBuf,
     },
+    /// The folder that is to become an archive holds something else.
+    #[error("{} holds something else than an archive of this experiment; give an empty folder", dir.display())]
+    Taken {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// The folder is not that of a run.
     #[error("{} holds no run: {missing} is missing; `skipbench run EXPERIMENT.yaml --out {}` makes one", dir.display(), dir.display())]
     NoRun {

@@ -1,5 +1,6 @@
 //! The folder of a run that is being written.
 
+use crate::archive::is_archive;
 use crate::error::{RecordError, Result};
 use crate::identity::Identity;
 use crate::lines::{self, Log};
@@ -69,7 +70,7 @@ impl Folder {
             warnings: Vec::new(),
         };
         folder.tidy()?;
-        folder.write_info(info)?;
+        info.write(dir)?;
         Ok(folder)
     }
 
@@ -154,14 +155,6 @@ impl Folder {
         self.cells.append(std::slice::from_ref(record))?;
         self.index.push(Entry::of(record));
         Ok(())
-    }
-
-    fn write_info(&self, info: &RunInfo) -> Result<()> {
-        let path = self.dir.join("run.json");
-        let failed = RecordError::write(&path);
-        let mut text = serde_json::to_vec_pretty(info).map_err(|error| failed(error.into()))?;
-        text.push(b'\n');
-        skipbench_fs::write_whole(&path, &text).map_err(RecordError::write(&path))
     }
 
     /// Reads what is there into the index. Records that have lost answers go, and so do the answers of cells that did
@@ -307,8 +300,7 @@ impl Record {
 
 /// Refuses a folder of another experiment and one of another version.
 fn check_owner(dir: &Path, info: &RunInfo) -> Result<()> {
-    let cells = dir.join("cells.jsonl");
-    if lines::compressed(&cells).is_file() {
+    if is_archive(dir) {
         return Err(RecordError::Archived {
             dir: dir.to_path_buf(),
         });
@@ -344,11 +336,6 @@ fn lock(dir: &Path) -> Result<File> {
 
 /// Replaces a file of lines as a whole.
 fn rewrite<T: Serialize + DeserializeOwned>(path: &Path, values: &[T]) -> Result<()> {
-    let mut lines = Vec::new();
-    for value in values {
-        serde_json::to_writer(&mut lines, value)
-            .map_err(|error| RecordError::write(path)(error.into()))?;
-        lines.push(b'\n');
-    }
+    let lines = lines::bytes(values).map_err(RecordError::write(path))?;
     skipbench_fs::write_whole(path, &lines).map_err(RecordError::write(path))
 }

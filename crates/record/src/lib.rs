@@ -12,6 +12,7 @@
 //!
 //! Each of them may be compressed (`cells.jsonl.gz`), as in an archive.
 
+mod archive;
 mod error;
 mod folder;
 mod identity;

@@ -82,9 +82,14 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path, mut each: impl FnMut(T)) ->
     Ok(damage)
 }
 
-/// Whether a file or its compressed form is there.
-pub(crate) fn exists(path: &Path) -> bool {
-    path.is_file() || compressed(path).is_file()
+/// Values as JSON, a line each.
+pub(crate) fn bytes<T: Serialize>(values: &[T]) -> std::io::Result<Vec<u8>> {
+    let mut lines = Vec::new();
+    for value in values {
+        serde_json::to_writer(&mut lines, value)?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
 }
 
 pub(crate) fn compressed(path: &Path) -> PathBuf {
@@ -190,12 +195,7 @@ impl Log {
     /// # Errors
     /// A full or missing disk, naming the file.
     pub fn append<T: Serialize>(&mut self, values: &[T]) -> std::result::Result<(), RecordError> {
-        let mut lines = Vec::new();
-        for value in values {
-            serde_json::to_writer(&mut lines, value)
-                .map_err(|error| RecordError::write(&self.path)(error.into()))?;
-            lines.push(b'\n');
-        }
+        let lines = bytes(values).map_err(RecordError::write(&self.path))?;
         let written = self
             .file
             .write_all(&lines)

@@ -54,6 +54,15 @@ pub struct Record {
     pub made: Made,
 }
 
+impl Record {
+    /// Where, when and with what it was timed, or its answers were made where nothing was timed.
+    pub fn measured(&self) -> &Made {
+        self.timing
+            .as_ref()
+            .map_or(&self.made, |timing| &timing.made)
+    }
+}
+
 /// The model of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelRecord {

@@ -2,7 +2,7 @@
 
 use crate::error::{RecordError, Result};
 use crate::lines;
-use crate::record::{Answer, Made, ModelRecord, Prompt, Record, TaskRecord, VERSION};
+use crate::record::{Answer, ModelRecord, Prompt, Record, TaskRecord, VERSION};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use skipbench_machine::Machine;
@@ -105,6 +105,26 @@ impl RunInfo {
         lines::check_number(&path, None, value.get("version"))?;
         serde_json::from_value(value).map_err(malformed)
     }
+
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join("run.json");
+        let text = serde_json::to_vec_pretty(self).map_err(std::io::Error::from);
+        let mut text = text.map_err(RecordError::write(&path))?;
+        text.push(b'\n');
+        skipbench_fs::write_whole(&path, &text).map_err(RecordError::write(&path))
+    }
+
+    /// Whether both are of the same experiment, wherever their folders are.
+    fn is_of_same_experiment(&self, other: &Self) -> bool {
+        let setting = |info: &Self| {
+            let mut experiment = info.experiment.clone();
+            if let Some(settings) = experiment.as_object_mut() {
+                settings.shift_remove("out");
+            }
+            experiment
+        };
+        self.name == other.name && setting(self) == setting(other)
+    }
 }
 
 impl Run {
@@ -164,6 +184,43 @@ impl Run {
         found.filter(|found| !found.is_empty())
     }
 
+    /// Runs that each have a part of the same experiment's cells, as one run; others stay as they are.
+    pub fn join_shards(runs: Vec<Self>) -> Vec<Self> {
+        let mut joined: Vec<Self> = Vec::new();
+        for run in runs {
+            match joined.iter_mut().find(|other| other.is_other_shard(&run)) {
+                Some(other) => other.join(run),
+                None => joined.push(run),
+            }
+        }
+        joined
+    }
+
+    fn is_other_shard(&self, other: &Self) -> bool {
+        let done: HashSet<&str> = self.records.iter().map(|r| r.content.as_str()).collect();
+        let mut records = other.records.iter();
+        self.info.is_of_same_experiment(&other.info)
+            && records.all(|record| !done.contains(record.content.as_str()))
+    }
+
+    fn join(&mut self, other: Self) {
+        let known: HashSet<String> = self.info.cells.iter().map(|c| c.content.clone()).collect();
+        let cells = other.info.cells.into_iter();
+        self.info
+            .cells
+            .extend(cells.filter(|cell| !known.contains(&cell.content)));
+        self.records.extend(other.records);
+        self.warnings.extend(other.warnings);
+        self.answers.extend(other.answers);
+        for (task, prompts) in other.prompts {
+            self.prompts.entry(task).or_insert(prompts);
+        }
+        let cells = self.info.cells.iter().enumerate();
+        let place: HashMap<&str, usize> = cells.map(|(at, c)| (c.content.as_str(), at)).collect();
+        self.records
+            .sort_by_key(|record| place.get(record.content.as_str()).copied());
+    }
+
     /// Names of the cells that have no record yet.
     pub fn missing(&self) -> Vec<&str> {
         let done: HashSet<&str> = self.records.iter().map(|r| r.content.as_str()).collect();
@@ -180,7 +237,8 @@ impl Run {
         let mut by_cell: HashMap<String, Vec<Record>> = HashMap::new();
         for record in found {
             let same_cell = by_cell.entry(record.content.clone()).or_default();
-            same_cell.retain(|other| place(other) != place(&record));
+            let machine = &record.measured().machine;
+            same_cell.retain(|other| !other.measured().machine.differences(machine).is_empty());
             same_cell.push(record);
         }
         let mut current = Vec::new();
@@ -223,13 +281,4 @@ pub(crate) fn check_versions(path: &Path, records: &[Record]) -> Result<()> {
         }),
         false => Ok(()),
     }
-}
-
-/// Where a record was measured: the machine and the threads that it used.
-fn place(record: &Record) -> &Machine {
-    let made: &Made = match &record.timing {
-        Some(timing) => &timing.made,
-        None => &record.made,
-    };
-    &made.machine
 }
