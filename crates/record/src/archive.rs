@@ -2,7 +2,7 @@
 
 use crate::error::{RecordError, Result};
 use crate::lines;
-use crate::record::{Answer, Prompt, Record};
+use crate::record::{Answer, Prompt};
 use crate::run::{Run, RunInfo};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -25,15 +25,17 @@ impl Run {
     pub fn archive(&self, dir: &Path) -> std::result::Result<(), RecordError> {
         std::fs::create_dir_all(dir).map_err(RecordError::write(dir))?;
         check_free(dir, &self.info)?;
-        let answers = self
-            .records
-            .iter()
-            .filter_map(|record| self.answers(record));
-        let answers: Vec<&Answer> = answers.flatten().collect();
-        let mut tasks = HashSet::new();
-        let of_new_tasks = |record: &&Record| tasks.insert(&record.task.texts);
-        let prompts = self.records.iter().filter(of_new_tasks);
-        let prompts: Vec<&Prompt> = prompts.flat_map(|record| self.prompts(record)).collect();
+        // Records of several machines share answers, and records of one task its texts.
+        let (mut cells, mut tasks) = (HashSet::new(), HashSet::new());
+        let (mut answers, mut prompts) = (Vec::<&Answer>::new(), Vec::<&Prompt>::new());
+        for record in &self.records {
+            if cells.insert(&record.id) {
+                answers.extend(self.answers(record).unwrap_or_default());
+            }
+            if tasks.insert(&record.task.texts) {
+                prompts.extend(self.prompts(record));
+            }
+        }
         write_compressed(&dir.join("prompts.jsonl"), &prompts)?;
         write_compressed(&dir.join("samples.jsonl"), &answers)?;
         write_compressed(&dir.join("cells.jsonl"), &self.records)?;
