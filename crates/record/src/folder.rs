@@ -24,6 +24,8 @@ pub struct Folder {
     index: Vec<Entry>,
     tasks: HashSet<String>,
     warnings: Vec<String>,
+    /// A record was added that takes the place of another one.
+    replaced: bool,
 }
 
 /// What is known of a record without reading it again.
@@ -68,6 +70,7 @@ impl Folder {
             index: Vec::new(),
             tasks: HashSet::new(),
             warnings: Vec::new(),
+            replaced: false,
         };
         folder.tidy()?;
         info.write(dir)?;
@@ -153,8 +156,21 @@ impl Folder {
             self.samples.append(answers)?;
         }
         self.cells.append(std::slice::from_ref(record))?;
-        self.index.push(Entry::of(record));
+        let entry = Entry::of(record);
+        self.replaced |= self.index.iter().any(|earlier| entry.replaces(earlier));
+        self.index.push(entry);
         Ok(())
+    }
+
+    /// Ends the writing: records that others have taken the place of are removed. Without it the next opening does so.
+    ///
+    /// # Errors
+    /// A full or missing disk.
+    pub fn close(mut self) -> std::result::Result<(), RecordError> {
+        match self.replaced {
+            true => self.tidy(),
+            false => Ok(()),
+        }
     }
 
     /// Reads what is there into the index. Records that have lost answers go, and so do the answers of cells that did
@@ -280,6 +296,13 @@ impl Entry {
                     .as_ref()
                     .is_none_or(|quality| quality.failed > 0),
         }
+    }
+}
+
+impl Entry {
+    /// Whether it stands for the same cell, measured in the same way.
+    fn replaces(&self, earlier: &Self) -> bool {
+        self.id == earlier.id && (earlier.failed || self.times_from == earlier.times_from)
     }
 }
 

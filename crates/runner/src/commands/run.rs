@@ -44,6 +44,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!("{warning}");
     }
     let failed = run_cells(&plan, &device, &mut folder)?;
+    folder.close()?;
     write_report(&dir)?;
     Ok(match failed {
         0 => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@
 mod bad_input;
 mod generate;
 mod layers;
+mod records;
 mod run;
 mod schema;
 mod score;
