@@ -1,17 +1,33 @@
-//! What can go wrong while writing a report.
+//! What can go wrong while drawing a report.
 
-use std::path::{Path, PathBuf};
+use skipbench_metrics::MetricError;
+use skipbench_record::RecordError;
+use std::path::PathBuf;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// A file cannot be written.
-    #[error("cannot write {}", path.display())]
-    Io {
-        /// The file.
+    /// A folder cannot be made.
+    #[error("cannot write to {}", path.display())]
+    Folder {
+        /// The folder.
         path: PathBuf,
         /// The operating system's answer.
         source: std::io::Error,
+    },
+    /// A file cannot be written; the error names it.
+    #[error(transparent)]
+    Write(#[from] std::io::Error),
+    /// The folder of a run cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Answers cannot be scored.
+    #[error("{cell} cannot be scored")]
+    Score {
+        /// Name of the cell.
+        cell: String,
+        /// Why.
+        source: MetricError,
     },
     /// A table could not be made.
     #[error("table: {0}")]
@@ -27,13 +43,6 @@ pub enum ReportError {
     /// The HTML template failed.
     #[error("report.html: {0}")]
     Html(#[from] minijinja::Error),
-}
-
-impl ReportError {
-    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ReportError {
-        let path = path.to_path_buf();
-        move |source| ReportError::Io { path, source }
-    }
 }
 
 /// Result of this crate.

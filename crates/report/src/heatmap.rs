@@ -1,7 +1,7 @@
 //! Which layers ran at which position.
 
-use crate::error::{ReportError, Result};
-use crate::image::{self, FONT, PX, UNIT};
+use crate::error::Result;
+use crate::image::{self, Drawn, FONT, PX, UNIT};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::path::{Path, PathBuf};
@@ -16,19 +16,14 @@ const SCALE_WIDTH: u32 = 110 * UNIT;
 /// # Errors
 /// A folder that cannot be written.
 pub fn heatmap(path: &Path, title: &str, shares: &[Vec<f64>]) -> Result<Vec<PathBuf>> {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let svg = image::draw(|area| draw(area, title, shares)).map_err(|error| ReportError::Plot {
-        name: name.into_owned(),
-        message: error.to_string(),
-    })?;
-    image::save(&path.with_extension(""), &svg)
+    image::save(path, |area| draw(area, title, shares))
 }
 
 fn draw(
     root: &DrawingArea<SVGBackend<'_>, Shift>,
     title: &str,
     shares: &[Vec<f64>],
-) -> std::result::Result<(), Box<dyn std::error::Error>> {
+) -> Drawn {
     root.fill(&WHITE)?;
     let (plot, scale) = root.split_horizontally(image::AREA.0 - SCALE_WIDTH);
     let layers = shares.iter().map(Vec::len).max().unwrap_or(0).max(1);

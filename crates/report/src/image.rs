@@ -1,10 +1,10 @@
 //! Plots to files: the SVG, and a PNG drawn from it.
 
 use crate::error::{ReportError, Result};
-use crate::write_whole;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use resvg::{tiny_skia, usvg};
+use skipbench_fs::write_whole;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -22,27 +22,45 @@ pub(crate) const FONT: &str = "DejaVu Sans";
 /// Pixels of the PNG per pixel of the SVG.
 const PNG_SCALE: f32 = 2.0;
 
+/// Outcome of drawing.
+pub(crate) type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+
 /// What is drawn as an SVG of [`SIZE`]: its view box stays in units.
-pub(crate) fn draw<E>(
-    on: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> std::result::Result<(), E>,
-) -> std::result::Result<String, E> {
+///
+/// # Errors
+/// What the drawing refuses, under the name of the plot.
+pub(crate) fn draw(
+    name: &str,
+    on: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Drawn,
+) -> Result<String> {
     let mut svg = String::new();
-    on(&SVGBackend::with_string(&mut svg, AREA).into_drawing_area())?;
+    let drawn = on(&SVGBackend::with_string(&mut svg, AREA).into_drawing_area());
+    drawn.map_err(|error| failed(name, error.to_string()))?;
     let size = |(width, height): (u32, u32)| format!("width=\"{width}\" height=\"{height}\"");
     Ok(svg.replacen(&size(AREA), &size(SIZE), 1))
 }
 
-/// Writes `base.svg` and `base.png`.
-pub(crate) fn save(base: &Path, svg: &str) -> Result<Vec<PathBuf>> {
-    let with = |extension: &str| {
-        let mut name = base.as_os_str().to_owned();
-        name.push(extension);
-        PathBuf::from(name)
-    };
-    let (svg_path, png_path) = (with(".svg"), with(".png"));
-    write_whole(&svg_path, svg.as_bytes())?;
-    write_whole(&png_path, &png(svg, &base.to_string_lossy())?)?;
-    Ok(vec![svg_path, png_path])
+/// Writes what is drawn to `path` (SVG), and a PNG beside it.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub(crate) fn save(
+    path: &Path,
+    on: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Drawn,
+) -> Result<Vec<PathBuf>> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let svg = draw(&name, on)?;
+    let paths = [path.with_extension("svg"), path.with_extension("png")];
+    write_whole(&paths[0], svg.as_bytes())?;
+    write_whole(&paths[1], &png(&name, &svg)?)?;
+    Ok(paths.to_vec())
+}
+
+fn failed(name: &str, message: String) -> ReportError {
+    ReportError::Plot {
+        name: name.to_owned(),
+        message,
+    }
 }
 
 /// The embedded font: plots look the same on a machine that has none.
@@ -55,24 +73,21 @@ fn fonts() -> Arc<usvg::fontdb::Database> {
     }))
 }
 
-fn png(svg: &str, name: &str) -> Result<Vec<u8>> {
-    let fail = |message: String| ReportError::Plot {
-        name: name.to_owned(),
-        message,
-    };
+/// The picture of an SVG.
+///
+/// # Errors
+/// A picture for which there is no memory.
+pub(crate) fn png(name: &str, svg: &str) -> Result<Vec<u8>> {
     let options = usvg::Options {
         fontdb: fonts(),
         font_family: FONT.to_owned(),
         ..usvg::Options::default()
     };
-    let tree = usvg::Tree::from_str(svg, &options).map_err(|error| fail(error.to_string()))?;
-    let (width, height) = (
-        (SIZE.0 as f32 * PNG_SCALE) as u32,
-        (SIZE.1 as f32 * PNG_SCALE) as u32,
-    );
-    let mut pixels = tiny_skia::Pixmap::new(width, height)
-        .ok_or_else(|| fail("no memory for its pixels".to_owned()))?;
+    let tree = usvg::Tree::from_str(svg, &options).map_err(|error| failed(name, error.to_string()))?;
+    let pixels = |length: u32| (length as f32 * PNG_SCALE) as u32;
+    let mut picture = tiny_skia::Pixmap::new(pixels(SIZE.0), pixels(SIZE.1))
+        .ok_or_else(|| failed(name, "no memory for its pixels".to_owned()))?;
     let scale = tiny_skia::Transform::from_scale(PNG_SCALE, PNG_SCALE);
-    resvg::render(&tree, scale, &mut pixels.as_mut());
-    pixels.encode_png().map_err(|error| fail(error.to_string()))
+    resvg::render(&tree, scale, &mut picture.as_mut());
+    picture.encode_png().map_err(|error| failed(name, error.to_string()))
 }

@@ -1,0 +1,506 @@
+//! Everything that there is to know of a row, in one table. A new figure is one entry of [`COLUMNS`].
+
+use crate::row::Row;
+use crate::scores::Scored;
+use skipbench_engine::Ledger;
+use skipbench_metrics::Unit;
+
+/// A column: of `results.csv` and `results.parquet` always, of the tables for people where it says so.
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    /// Its name; `{metric}` stands for the name of each metric.
+    pub name: &'static str,
+    /// Its unit; empty for names, counts and scores.
+    pub unit: &'static str,
+    /// What it is. Stands in `docs/columns.md`, and below each table that shows it.
+    pub doc: &'static str,
+    /// How to get it.
+    pub get: Get,
+    /// In the table of scores and speeds.
+    pub(crate) main: Option<Shown>,
+    /// In the table of costs.
+    pub(crate) cost: Option<Shown>,
+}
+
+/// How to get a value, by its type; `None` where there is none, never a stand-in.
+#[derive(Debug, Clone, Copy)]
+pub enum Get {
+    /// Words.
+    Text(fn(&Row<'_>) -> Option<String>),
+    /// A whole number.
+    Count(fn(&Row<'_>) -> Option<u64>),
+    /// A number.
+    Number(fn(&Row<'_>) -> Option<f64>),
+    /// A number of each metric; such an entry is as many columns as there are metrics.
+    Score(fn(&Scored) -> Option<f64>),
+}
+
+/// How a table shows a column.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shown {
+    /// Its heading; `{metric}` as in its name.
+    pub(crate) header: &'static str,
+    pub(crate) format: Format,
+    /// Only where not all rows have the same.
+    pub(crate) only_varied: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Format {
+    /// As it is.
+    Plain,
+    /// `1.50x`
+    Ratio,
+    /// With so many decimals.
+    Fixed(usize),
+    /// With three digits that count: costs of models differ by orders of magnitude.
+    Significant,
+    /// A share as `50%`.
+    Percent,
+    /// Its own.
+    Cell(fn(&Row<'_>) -> Option<String>),
+    /// A score, with its interval where it is of the main metric.
+    Score,
+}
+
+const fn column(name: &'static str, unit: &'static str, get: Get, doc: &'static str) -> Column {
+    Column {
+        name,
+        unit,
+        doc,
+        get,
+        main: None,
+        cost: None,
+    }
+}
+
+const fn text(name: &'static str, of: fn(&Row<'_>) -> Option<String>, doc: &'static str) -> Column {
+    column(name, "", Get::Text(of), doc)
+}
+
+const fn count(
+    name: &'static str,
+    unit: &'static str,
+    of: fn(&Row<'_>) -> Option<u64>,
+    doc: &'static str,
+) -> Column {
+    column(name, unit, Get::Count(of), doc)
+}
+
+const fn number(
+    name: &'static str,
+    unit: &'static str,
+    of: fn(&Row<'_>) -> Option<f64>,
+    doc: &'static str,
+) -> Column {
+    column(name, unit, Get::Number(of), doc)
+}
+
+const fn score(name: &'static str, of: fn(&Scored) -> Option<f64>, doc: &'static str) -> Column {
+    column(name, "", Get::Score(of), doc)
+}
+
+impl Column {
+    const fn main(self, header: &'static str, format: Format) -> Self {
+        let main = Some(Shown::new(header, format));
+        Self { main, ..self }
+    }
+
+    const fn cost(self, header: &'static str, format: Format) -> Self {
+        let cost = Some(Shown::new(header, format));
+        Self { cost, ..self }
+    }
+
+    /// In both tables, where rows differ in it.
+    const fn where_varied(self, header: &'static str, format: Format) -> Self {
+        let shown = Some(Shown {
+            only_varied: true,
+            ..Shown::new(header, format)
+        });
+        Self {
+            main: shown,
+            cost: shown,
+            ..self
+        }
+    }
+}
+
+impl Shown {
+    const fn new(header: &'static str, format: Format) -> Self {
+        Self {
+            header,
+            format,
+            only_varied: false,
+        }
+    }
+}
+
+/// Stands for the name of a metric.
+pub(crate) const METRIC: &str = "{metric}";
+
+/// Every column, in order.
+pub const COLUMNS: &[Column] = &[
+    text("experiment", |row| Some(row.record.experiment.clone()), "name of the experiment"),
+    text("model", |row| Some(row.record.model.name.clone()), "name of the model"),
+    text("task", |row| Some(row.record.task.name.clone()), "name of the task"),
+    text("strategy", |row| Some(row.record.strategy.name.clone()), "name of the strategy"),
+    text("variant", |row| row.record.strategy.variant.clone(), "variant of the strategy"),
+    text("label", |row| Some(row.label()), "short form of the strategy, as it was asked for")
+        .main("strategy", Format::Cell(named))
+        .cost("strategy", Format::Cell(named)),
+    text("run", |row| Some(row.run.clone()), "run that the row is from")
+        .where_varied("run", Format::Plain),
+    text(
+        "machine",
+        |row| Some(row.record.measured().machine.to_string()),
+        "machine that timed it, or made its answers where nothing was timed; in the tables its number in the head",
+    )
+    .where_varied("machine", Format::Cell(|row| Some(row.machine.to_string()))),
+    count("batch_size", "rows", |row| Some(row.record.search.batch_size as u64), "rows of a batch"),
+    count("beams", "", |row| Some(row.record.search.beams as u64), "beams of the search; 1 is greedy"),
+    number("target_speedup", "x", Row::target, "speedup that was asked for")
+        .main("target", Format::Cell(|row| Some(format!("{}x", row.target()?)))),
+    text(
+        "executed",
+        |row| Some(row.record.executed.as_ref()?.label.clone()),
+        "short form of the strategy as it ran, with what calibration found",
+    ),
+    number(
+        "threshold",
+        "",
+        |row| row.record.executed.as_ref()?.threshold,
+        "exit threshold that it ran with, where it has one",
+    ),
+    text(
+        "kv_fill",
+        |row| Some(row.record.executed.as_ref()?.kv_fill.clone()),
+        "how skipped positions of the KV cache were filled",
+    ),
+    count("n_layers", "layers", |row| Some(row.record.model.n_layers as u64), "layers of the model"),
+    number(
+        "layers_per_token",
+        "layers",
+        |row| row.quality()?.layers_per_token,
+        "mean layers run for a decoded token",
+    )
+    .main("layers/token", Format::Fixed(1)),
+    number(
+        "bound_speedup",
+        "x",
+        Row::bound,
+        "speedup that the bytes read allow; weights that fit in a cache can beat it",
+    )
+    .main("bound", Format::Ratio)
+    .cost("bound", Format::Ratio),
+    number(
+        "achieved_speedup",
+        "x",
+        Row::achieved,
+        "decode time of the full network over that of the strategy, interleaved, fixed length, with its 95% interval (t on \
+         the log ratios of batches; none where there are too few of them); the row of the full network times it against \
+         itself and shows the noise",
+    )
+    .main("achieved [95%]", Format::Cell(achieved))
+    .cost("achieved", Format::Ratio),
+    number("achieved_lo", "x", |row| Some(row.interval()?.0), "low end of the 95% interval of `achieved_speedup`"),
+    number("achieved_hi", "x", |row| Some(row.interval()?.1), "high end of it"),
+    number(
+        "target_error",
+        "",
+        |row| Some(row.achieved()? / row.target()? - 1.0),
+        "`achieved_speedup` over `target_speedup`, minus 1",
+    ),
+    number("ttft_ms", "ms", |row| Some(row.ttft()?.mean_ms), "mean time to the first token of a batch"),
+    number("ttft_p50_ms", "ms", |row| Some(row.ttft()?.p50_ms), "median of it"),
+    number("ttft_p95_ms", "ms", |row| Some(row.ttft()?.p95_ms), "95th percentile of it"),
+    number("ttft_p99_ms", "ms", |row| Some(row.ttft()?.p99_ms), "99th percentile of it"),
+    number("tpot_ms", "ms", |row| Some(row.tpot()?.mean_ms), "mean time in which every row of a batch gets a token"),
+    number("tpot_p50_ms", "ms", |row| Some(row.tpot()?.p50_ms), "median of it"),
+    number("tpot_p95_ms", "ms", |row| Some(row.tpot()?.p95_ms), "95th percentile of it"),
+    number("tpot_p99_ms", "ms", |row| Some(row.tpot()?.p99_ms), "99th percentile of it"),
+    number(
+        "tokens_per_s",
+        "tokens/s",
+        Row::tokens_per_s,
+        "decoded tokens over decode time, of the row's own blocks, timed at its own moment; compare speeds by \
+         `achieved_speedup`",
+    )
+    .main("tokens/s", Format::Fixed(0)),
+    number(
+        "paper_tokens_per_s",
+        "tokens/s",
+        Row::paper_tokens_per_s,
+        "prompt and generated tokens over the whole time, the count of arXiv 2404.06954",
+    ),
+    score(METRIC, |score| Some(score.score), "score of all answers as one corpus, the main metric first and with its 95% bootstrap interval")
+        .main(METRIC, Format::Score),
+    score("{metric}_lo", |score| Some(score.lo), "low end of the 95% bootstrap interval of the score"),
+    score("{metric}_hi", |score| Some(score.hi), "high end of it"),
+    score(
+        "{metric}_p",
+        |score| score.p_value,
+        "p-value of the difference from the full network: paired approximate randomisation, Holm-corrected over the \
+         strategies of the table",
+    ),
+    number("same_as_full", "share", |row| row.same_as_full, "answers that are the full network's, token for token")
+        // Rounded down: 100% is all of them.
+        .main("same", Format::Cell(|row| Some(format!("{}%", (100.0 * row.same_as_full? + 1e-9) as u32)))),
+    count("n_prompts", "prompts", |row| Some(row.quality()?.answers as u64), "prompts that were asked, failed ones included"),
+    count("n_failed", "prompts", |row| Some(row.quality()?.failed as u64), "prompts that failed; they count as empty answers"),
+    count(
+        "n_available",
+        "prompts",
+        |row| Some(row.record.task.prompts_available.unwrap_or(row.record.task.prompts) as u64),
+        "prompts that the task has",
+    ),
+    number("mbytes_per_token", "MB", |row| row.mbytes(Ledger::total), "bytes read for a decoded token")
+        .cost("MB", Format::Significant),
+    number(
+        "mflops_per_token",
+        "MFLOP",
+        |row| row.per_token(|quality| quality.ledger.total().flops as f64 / 1e6),
+        "floating-point operations for a decoded token",
+    )
+    .cost("MFLOP", Format::Significant),
+    number("layers_mbytes", "MB", |row| row.mbytes(|l| l.layers), "of the bytes, those of layer weights (in the table: their share)")
+        .cost("layers", Format::Cell(|row| row.share(|l| l.layers).map(percent))),
+    number("kv_read_mbytes", "MB", |row| row.mbytes(|l| l.kv_read), "of the bytes, those of the KV cache (in the table: their share)")
+        .cost("KV read", Format::Cell(|row| row.share(|l| l.kv_read).map(percent))),
+    number("head_mbytes", "MB", |row| row.mbytes(|l| l.head), "of the bytes, those of the LM head for tokens (in the table: their share)")
+        .cost("head", Format::Cell(|row| row.share(|l| l.head).map(percent))),
+    number("checks_mbytes", "MB", |row| row.mbytes(|l| l.checks), "of the bytes, those of the LM head for exit checks (in the table: their share)")
+        .cost("checks", Format::Cell(|row| row.share(|l| l.checks).map(percent))),
+    number("kv_fill_mbytes", "MB", |row| row.mbytes(|l| l.kv_fill), "of the bytes, those of making up keys and values (in the table: their share)")
+        .cost("KV fill", Format::Cell(|row| row.share(|l| l.kv_fill).map(percent))),
+    number("draft_mbytes", "MB", |row| row.mbytes(|l| l.draft), "of all bytes, those of drafting"),
+    number("verify_mbytes", "MB", |row| row.mbytes(|l| l.verify), "of all bytes, those of verifying drafts (in the table: their share)")
+        .cost("verify", Format::Cell(|row| row.share(|l| l.verify).map(percent))),
+    number(
+        "acceptance",
+        "share",
+        |row| {
+            let drafts = row.quality()?.drafts?;
+            Some(drafts.accepted as f64 / drafts.drafted.max(1) as f64)
+        },
+        "drafted tokens that stood",
+    )
+    .cost("accepted", Format::Percent),
+    number(
+        "tokens_per_verification",
+        "tokens",
+        |row| {
+            let quality = row.quality()?;
+            Some(quality.decoded_tokens as f64 / quality.drafts?.verified.max(1) as f64)
+        },
+        "tokens that a row gets from one verification, on average",
+    ),
+    number("draft_time", "share", Row::draft_time, "decode time that drafting took"),
+    number(
+        "unexplained",
+        "share",
+        Row::unexplained,
+        "decode time that the bytes read in the timing pass (of fixed length, unlike that of `bound_speedup`) do not \
+         explain, were all of the full network's time explained by its own; below zero where a cache serves them faster",
+    )
+    .cost("unexplained", Format::Percent),
+    number(
+        "wasted_row_layers",
+        "share",
+        wasted,
+        "layers that rows ran while they waited for others",
+    )
+    .cost("wasted", Format::Cell(|row| wasted(row).filter(|&share| share > 0.0).map(percent))),
+    number("holes_read_per_token", "", holes, "keys and values read per decoded token, over all layers, that were made up or hidden")
+        .cost("holes read", Format::Cell(|row| holes(row).filter(|&h| h > 0.0).map(|h| format!("{h:.0}")))),
+    number(
+        "kv_distance",
+        "",
+        |row| row.quality()?.kv_audit.as_ref()?.distance,
+        "mean relative distance of the made-up keys and values from a full-depth replay",
+    )
+    .cost("KV error", Format::Fixed(2)),
+    count("peak_kv_bytes", "bytes", |row| Some(row.quality()?.peak_kv_bytes), "largest KV cache of a batch"),
+    count(
+        "peak_memory_bytes",
+        "bytes",
+        |row| row.record.timing.as_ref()?.peak_memory_bytes,
+        "largest resident memory of the process while the cell ran (in the table: MiB)",
+    )
+    .cost("memory", Format::Cell(|row| Some(mebibytes(row.record.timing.as_ref()?.peak_memory_bytes?)))),
+    count(
+        "peak_gpu_bytes",
+        "bytes",
+        |row| row.record.timing.as_ref()?.peak_gpu_bytes,
+        "largest memory of the process on the GPU (in the table: MiB)",
+    )
+    .cost("GPU memory", Format::Cell(|row| Some(mebibytes(row.record.timing.as_ref()?.peak_gpu_bytes?)))),
+    number(
+        "joules_per_token",
+        "J",
+        Row::joules_per_token,
+        "energy of the processor and the GPU for a generated token, prefill included; nothing where it is not counted",
+    )
+    .cost("J/token", Format::Significant),
+    text("failure", |row| row.record.failure.clone(), "why there is no result, where there is none"),
+    text("note", |row| Some(row.notes.join("; ")).filter(|note| !note.is_empty()), "what a reader must know of the row"),
+    count("threads", "", |row| Some(row.record.measured().machine.threads as u64), "threads that the kernels used"),
+    text("instruction_set", |row| Some(row.record.measured().machine.instruction_set.clone()), "instruction set that the kernels used"),
+    text("gpu", |row| Some(row.record.measured().machine.gpu.as_ref()?.name.clone()), "name of the GPU, where one computed"),
+    text("dtype", |row| Some(row.record.model.dtype.clone()), "element type of the weights in memory"),
+    text("device", |row| Some(row.record.model.device.clone()), "`cpu` or `cuda`"),
+    text("binary", |row| Some(row.record.measured().binary.version.clone()), "version of skipbench"),
+    text("commit", |row| row.record.measured().binary.commit.clone(), "commit that it was built from"),
+    text("measured_at", |row| Some(row.record.measured().at.clone()), "date and time of the timing, or of the answers where nothing was timed"),
+    text("weights", |row| Some(short(&row.record.model.weights).to_owned()), "first digits of the SHA-256 of all weight files"),
+];
+
+/// Metrics that always have columns in files, so that results of different experiments can be stacked.
+const METRICS: [&str; 6] = ["bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum"];
+
+/// A column of a file or table: an entry of [`COLUMNS`], or what becomes of one for one metric.
+#[derive(Clone)]
+pub(crate) struct Field<'m> {
+    pub(crate) column: &'static Column,
+    pub(crate) metric: Option<&'m str>,
+}
+
+/// Names of the metrics of some rows, in order of appearance.
+pub(crate) fn metrics<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in rows.flat_map(|row| &row.record.task.metrics) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// All columns of a file.
+pub(crate) fn file_fields<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<Field<'a>> {
+    let more = metrics(rows).into_iter().filter(|name| !METRICS.contains(name));
+    let metrics: Vec<&str> = METRICS.into_iter().chain(more).collect();
+    fields(&metrics)
+}
+
+/// All columns with these metrics; entries for metrics that follow each other take turns.
+pub(crate) fn fields<'m>(metrics: &[&'m str]) -> Vec<Field<'m>> {
+    let is_score = |column: &Column| matches!(column.get, Get::Score(_));
+    let same_kind = |a: &Column, b: &Column| is_score(a) && is_score(b);
+    let mut fields = Vec::new();
+    for run in COLUMNS.chunk_by(same_kind) {
+        let names: Vec<Option<&str>> = match is_score(&run[0]) {
+            true => metrics.iter().copied().map(Some).collect(),
+            false => vec![None],
+        };
+        for metric in names {
+            fields.extend(run.iter().map(|column| Field { column, metric }));
+        }
+    }
+    fields
+}
+
+impl Field<'_> {
+    pub(crate) fn named(&self, pattern: &str) -> String {
+        pattern.replace(METRIC, self.metric.unwrap_or_default())
+    }
+
+    fn score<'r>(&self, row: &'r Row<'_>) -> Option<&'r Scored> {
+        row.score(self.metric?)
+    }
+
+    /// The number that a file holds.
+    pub(crate) fn number(&self, row: &Row<'_>) -> Option<f64> {
+        match self.column.get {
+            Get::Text(_) => None,
+            Get::Count(of) => of(row).map(|count| count as f64),
+            Get::Number(of) => of(row),
+            Get::Score(of) => self.score(row).and_then(of),
+        }
+    }
+
+    /// The cell of a table; `is_main` for the main metric.
+    pub(crate) fn cell(&self, row: &Row<'_>, format: Format, is_main: bool) -> Option<String> {
+        match (format, self.column.get) {
+            (Format::Cell(of), _) => of(row),
+            (Format::Score, _) => Some(scored(self.score(row)?, is_main)),
+            (Format::Plain, Get::Text(of)) => of(row),
+            (Format::Plain, _) => Some(self.number(row)?.to_string()),
+            (Format::Ratio, _) => Some(format!("{:.2}x", self.number(row)?)),
+            (Format::Fixed(digits), _) => Some(format!("{:.digits$}", self.number(row)?)),
+            (Format::Significant, _) => Some(significant(self.number(row)?)),
+            (Format::Percent, _) => Some(percent(self.number(row)?)),
+        }
+    }
+}
+
+fn named(row: &Row<'_>) -> Option<String> {
+    let label = row.label();
+    Some(match row.record.failure {
+        Some(_) => format!("{label} (failed)"),
+        None => label,
+    })
+}
+
+fn achieved(row: &Row<'_>) -> Option<String> {
+    let ratio = row.achieved()?;
+    Some(match row.interval() {
+        Some((lo, hi)) => format!("{ratio:.2}x [{lo:.2}, {hi:.2}]"),
+        None => format!("{ratio:.2}x"),
+    })
+}
+
+/// A difference from the full network counts where its corrected p-value is below this.
+const ALPHA: f64 = 0.05;
+
+fn scored(value: &Scored, is_main: bool) -> String {
+    let digits = match value.kind.unit() {
+        Unit::Percent => 1,
+        Unit::Fraction => 3,
+    };
+    let Scored { score, lo, hi, .. } = value;
+    let significant = if value.p_value.is_some_and(|p| p < ALPHA) { "*" } else { "" };
+    let within = if is_main && value.is_within_band { "°" } else { "" };
+    match is_main {
+        true => format!("{score:.digits$}{significant}{within} [{lo:.digits$}, {hi:.digits$}]"),
+        false => format!("{score:.digits$}{significant}"),
+    }
+}
+
+fn wasted(row: &Row<'_>) -> Option<f64> {
+    let ledger = &row.quality()?.ledger;
+    (ledger.row_layers > 0).then(|| ledger.wasted_row_layers as f64 / ledger.row_layers as f64)
+}
+
+fn holes(row: &Row<'_>) -> Option<f64> {
+    row.per_token(|quality| {
+        let audit = quality.kv_audit.as_ref();
+        audit.map_or(0, |audit| audit.approximate_reads + audit.masked_reads) as f64
+    })
+}
+
+/// Without a minus before a zero.
+fn percent(share: f64) -> String {
+    match (100.0 * share).round() {
+        0.0 => "0%".to_owned(),
+        percent => format!("{percent:.0}%"),
+    }
+}
+
+fn significant(value: f64) -> String {
+    let digits = match value {
+        value if value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        value if value >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.0}", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Enough of a digest to tell two apart.
+pub(crate) fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}

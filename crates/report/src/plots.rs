@@ -1,0 +1,226 @@
+//! The plots of a report.
+
+use crate::chart::{self, Chart, Point, Series};
+use crate::error::Result;
+use crate::image;
+use crate::row::{Row, sorted};
+use crate::series_style::Style;
+
+/// A drawn plot.
+pub(crate) struct Plot {
+    /// File name without extension.
+    pub(crate) name: String,
+    pub(crate) svg: String,
+}
+
+/// Every plot of a report.
+///
+/// # Errors
+/// A plot that cannot be drawn.
+pub(crate) fn all(groups: &[Vec<Row<'_>>]) -> Result<Vec<Plot>> {
+    let groups: Vec<Vec<Row<'_>>> = groups.iter().map(|group| sorted(group)).collect();
+    let styles = Styles::new(&groups);
+    let mut charts = Vec::new();
+    for group in &groups {
+        charts.extend(quality(group, &styles));
+        charts.extend(achieved(group, &styles));
+    }
+    charts.extend(throughput(&groups, &styles));
+    charts.retain(|(_, chart)| !chart.series.is_empty());
+    let draw = |(name, chart): &(String, Chart)| {
+        Ok(Plot {
+            name: name.clone(),
+            svg: image::draw(name, |area| chart::draw(area, chart))?,
+        })
+    };
+    charts.iter().map(draw).collect()
+}
+
+/// Name and look of every series of a report, the same in all plots.
+struct Styles {
+    has_runs: bool,
+    has_machines: bool,
+    names: Vec<(String, Style)>,
+}
+
+impl Styles {
+    fn new(groups: &[Vec<Row<'_>>]) -> Self {
+        let rows = || groups.iter().flatten();
+        let first = rows().next();
+        let mut styles = Self {
+            has_runs: first.is_some_and(|first| rows().any(|row| row.run != first.run)),
+            has_machines: first.is_some_and(|first| rows().any(|row| row.machine != first.machine)),
+            names: Vec::new(),
+        };
+        let mut numbers = 0..;
+        // Bands last: where there is one, it is in few plots.
+        let (bands, others): (Vec<_>, Vec<_>) = rows().partition(|row| row.sets.is_some());
+        for row in others.into_iter().chain(bands) {
+            let name = styles.name(row);
+            if styles.names.iter().all(|(known, _)| *known != name) {
+                let has_full = styles.names.iter().any(|(_, style)| *style == Style::Full);
+                let style = match row.is_full() && !has_full {
+                    true => Style::Full,
+                    false => Style::Nth(numbers.next().unwrap_or(0)),
+                };
+                styles.names.push((name, style));
+            }
+        }
+        styles
+    }
+
+    fn name(&self, row: &Row<'_>) -> String {
+        let mut name = row.record.strategy.series.clone();
+        if self.has_runs {
+            name.push_str(&format!(" {{{}}}", row.run));
+        }
+        if self.has_machines {
+            name.push_str(&format!(" {{machine {}}}", row.machine));
+        }
+        name
+    }
+
+    /// Rows as series, in order of first appearance; a line joins its points in the order of the rows, which is that of their
+    /// targets, also where a faster target measured slower.
+    fn series<'r>(
+        &self,
+        rows: impl Iterator<Item = &'r Row<'r>>,
+        point: impl Fn(&Row<'_>) -> Option<Point>,
+    ) -> Vec<Series> {
+        let mut series: Vec<Series> = Vec::new();
+        for row in rows {
+            let Some(point) = point(row) else { continue };
+            let name = self.name(row);
+            if let Some(series) = series.iter_mut().find(|series| series.name == name) {
+                series.points.push(point);
+                continue;
+            }
+            let style = self.names.iter().find(|(known, _)| *known == name);
+            series.push(Series {
+                style: style.map_or(Style::Nth(0), |(_, style)| *style),
+                name,
+                points: vec![point],
+            });
+        }
+        series
+    }
+}
+
+fn quality(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
+    let metric = group[0].record.task.metrics.first()?;
+    let rows = group.iter().filter(|row| row.sets.is_none());
+    let series = styles.series(rows, |row| {
+        let score = row.score(metric)?;
+        Some(Point {
+            x: row.achieved()?,
+            y: score.score,
+            x_range: row.interval(),
+            y_range: Some((score.lo, score.hi)),
+        })
+    });
+    let bands = group.iter().filter(|row| row.sets.is_some());
+    let band = bands.filter_map(|row| {
+        let score = row.score(metric)?;
+        Some((row.achieved()?, score.lo, score.hi))
+    });
+    let chart = Chart {
+        title: title("Quality against achieved speedup", &group[0]),
+        x_label: "achieved speedup (decode time, full network = 1)".to_owned(),
+        y_label: metric.clone(),
+        band: band.collect(),
+        series,
+        ..Chart::default()
+    };
+    Some((file_name("quality", &group[0]), chart))
+}
+
+fn achieved(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
+    let largest = group.iter().filter_map(Row::target).max_by(f64::total_cmp)?;
+    let series = styles.series(group.iter(), |row| {
+        Some(Point {
+            x: row.target()?,
+            y: row.achieved()?,
+            x_range: None,
+            y_range: row.interval(),
+        })
+    });
+    let chart = Chart {
+        title: title("Achieved against target speedup", &group[0]),
+        x_label: "target speedup".to_owned(),
+        y_label: "achieved speedup".to_owned(),
+        series,
+        guide: Some((
+            "achieved = target".to_owned(),
+            vec![(1.0, 1.0), (largest, largest)],
+        )),
+        ..Chart::default()
+    };
+    Some((file_name("achieved", &group[0]), chart))
+}
+
+/// A chart per model, task and number of beams, at the target nearest to 2.
+fn throughput(groups: &[Vec<Row<'_>>], styles: &Styles) -> Vec<(String, Chart)> {
+    let rows = || groups.iter().flatten();
+    let distance = |target: &f64| (target - 2.0).abs();
+    let target = rows().filter_map(Row::target).min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    let mut charts: Vec<(String, Chart)> = Vec::new();
+    for first in rows() {
+        let of = |row: &Row<'_>| {
+            let (model, task, _, beams) = row.group();
+            (model.to_owned(), task.to_owned(), beams)
+        };
+        let (model, task, beams) = of(first);
+        let beams = match beams {
+            1 => String::new(),
+            beams => format!("-beams{beams}"),
+        };
+        let name = safe(&format!("throughput-{model}-{task}{beams}"));
+        if charts.iter().any(|(known, _)| *known == name) {
+            continue;
+        }
+        let members = rows()
+            .filter(|row| of(row) == of(first))
+            .filter(|row| row.is_full() || row.target() == target);
+        let mut series = styles.series(members, |row| {
+            Some(Point {
+                x: row.record.search.batch_size as f64,
+                y: row.tokens_per_s()?,
+                x_range: None,
+                y_range: None,
+            })
+        });
+        for series in &mut series {
+            series.points.sort_by(|a, b| a.x.total_cmp(&b.x));
+        }
+        let at = target.map_or(String::new(), |target| format!(" at {target}x"));
+        let chart = Chart {
+            title: format!("Throughput against batch size{at}: {task}"),
+            x_label: "batch size".to_owned(),
+            y_label: "decoded tokens per second".to_owned(),
+            series,
+            from_zero: true,
+            ..Chart::default()
+        };
+        charts.push((name, chart));
+    }
+    charts
+}
+
+fn title(what: &str, row: &Row<'_>) -> String {
+    format!("{what}: {}, {}", row.record.task.name, row.setting())
+}
+
+fn file_name(what: &str, row: &Row<'_>) -> String {
+    let (model, task, batch, beams) = row.group();
+    let beams = match beams {
+        1 => String::new(),
+        beams => format!("-beams{beams}"),
+    };
+    safe(&format!("{what}-{model}-{task}-b{batch}{beams}"))
+}
+
+/// A name that every file system takes.
+fn safe(name: &str) -> String {
+    let is_safe = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    name.chars().map(|c| if is_safe(c) { c } else { '_' }).collect()
+}

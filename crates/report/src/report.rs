@@ -1,0 +1,193 @@
+//! A report: the rows of some runs, and everything that is drawn from them.
+
+use crate::error::{ReportError, Result};
+use crate::frame::Frame;
+use crate::head::Head;
+use crate::image;
+use crate::plots::{self, Plot};
+use crate::row::Row;
+use crate::scores::{Graded, compare};
+use crate::table::{Kind, Table};
+use crate::{html, text};
+use skipbench_engine::speedup;
+use skipbench_fs::write_whole;
+use skipbench_machine::Machine;
+use skipbench_record::{Record, Run};
+use std::path::{Path, PathBuf};
+
+/// Every result of some runs, side by side.
+pub struct Report<'a> {
+    head: Head,
+    /// Rows of the same model, task, batch size and beams.
+    groups: Vec<Vec<Row<'a>>>,
+}
+
+impl<'a> Report<'a> {
+    /// Derives what there is to say of the records of `runs`: scores from answers and references, speedups from timed blocks,
+    /// differences from the full network.
+    ///
+    /// # Errors
+    /// A metric that is not known or refuses its input.
+    pub fn of(runs: &'a [Run]) -> Result<Self> {
+        let machines = machines(runs);
+        let names: Vec<String> = runs.iter().map(|run| run_name(run, runs)).collect();
+        let mut groups: Vec<Vec<Graded<'a>>> = Vec::new();
+        for (run, name) in runs.iter().zip(&names) {
+            for record in &run.records {
+                let graded = Graded::new(row(record, name, &machines), run)?;
+                let group = groups.iter_mut().find(|group| group[0].row.group() == graded.row.group());
+                match group {
+                    Some(group) => group.push(graded),
+                    None => groups.push(vec![graded]),
+                }
+            }
+        }
+        for group in &mut groups {
+            compare(group)?;
+        }
+        let rows = |group: Vec<Graded<'a>>| group.into_iter().map(|graded| graded.row).collect();
+        let groups: Vec<Vec<Row<'a>>> = groups.into_iter().map(rows).collect();
+        let all: Vec<&Row<'a>> = groups.iter().flatten().collect();
+        Ok(Self {
+            head: Head::new(runs, &names, &all, &machines),
+            groups,
+        })
+    }
+
+    /// All rows, group by group.
+    pub fn rows(&self) -> impl Iterator<Item = &Row<'a>> {
+        self.groups.iter().flatten()
+    }
+
+    /// The tables as plain text for a terminal.
+    pub fn terminal(&self) -> String {
+        text::terminal(&self.head, &self.tables(Kind::Main))
+    }
+
+    /// `table.md`
+    pub fn markdown(&self) -> String {
+        text::markdown(&self.head, &self.tables(Kind::Main), &self.tables(Kind::Cost))
+    }
+
+    /// `table.tex`
+    pub fn latex(&self) -> String {
+        let (main, cost) = (self.tables(Kind::Main), self.tables(Kind::Cost));
+        text::latex(&[main, cost].concat())
+    }
+
+    /// Writes `results.csv`, `results.parquet`, `table.md`, `table.tex`, `plots/*.svg` with a `.png` beside each, and a
+    /// self-contained `report.html`; gives the paths.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        let mut frame = Frame::of(&self.rows().collect::<Vec<_>>())?;
+        let plots = plots::all(&self.groups)?;
+        let mut paths = self.write_small(dir, &mut frame, &plots)?;
+        let more = [
+            ("results.parquet", frame.parquet()?),
+            ("table.tex", self.latex().into_bytes()),
+        ];
+        paths.extend(write_all(dir, more)?);
+        for plot in &plots {
+            let path = plot_path(dir, plot).with_extension("png");
+            write_whole(&path, &image::png(&plot.name, &plot.svg)?)?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+
+    /// Writes what an archive holds: `results.csv`, `table.md`, `plots/*.svg` and `report.html`.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn write_archive(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        let mut frame = Frame::of(&self.rows().collect::<Vec<_>>())?;
+        self.write_small(dir, &mut frame, &plots::all(&self.groups)?)
+    }
+
+    fn write_small(&self, dir: &Path, frame: &mut Frame, plots: &[Plot]) -> Result<Vec<PathBuf>> {
+        let (main, cost) = (self.tables(Kind::Main), self.tables(Kind::Cost));
+        let files = [
+            ("results.csv", frame.csv()?),
+            ("table.md", self.markdown().into_bytes()),
+            ("report.html", html::page(&self.head, &main, &cost, plots)?.into_bytes()),
+        ];
+        make_folder(&dir.join("plots"))?;
+        let mut paths = write_all(dir, files)?;
+        for plot in plots {
+            let path = plot_path(dir, plot);
+            write_whole(&path, plot.svg.as_bytes())?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+
+    fn tables(&self, kind: Kind) -> Vec<Table> {
+        self.groups.iter().map(|group| Table::new(kind, group)).collect()
+    }
+}
+
+fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
+    let machine = &record.measured().machine;
+    let index = machines.iter().position(|other| other.differences(machine).is_empty());
+    let timing = record.timing.as_ref();
+    let mut row = Row {
+        run: run.to_owned(),
+        record,
+        machine: index.map_or(0, |index| index + 1),
+        speedup: timing.and_then(|timing| speedup(&timing.blocks)),
+        scores: Vec::new(),
+        same_as_full: None,
+        band: None,
+        sets: None,
+        notes: record.notes.clone(),
+    };
+    if row.is_full() && row.interval().is_some_and(|(lo, hi)| lo > 1.0 || hi < 1.0) {
+        row.notes.push(
+            "its speedup over itself is not 1: the machine was not steady, and times of this table are not to be trusted"
+                .to_owned(),
+        );
+    }
+    row
+}
+
+/// What a run is called: the name of its experiment, or its folder where several have that name.
+fn run_name(run: &Run, runs: &[Run]) -> String {
+    match runs.iter().filter(|other| other.info.name == run.info.name).count() {
+        1 => run.info.name.clone(),
+        _ => run.dir.display().to_string(),
+    }
+}
+
+/// Every machine that something was measured on, in order of appearance.
+fn machines(runs: &[Run]) -> Vec<&Machine> {
+    let mut machines: Vec<&Machine> = Vec::new();
+    for record in runs.iter().flat_map(|run| &run.records) {
+        let machine = &record.measured().machine;
+        if !machines.iter().any(|other| other.differences(machine).is_empty()) {
+            machines.push(machine);
+        }
+    }
+    machines
+}
+
+fn plot_path(dir: &Path, plot: &Plot) -> PathBuf {
+    dir.join("plots").join(format!("{}.svg", plot.name))
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|source| ReportError::Folder {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+fn write_all<const N: usize>(dir: &Path, files: [(&str, Vec<u8>); N]) -> Result<Vec<PathBuf>> {
+    let write = |(name, bytes): (&str, Vec<u8>)| {
+        let path = dir.join(name);
+        write_whole(&path, &bytes)?;
+        Ok(path)
+    };
+    files.into_iter().map(write).collect()
+}
