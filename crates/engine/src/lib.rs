@@ -12,7 +12,6 @@
 
 mod audit;
 mod beam;
-mod block;
 mod decode;
 mod error;
 mod generate;
@@ -30,12 +29,11 @@ mod trace;
 
 pub use audit::{EntryAudit, KvAudit, LayerAudit};
 pub use beam::{Beam, MAX_LENGTH_PENALTY};
-pub use block::{Block, Times};
 pub use error::{EngineError, Result};
 pub use generate::{Engine, Options};
 pub use generation::{DraftTally, Generation, RowOutput};
 pub use ledger::{Cost, Ledger};
 pub use scores::{CalibrationText, removal_order};
 pub use select::Sampling;
-pub use timing::{Interval, Speedup, TimingPlan, measure, speedup};
+pub use timing::{Block, Interval, Speedup, TimingPlan, measure, speedup};
 pub use trace::TokenTrace;

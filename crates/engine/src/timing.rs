@@ -1,8 +1,6 @@
 //! Speedup of a strategy over the full network, measured so that drift of the machine cancels out.
 
 use crate::beam::Beam;
-use crate::block::{Block, Times};
-
 use crate::error::Result;
 use crate::generate::{Engine, Options};
 use crate::generation::Generation;
@@ -33,6 +31,17 @@ pub struct TimingPlan {
     pub beam: Option<Beam>,
     /// No n-gram of this length occurs twice, for both; 0 for no such rule.
     pub no_repeat_ngram: usize,
+}
+
+/// One batch timed under the full network and under the strategy, back to back.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// Index into the plan's batches.
+    pub batch: usize,
+    /// The full network.
+    pub full: Generation,
+    /// The strategy.
+    pub strategy: Generation,
 }
 
 /// A 95% interval.
@@ -94,15 +103,8 @@ pub fn measure(engine: Engine<'_>, spec: &StrategySpec, plan: &TimingPlan) -> Re
         if index >= plan.warm_up.min(order.len()) {
             blocks.push(Block {
                 batch,
-                pass: 0,
-                strategy_first: false,
-                rows: prompts.len(),
-                prompt_tokens: prompts.iter().map(Vec::len).sum(),
-                decoded_tokens: strategy.decoded_tokens(),
-                bytes: strategy.ledger.total().bytes,
-                full_bytes: strategy.ledger.full.bytes,
-                full: Times::of(&full, Default::default()),
-                strategy: Times::of(&strategy, Default::default()),
+                full,
+                strategy,
             });
         }
     }
