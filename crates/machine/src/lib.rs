@@ -5,8 +5,11 @@
 //! [`Machine`] says what it is, as a record keeps it. [`peak_memory_bytes`] and [`reset_peak_memory`] give the memory that
 //! a stretch of work needed, [`EnergyMeter`] its energy and [`LoadMeter`] what other processes did meanwhile. What a machine
 //! does not tell is absent; nothing is estimated.
+//!
+//! What a GPU tells needs the feature `nvml`, which builds that compute on one turn on.
 
 mod energy;
+#[cfg_attr(not(feature = "nvml"), path = "no_gpu.rs")]
 mod gpu;
 mod load;
 mod machine;

@@ -33,4 +33,5 @@ pub use decoder::{Backend, CausalLm, Decoder, ModelSizes, Part};
 pub use error::{ModelError, Result};
 pub use families::Family;
 pub use mock::MockModel;
+pub use simd::instruction_set;
 pub use tokenizer::{ByteTokenizer, TextTokenizer, Tokenize};

@@ -27,6 +27,18 @@ pub fn isa() -> Isa {
     Isa::Portable
 }
 
+/// The instruction set that the kernels of this crate use on this processor. On a GPU, and in other element types than f32,
+/// candle's kernels do the work.
+pub fn instruction_set() -> &'static str {
+    match isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => "avx512f+fma",
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => "avx2+fma",
+        Isa::Portable => "portable",
+    }
+}
+
 /// Runs `$body` compiled for the best instruction set there is; `FMA` tells the body whether fused
 /// multiply-adds are cheap.
 #[macro_export]

@@ -60,6 +60,8 @@ pub(crate) fn on_prompts(
         new_tokens: 2,
         planned_tokens: options.max_new_tokens,
         repeats: 0,
+        precision: None,
+        max_repeats: 0,
         warm_up: 0,
         seed: 0,
         beam: options.beam,
@@ -247,18 +249,8 @@ impl<'a> Calibration<'a> {
     /// Speedup over the full network on the calibration prompts.
     fn speed(&self, spec: &StrategySpec, timing: &TimingPlan) -> anyhow::Result<f64> {
         self.need_text()?;
-        let blocks = measure(self.engine, spec, timing).context("calibration")?;
-        let pairs: Vec<(usize, f64, f64)> = blocks
-            .iter()
-            .map(|block| {
-                (
-                    block.batch,
-                    block.full.decode_s(),
-                    block.strategy.decode_s(),
-                )
-            })
-            .collect();
-        let measured = speedup(&pairs, timing.seed).map(|speedup| speedup.ratio);
+        let blocks = measure(self.engine, spec, timing, &mut |_, _| ()).context("calibration")?;
+        let measured = speedup(&blocks).map(|speedup| speedup.ratio);
         measured.context("`match: wallclock` needs a timing pass with at least two new tokens")
     }
 

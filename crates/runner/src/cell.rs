@@ -3,11 +3,11 @@
 use crate::calibrate::Calibrated;
 use crate::experiment::Experiment;
 use crate::plan::Cell;
-use crate::store::{BlockRecord, DraftRecord, LedgerRecord, Record, Sample, Times};
+use crate::store::{DraftRecord, LedgerRecord, Record, Sample};
 use crate::task::TaskData;
 use anyhow::{Context, bail};
 use skipbench_engine::{
-    Beam, DraftTally, Engine, EngineError, Generation, KvAudit, Ledger, Options, RowOutput,
+    Beam, Block, DraftTally, Engine, EngineError, Generation, KvAudit, Ledger, Options, RowOutput,
     TimingPlan, measure,
 };
 use skipbench_metrics::{Hypotheses, References, evaluate};
@@ -282,6 +282,8 @@ pub(crate) fn timing_plan(cell: &Cell, task: &TaskData, experiment: &Experiment)
         new_tokens: timing.new_tokens,
         planned_tokens: task.max_new_tokens,
         repeats: 1,
+        precision: None,
+        max_repeats: 1,
         warm_up: timing.warm_up,
         seed: experiment.seed,
         beam: beam(cell, experiment),
@@ -296,7 +298,7 @@ fn timing(
     spec: &StrategySpec,
     prompts: &[Vec<u32>],
     experiment: &Experiment,
-) -> anyhow::Result<Vec<BlockRecord>> {
+) -> anyhow::Result<Vec<Block>> {
     let timing = &experiment.timing;
     if timing.batches == 0 {
         return Ok(Vec::new());
@@ -327,28 +329,5 @@ fn timing(
         repeats: timing.repeats,
         ..timing_plan(cell, task, experiment)
     };
-    let blocks = measure(engine, spec, &plan)?;
-    Ok(blocks
-        .into_iter()
-        .map(|block| BlockRecord {
-            batch: block.batch,
-            rows: plan.batches[block.batch].len(),
-            prompt_tokens: plan.batches[block.batch].iter().map(Vec::len).sum(),
-            decoded_tokens: block.strategy.decoded_tokens(),
-            bytes: block.strategy.ledger.total().bytes,
-            full_bytes: block.strategy.ledger.full.bytes,
-            full: times(&block.full),
-            strategy: times(&block.strategy),
-        })
-        .collect())
-}
-
-/// Times to the tenth of a microsecond, finer than any clock here can tell.
-fn times(generation: &Generation) -> Times {
-    let round = |seconds: f64| (seconds * 1e7).round() / 1e7;
-    Times {
-        prefill_s: round(generation.prefill_s),
-        step_s: generation.step_s.iter().map(|&s| round(s)).collect(),
-        draft_s: round(generation.drafts.draft_s),
-    }
+    Ok(measure(engine, spec, &plan, &mut |_, _| ())?)
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use skipbench_engine::{Cost, DraftTally, Ledger};
+use skipbench_engine::{Block, Cost, DraftTally, Ledger};
 use skipbench_strategy::{Scoring, StrategySpec};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -61,7 +61,7 @@ pub struct Record {
     pub peak_kv_bytes: u64,
     /// Timed blocks, full network and strategy back to back.
     #[serde(default)]
-    pub blocks: Vec<BlockRecord>,
+    pub blocks: Vec<Block>,
 }
 
 /// How many drafted tokens stood in the quality pass.
@@ -142,50 +142,6 @@ impl LedgerRecord {
         parts
             .iter()
             .fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
-    }
-}
-
-/// One timed block.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BlockRecord {
-    /// Which batch of prompts.
-    pub batch: usize,
-    /// Rows of the batch.
-    pub rows: usize,
-    /// Prompt tokens of all rows.
-    pub prompt_tokens: usize,
-    /// Tokens of all rows that the decode steps generated, by either.
-    pub decoded_tokens: usize,
-    /// Bytes that the strategy's decode steps read.
-    pub bytes: u64,
-    /// Bytes that the full network reads for the same tokens.
-    pub full_bytes: u64,
-    /// The full network.
-    pub full: Times,
-    /// The strategy.
-    pub strategy: Times,
-}
-
-/// Times of one generation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Times {
-    /// Seconds to the first token.
-    pub prefill_s: f64,
-    /// Seconds of each decode step.
-    pub step_s: Vec<f64>,
-    /// Of all of them, the seconds of drafting.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub draft_s: f64,
-}
-
-fn is_zero(seconds: &f64) -> bool {
-    *seconds == 0.0
-}
-
-impl Times {
-    /// Seconds of all decode steps.
-    pub fn decode_s(&self) -> f64 {
-        self.step_s.iter().sum()
     }
 }
 
