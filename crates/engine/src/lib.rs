@@ -35,5 +35,5 @@ pub use generation::{DraftTally, Generation, RowOutput};
 pub use ledger::{Cost, Ledger};
 pub use scores::{CalibrationText, removal_order};
 pub use select::Sampling;
-pub use timing::{Block, Interval, Speedup, TimingPlan, measure, speedup};
+pub use timing::{Block, Interval, Speedup, Times, TimingPlan, measure, speedup};
 pub use trace::TokenTrace;

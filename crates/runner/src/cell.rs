@@ -500,6 +500,8 @@ pub(crate) fn timing_plan(cell: &Cell, task: &TaskData, experiment: &Experiment)
         new_tokens: timing.new_tokens,
         planned_tokens: task.max_new_tokens,
         repeats: timing.repeats,
+        precision: None,
+        max_repeats: timing.repeats,
         warm_up: timing.warm_up,
         seed: experiment.seed,
         beam: beam(cell, experiment),

@@ -1,9 +1,9 @@
 //! From the records of a run to the rows of its table.
 
 use crate::plan::{BAND, Cell, Plan};
-use crate::store::{BlockRecord, Record, Sample, Store, Times};
+use crate::store::{Record, Sample, Store};
 use crate::task::TaskData;
-use skipbench_engine::speedup;
+use skipbench_engine::{Block, Times, speedup};
 use skipbench_metrics::{Evaluation, Hypotheses, References, Resampling, evaluate, holm, paired};
 use skipbench_report::{MetricValue, ResultRow, TokenCost};
 use std::collections::BTreeMap;
@@ -136,18 +136,7 @@ fn row(
     task: &TaskData,
     scores: &[Evaluation],
 ) -> ResultRow {
-    let pairs: Vec<(usize, f64, f64)> = record
-        .blocks
-        .iter()
-        .map(|block| {
-            (
-                block.batch,
-                block.full.decode_s(),
-                block.strategy.decode_s(),
-            )
-        })
-        .collect();
-    let achieved = speedup(&pairs, plan.experiment.seed);
+    let achieved = speedup(&record.blocks);
     let interval = achieved.and_then(|speedup| speedup.interval);
     let target = cell.strategy.target_speedup();
     let speed = Speed::of(&record.blocks);
@@ -220,14 +209,14 @@ fn row(
 
 /// The speedup that the bytes of the timed blocks allow. Those go on behind the end of an answer, where a dynamic strategy
 /// may behave in another way.
-fn timed_bound(blocks: &[BlockRecord]) -> Option<f64> {
-    let sum = |of: fn(&BlockRecord) -> u64| -> u64 { blocks.iter().map(of).sum() };
+fn timed_bound(blocks: &[Block]) -> Option<f64> {
+    let sum = |of: fn(&Block) -> u64| -> u64 { blocks.iter().map(of).sum() };
     let (full, strategy) = (sum(|block| block.full_bytes), sum(|block| block.bytes));
     (strategy > 0).then(|| full as f64 / strategy as f64)
 }
 
 /// Share of the decode time that drafting took.
-fn draft_time(blocks: &[BlockRecord]) -> Option<f64> {
+fn draft_time(blocks: &[Block]) -> Option<f64> {
     let sum =
         |of: fn(&Times) -> f64| -> f64 { blocks.iter().map(|block| of(&block.strategy)).sum() };
     let all = sum(Times::decode_s);
@@ -261,10 +250,10 @@ struct Speed {
 }
 
 impl Speed {
-    fn of(blocks: &[BlockRecord]) -> Option<Self> {
+    fn of(blocks: &[Block]) -> Option<Self> {
         let sum =
             |of: fn(&Times) -> f64| -> f64 { blocks.iter().map(|block| of(&block.strategy)).sum() };
-        let count = |of: fn(&BlockRecord) -> usize| -> usize { blocks.iter().map(of).sum() };
+        let count = |of: fn(&Block) -> usize| -> usize { blocks.iter().map(of).sum() };
         let decoded = count(|block| block.decoded_tokens);
         let (prefill_s, decode_s) = (sum(|times| times.prefill_s), sum(Times::decode_s));
         if decoded == 0 || decode_s <= 0.0 {

@@ -282,18 +282,9 @@ impl Calibrator<'_> {
         if let Some(speed) = self.memo.get(&key) {
             return Ok(speed);
         }
-        let blocks = measure(self.engine, spec, timing).context("calibration")?;
-        let pairs: Vec<(usize, f64, f64)> = blocks
-            .iter()
-            .map(|block| {
-                (
-                    block.batch,
-                    block.full.decode_s(),
-                    block.strategy.decode_s(),
-                )
-            })
-            .collect();
-        let speed = speedup(&pairs, timing.seed)
+        let progress = &mut |done, all| (self.say)(format!("{spec}, timed block {done} of {all}"));
+        let blocks = measure(self.engine, spec, timing, progress).context("calibration")?;
+        let speed = speedup(&blocks)
             .context("`match: wallclock` needs a timing pass with at least two new tokens")?
             .ratio;
         self.memo.put(&key, format!("speedup of {spec}"), speed)?;
