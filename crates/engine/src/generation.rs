@@ -3,6 +3,7 @@
 use crate::audit::KvAudit;
 use crate::ledger::Ledger;
 use crate::trace::TokenTrace;
+use serde::{Deserialize, Serialize};
 use skipbench_model::HoleReads;
 
 /// What one row got.
@@ -39,7 +40,7 @@ pub struct Generation {
 }
 
 /// How many drafted tokens stood.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct DraftTally {
     /// Verifications, one for each row that takes part.
     pub verified: u64,

@@ -1,10 +1,11 @@
 //! The bytes and floating-point operations that decoding took, and the speedup that they allow.
 
+use serde::{Deserialize, Serialize};
 use skipbench_model::{ModelSizes, Part, Span, token_count};
 use std::ops::{Add, AddAssign};
 
 /// Memory traffic and arithmetic.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// Bytes of weights and KV cache read (and written, where a cache entry is copied).
     pub bytes: u64,
@@ -32,7 +33,7 @@ impl AddAssign for Cost {
 /// What the decode steps of one run cost by what they did, next to what the full network takes for the same tokens.
 /// Decoding is bound by reading weights and cache, so the ratio of bytes bounds the speedup: the LM head, exit checks and
 /// KV filling are paid by the strategy and shrink it (arXiv 2404.06954 reports 1.76x for a nominal 2x).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// Weights of the layers and the products with them.
     pub layers: Cost,
@@ -54,6 +55,7 @@ pub struct Ledger {
     pub row_layers: u64,
     /// Of these, the ones that rows ran which were done already, waiting for deeper ones.
     pub wasted_row_layers: u64,
+    #[serde(skip)]
     phase: Phase,
 }
 

@@ -4,6 +4,7 @@ use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
 use crate::error::{ModelError, Result};
 use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// How the key and value of a (layer, position) came to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,7 +51,7 @@ impl Provenance {
 }
 
 /// Reads of a (layer, position) that was skipped: one for each query and layer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoleReads {
     /// Keys and values read that are not what the layer would have computed.
     pub approximate: u64,
