@@ -1,9 +1,9 @@
 //! Speedup of a strategy over the full network, measured so that drift of the machine cancels out.
 
-use crate::beam::Beam;
 use crate::error::Result;
-use crate::generate::{Engine, Options};
+use crate::generate::Engine;
 use crate::generation::Generation;
+use crate::options::{Beam, Options};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -5,6 +5,7 @@ mod beams;
 mod exits;
 mod fills;
 mod mock;
+mod modules;
 mod oracles;
 mod parity;
 mod prefill;
