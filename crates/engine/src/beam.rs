@@ -219,8 +219,13 @@ impl Beams {
         let mut all = Vec::new();
         for (beam, (hypothesis, logits)) in self.running.iter().zip(logits).enumerate() {
             let mut scores = signal::log_softmax(logits);
-            if !scores.iter().all(|score| score.is_finite()) {
-                return Err(EngineError::NotFinite { row: self.prompt });
+            if scores.iter().any(|score| score.is_nan()) {
+                return Err(EngineError::NotNumbers {
+                    what: "logits",
+                    row: self.prompt,
+                    token: hypothesis.tokens.len() + 1,
+                    layer: None,
+                });
             }
             if options.no_repeat_ngram > 0 {
                 let sequence = [prompt, &hypothesis.tokens].concat();

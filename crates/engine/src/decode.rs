@@ -209,6 +209,14 @@ impl Run<'_> {
             if part_of(&row.set, layer).is_none() {
                 continue;
             }
+            if value.is_nan() {
+                let what = if signal.needs_head() {
+                    "logits"
+                } else {
+                    "hidden states"
+                };
+                return Err(self.not_numbers(what, (row.span.row, row.span.start), Some(layer)));
+            }
             row.confidence = Some(value);
             if self.strategy.observe(layer, row.span.row, value) == Verdict::Exit {
                 exits.push(index);

@@ -6,6 +6,7 @@ use crate::ngram;
 use crate::options::Options;
 use crate::run::{Clock, Run};
 use crate::select::Chooser;
+use crate::signal;
 use crate::step::Chosen;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
@@ -33,7 +34,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// An empty batch or prompt, a prompt that does not fit with its new tokens, a strategy that does not suit the
-    /// model or the search, logits that are not finite.
+    /// model or the search, logits that are not numbers.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -136,9 +137,14 @@ impl Run<'_> {
 
     /// A token of each of `rows` from `logits`: `[rows.len(), vocab_size]`.
     fn choose(&self, logits: &Tensor, rows: &[usize], chooser: &mut Chooser) -> Result<Vec<u32>> {
+        let places = rows.iter().map(|&row| {
+            let sequence = self.prompts[row].len() + self.out.rows[row].tokens.len();
+            (row, sequence - 1)
+        });
+        let likeliest = self.numbers(signal::argmax(logits)?, places, None)?;
         let n = self.options.no_repeat_ngram;
         if n == 0 {
-            return chooser.choose(rows, logits);
+            return chooser.choose(rows, likeliest, logits);
         }
         let vocab = logits.dim(1)?;
         let mut values = logits.flatten_all()?.to_vec1::<f32>()?;
@@ -149,7 +155,12 @@ impl Run<'_> {
             }
         }
         let logits = Tensor::from_vec(values, logits.shape().clone(), logits.device())?;
-        chooser.choose(rows, &logits)
+        let allowed: Option<Vec<u32>> = signal::argmax(&logits)?.into_iter().collect();
+        let likeliest = allowed.ok_or_else(|| EngineError::Search {
+            option: "no-repeat-ngram",
+            message: format!("every token would repeat {n} tokens of the sequence; allow more"),
+        })?;
+        chooser.choose(rows, likeliest, &logits)
     }
 
     /// Records tokens, those of a row one after the other; gives the rows that go on.

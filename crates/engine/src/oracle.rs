@@ -31,7 +31,7 @@ impl Run<'_> {
         }
         let logits = self.head(&hidden)?;
         let last = plan.layers.iter().last().unwrap_or(0);
-        let exits = self.earliest(&logits, &states, last, agreement)?;
+        let exits = self.earliest(&logits, &states, spans, last, agreement)?;
 
         for layer in plan.layers.iter() {
             let running: Vec<Span> = spans
@@ -70,15 +70,18 @@ impl Run<'_> {
         &self,
         logits: &Tensor,
         states: &[(usize, Tensor)],
+        spans: &[Span],
         last: usize,
         agreement: Agreement,
     ) -> Result<Vec<usize>> {
-        let votes = signal::argmax(logits)?;
+        let places = || spans.iter().map(|span| (span.row, span.start));
+        let votes = self.numbers(signal::argmax(logits)?, places(), None)?;
         let mut exits = vec![last; votes.len()];
         // From the top down: the lowest layer that agrees, or the lowest of an unbroken run.
         let mut broken = vec![false; votes.len()];
         for (layer, state) in states.iter().rev() {
             let here = signal::argmax(&self.model.head(state)?)?;
+            let here = self.numbers(here, places(), Some(*layer))?;
             for row in 0..votes.len() {
                 let agrees = here[row] == votes[row];
                 if agrees && !(broken[row] && agreement == Agreement::Stable) {

@@ -33,6 +33,10 @@ impl Run<'_> {
                     let mut cosines = signal::cosine(&before, &hidden)?.into_iter();
                     for (span, values) in spans.iter().zip(&mut similarity) {
                         let sum: f64 = cosines.by_ref().take(span.len).sum();
+                        if sum.is_nan() {
+                            let place = (span.row, span.len - 1);
+                            return Err(self.not_numbers("hidden states", place, Some(layer)));
+                        }
                         values.push(sum / span.len as f64);
                     }
                 }
@@ -56,6 +60,9 @@ impl Run<'_> {
             }
         };
         for (span, signal) in spans.iter().zip(&signals) {
+            if signal.iter().any(|value| value.is_nan()) {
+                return Err(self.not_numbers("logits", (span.row, span.len - 1), None));
+            }
             for row in span.row..span.row + self.options.beams() {
                 self.strategy.observe_prompt(row, signal);
             }

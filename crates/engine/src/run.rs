@@ -109,6 +109,34 @@ impl<'a> Run<'a> {
         Ok(self.model.head(hidden)?)
     }
 
+    /// What the logits behind each of `places`, (row of the cache, position), gave, or an error where they were no numbers.
+    pub(crate) fn numbers<T>(
+        &self,
+        values: Vec<Option<T>>,
+        places: impl IntoIterator<Item = (usize, usize)>,
+        layer: Option<usize>,
+    ) -> Result<Vec<T>> {
+        let values = values.into_iter().zip(places);
+        values
+            .map(|(value, place)| value.ok_or_else(|| self.not_numbers("logits", place, layer)))
+            .collect()
+    }
+
+    pub(crate) fn not_numbers(
+        &self,
+        what: &'static str,
+        (row, position): (usize, usize),
+        layer: Option<usize>,
+    ) -> EngineError {
+        let row = row / self.options.beams();
+        EngineError::NotNumbers {
+            what,
+            row,
+            token: position + 2 - self.prompts[row].len(),
+            layer,
+        }
+    }
+
     pub(crate) fn last_token(&self, row: usize) -> u32 {
         self.out.rows[row].tokens.last().copied().unwrap_or(0)
     }

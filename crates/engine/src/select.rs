@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 use crate::options::Sampling;
-use crate::signal;
 use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling as Draw};
 
@@ -27,7 +26,7 @@ pub(crate) enum Chooser {
         /// One for each row.
         processors: Vec<LogitsProcessor>,
         /// Keep so many likeliest tokens before one is drawn.
-        likeliest: Option<usize>,
+        top_k: Option<usize>,
     },
 }
 
@@ -39,33 +38,32 @@ impl Chooser {
                 processors: (0..rows as u64)
                     .map(|row| processor(sampling, row))
                     .collect(),
-                likeliest: sampling.top_k.filter(|_| sampling.top_p.is_some()),
+                top_k: sampling.top_k.filter(|_| sampling.top_p.is_some()),
             },
         }
     }
 
-    /// `logits`: `[rows.len(), vocab_size]`.
-    pub(crate) fn choose(&mut self, rows: &[usize], logits: &Tensor) -> Result<Vec<u32>> {
-        // Says so where logits are not finite, from which nothing can be drawn either.
-        let likeliest = signal::argmax(logits)?;
-        match self {
-            Self::Greedy => Ok(likeliest),
-            Self::Drawn {
-                processors,
-                likeliest,
-            } => rows
-                .iter()
-                .enumerate()
-                .map(|(index, &row)| {
-                    let logits = logits.get(index)?;
-                    let logits = match likeliest {
-                        Some(k) => only_likeliest(&logits, *k)?,
-                        None => logits,
-                    };
-                    Ok(processors[row].sample(&logits)?)
-                })
-                .collect(),
-        }
+    /// `likeliest` of each row or another one; `logits`: `[rows.len(), vocab_size]`.
+    pub(crate) fn choose(
+        &mut self,
+        rows: &[usize],
+        likeliest: Vec<u32>,
+        logits: &Tensor,
+    ) -> Result<Vec<u32>> {
+        let Self::Drawn { processors, top_k } = self else {
+            return Ok(likeliest);
+        };
+        rows.iter()
+            .enumerate()
+            .map(|(index, &row)| {
+                let logits = logits.get(index)?;
+                let logits = match top_k {
+                    Some(k) => only_likeliest(&logits, *k)?,
+                    None => logits,
+                };
+                Ok(processors[row].sample(&logits)?)
+            })
+            .collect()
     }
 }
 
@@ -109,7 +107,7 @@ mod tests {
                 first_row: 0,
             };
             let mut chooser = Chooser::new(Some(&sampling), 1);
-            let tokens = (0..400).map(|_| chooser.choose(&[0], &logits).unwrap()[0]);
+            let tokens = (0..400).map(|_| chooser.choose(&[0], vec![0], &logits).unwrap()[0]);
             tokens.max().unwrap()
         };
         assert!(drawn(None, None) > 48);

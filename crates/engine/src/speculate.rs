@@ -124,7 +124,8 @@ impl Run<'_> {
             // A drafting strategy's layers do not depend on the step.
             let plan = self.strategy.plan(1);
             let step = self.decode(&ids, &spans, &plan)?;
-            let tokens = signal::argmax(&step.logits)?;
+            let places = spans.iter().map(|span| (span.row, span.start));
+            let tokens = self.numbers(signal::argmax(&step.logits)?, places, None)?;
             let doubtful = match limit.least_probability > 0.0 {
                 true => signal::from_logits(ExitSignal::MaxProb, &step.logits)?
                     .into_iter()
@@ -177,7 +178,11 @@ impl Run<'_> {
             self.out.ledger.layer(sizes, Part::Whole, &spans);
         }
         hidden = join(sizes.n_layers, drafts, hidden, &mut spans)?;
-        signal::argmax(&self.head(&hidden)?)
+        let votes = signal::argmax(&self.head(&hidden)?)?;
+        let places = spans
+            .iter()
+            .flat_map(|span| (span.start..span.start + span.len).map(|at| (span.row, at)));
+        self.numbers(votes, places, None)
     }
 
     /// The tokens that a row gets. The layers of all that was drafted and verified are counted, those that led to no token

@@ -6,6 +6,7 @@ mod exits;
 mod fills;
 mod mock;
 mod modules;
+mod not_numbers;
 mod oracles;
 mod parity;
 mod prefill;
