@@ -1,7 +1,7 @@
 //! The KV cache of a strategy against that of the full network over the same tokens.
 
 use crate::error::Result;
-use crate::generate::Run;
+use crate::run::Run;
 use skipbench_model::{Provenance, Span};
 
 /// The entries of one row's cache at generated positions, by how they came to be.
@@ -103,8 +103,8 @@ impl KvAudit {
 
 impl Run<'_> {
     /// Replays each row's prompt and tokens through all layers and compares.
-    pub(crate) fn audit(&mut self, prompts: &[Vec<u32>]) -> Result<()> {
-        for (row, prompt) in prompts.iter().enumerate() {
+    pub(crate) fn audit(&mut self) -> Result<()> {
+        for (row, prompt) in self.prompts.iter().enumerate() {
             let tokens = &self.out.rows[row].tokens;
             // The last token is never fed, so it has no key.
             let fed = &tokens[..tokens.len().saturating_sub(1)];

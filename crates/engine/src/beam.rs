@@ -1,51 +1,15 @@
 //! Beam search, as `generate` of transformers 5 does it with `early_stopping=False`.
 
-use crate::decode::Decoded;
 use crate::error::{EngineError, Result};
-use crate::generate::{Clock, Options, Run};
 use crate::ngram;
+use crate::options::{Beam, Options};
+use crate::run::{Clock, Run};
 use crate::signal;
+use crate::step::Decoded;
 use skipbench_model::Span;
-use skipbench_strategy::Strategy;
 
 /// A score that no real one reaches: what transformers gives to what must not be chosen.
 const NEVER: f32 = -1e9;
-
-/// The largest length penalty, up and down: the power of an answer's length must still be a number.
-pub const MAX_LENGTH_PENALTY: f64 = 10.0;
-
-/// How to search.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Beam {
-    /// Continuations kept at each step.
-    pub beams: usize,
-    /// A finished continuation's log-probability is divided by its length to this power.
-    pub length_penalty: f64,
-}
-
-impl Beam {
-    /// Refuses values that mean nothing.
-    ///
-    /// # Errors
-    /// Fewer than 2 or more than 64 beams, a length penalty beyond [`MAX_LENGTH_PENALTY`].
-    pub fn check(&self) -> Result<()> {
-        let wrong =
-            |option: &'static str, message: String| Err(EngineError::Search { option, message });
-        if !(2..=64).contains(&self.beams) {
-            return wrong("beams", format!("{} is outside 2 to 64", self.beams));
-        }
-        match self.length_penalty.abs() <= MAX_LENGTH_PENALTY {
-            true => Ok(()),
-            false => wrong(
-                "length-penalty",
-                format!(
-                    "{} is outside -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}",
-                    self.length_penalty
-                ),
-            ),
-        }
-    }
-}
 
 /// The beams of one prompt.
 struct Beams {
@@ -89,20 +53,15 @@ struct Candidate {
 
 impl Run<'_> {
     /// The best continuation of each prompt, into `self.out.rows`.
-    pub(crate) fn search(
-        &mut self,
-        prompts: &[Vec<u32>],
-        beam: Beam,
-        strategy: &mut dyn Strategy,
-        options: &Options,
-    ) -> Result<()> {
+    pub(crate) fn search(&mut self, beam: Beam) -> Result<()> {
+        let (prompts, options) = (self.prompts, self.options);
         let Beam { beams, .. } = beam;
         let n_layers = self.model.sizes().n_layers as f64;
         let mut searches: Vec<Beams> = (0..prompts.len())
             .map(|prompt| Beams::new(prompt, beams))
             .collect();
         let clock = Clock::start(self.model)?;
-        let logits = self.prefill(prompts, beams, strategy)?;
+        let logits = self.prefill()?;
         let logits = logits.to_vec2::<f32>()?;
         for (search, logits) in searches.iter_mut().zip(logits) {
             // All beams are still the same, so one speaks for all.
@@ -133,8 +92,8 @@ impl Run<'_> {
                 }
             }
             self.out.ledger.step(self.model.sizes(), &spans);
-            let plan = strategy.plan(step);
-            let decoded = self.decode(&ids, &spans, &plan, strategy)?;
+            let plan = self.strategy.plan(step);
+            let decoded = self.decode(&ids, &spans, &plan)?;
             let logits = decoded.logits.to_vec2::<f32>()?;
             let mut parents: Vec<usize> = (0..prompts.len() * beams).collect();
             for (place, &prompt) in live.iter().enumerate() {
@@ -260,8 +219,13 @@ impl Beams {
         let mut all = Vec::new();
         for (beam, (hypothesis, logits)) in self.running.iter().zip(logits).enumerate() {
             let mut scores = signal::log_softmax(logits);
-            if !scores.iter().all(|score| score.is_finite()) {
-                return Err(EngineError::NotFinite { row: self.prompt });
+            if scores.iter().any(|score| score.is_nan()) {
+                return Err(EngineError::NotNumbers {
+                    what: "logits",
+                    row: self.prompt,
+                    token: hypothesis.tokens.len() + 1,
+                    layer: None,
+                });
             }
             if options.no_repeat_ngram > 0 {
                 let sequence = [prompt, &hypothesis.tokens].concat();

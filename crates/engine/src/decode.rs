@@ -1,61 +1,30 @@
 //! One decode step: each row through its layers, exits, and what becomes of the layers that it skips.
 
 use crate::error::{EngineError, Result};
-use crate::generate::Run;
+use crate::run::Run;
 use crate::signal;
 use crate::skipped::Ghost;
+use crate::step::{Decoded, Row, Step};
+use crate::tensors::{in_order, part_of, select};
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{Part, Span};
-use skipbench_strategy::{ExitSignal, KvFill, LayerSet, StepPlan, Strategy, Verdict};
+use skipbench_strategy::{ExitSignal, KvFill, LayerSet, StepPlan, Verdict};
 
-/// What the rows of a step got, by ascending row.
-pub(crate) struct Step {
-    pub(crate) rows: Vec<Decoded>,
-    /// `[rows.len(), vocab_size]`.
-    pub(crate) logits: Tensor,
-}
-
-/// How a row came to its logits.
-pub(crate) struct Decoded {
-    pub(crate) row: usize,
-    /// Layers run for it, half a layer for each sub-layer.
-    pub(crate) layers: f64,
-    pub(crate) trace: TokenTrace,
-}
-
-/// How far a row's drafts are the full network's own computation.
-pub(crate) struct Exact {
-    /// Layers, from the lowest up, that ran for every token drafted so far: their keys and values are exact, and so is the
-    /// state behind them.
-    layers: usize,
-    /// Of each token that was fed: the layers that need not run again, no more than for the token before it, and the state
-    /// behind them, `[1, d_model]`.
-    pub(crate) states: Vec<(usize, Tensor)>,
-}
-
-impl Exact {
-    /// Before anything is drafted.
-    pub(crate) fn all(n_layers: usize) -> Self {
-        Self {
-            layers: n_layers,
-            states: Vec::new(),
-        }
-    }
-}
-
-/// A row on its way through the layers.
-pub(crate) struct Row {
-    pub(crate) span: Span,
-    pub(crate) set: LayerSet,
-    ran: LayerSet,
-    /// Layers run for earlier positions of the row, since this one needed them, or ahead of later ones that may.
-    made_up: usize,
-    confidence: Option<f64>,
+/// All rows of a step on their way.
+struct Way {
+    /// Those that go on, by ascending row.
+    rows: Vec<Row>,
+    /// Their state: `[rows.len(), d_model]`.
+    hidden: Tensor,
+    /// Those that are done and run along.
+    ghosts: Vec<Ghost>,
+    done: Vec<Done>,
 }
 
 /// Rows that have what they need: their logits, or the state `[rows, d_model]` that the LM head still has to read.
 struct Done {
+    /// With the layer after which it left, where it left before the last.
     rows: Vec<(Row, Option<usize>)>,
     logits: Option<Tensor>,
     state: Tensor,
@@ -63,149 +32,63 @@ struct Done {
 
 impl Run<'_> {
     /// Logits behind each of `ids`, which stand at `spans`.
-    pub(crate) fn decode(
-        &mut self,
-        ids: &[u32],
-        spans: &[Span],
-        plan: &StepPlan,
-        strategy: &mut dyn Strategy,
-    ) -> Result<Step> {
+    pub(crate) fn decode(&mut self, ids: &[u32], spans: &[Span], plan: &StepPlan) -> Result<Step> {
         self.check_reachable(&plan.layers)?;
         if let Some(agreement) = self.needs.oracle {
             return self.decode_oracle(ids, spans, plan, agreement);
         }
-        let mut rows: Vec<Row> = Vec::with_capacity(spans.len());
-        for &span in spans {
-            let set = strategy.row_layers(span.row).unwrap_or(plan.layers);
-            self.check_reachable(&set)?;
-            self.check_deferred(&set)?;
-            rows.push(Row {
-                span,
-                set,
-                ran: LayerSet::empty(),
-                made_up: 0,
-                confidence: None,
-            });
-        }
-        let n_layers = self.model.sizes().n_layers;
-        let mut hidden = self.model.embed(ids)?;
-        let mut ghosts: Vec<Ghost> = Vec::new();
-        let mut done: Vec<Done> = Vec::new();
+        let mut way = self.begin_rows(ids, spans, plan)?;
         let last = plan.layers.iter().last();
-        self.limit_exact(&rows, leading_layers(&plan.layers, n_layers));
-        for layer in 0..n_layers {
-            self.keep_exact(layer, &hidden, &rows)?;
-            let before = hidden;
-            hidden = self.run_layer(layer, &before, &mut rows, &mut ghosts)?;
-            self.fill_passed(layer, &hidden, &rows)?;
-            let (Some(signal), true) = (self.needs.signal, plan.checks.contains(layer)) else {
-                continue;
-            };
-            if Some(layer) == last {
-                continue;
+        for layer in 0..self.model.sizes().n_layers {
+            let before = self.run_layer(layer, &mut way)?;
+            if let Some(signal) = self.needs.signal
+                && plan.checks.contains(layer)
+                && last != Some(layer)
+            {
+                self.exits(layer, signal, &before, &mut way)?;
             }
-            let (exits, logits) =
-                self.check(layer, signal, (&before, &hidden), &mut rows, strategy)?;
-            if exits.is_empty() {
-                continue;
-            }
-            let mut stays = Vec::new();
-            let mut leaving = Vec::new();
-            for (index, row) in rows.into_iter().enumerate() {
-                match exits.contains(&index) {
-                    true => leaving.push(row),
-                    false => stays.push((index, row)),
-                }
-            }
-            let state = select(&hidden, &exits)?;
-            self.limit_exact(&leaving, layer + 1);
-            self.keep_exact(layer + 1, &state, &leaving)?;
-            self.leave(layer, &state, &leaving, &mut ghosts, !stays.is_empty())?;
-            done.push(Done {
-                rows: leaving.into_iter().map(|row| (row, Some(layer))).collect(),
-                logits: match &logits {
-                    Some(logits) => Some(select(logits, &exits)?),
-                    None => None,
-                },
-                state,
-            });
-            let kept: Vec<usize> = stays.iter().map(|(index, _)| *index).collect();
-            rows = stays.into_iter().map(|(_, row)| row).collect();
-            if rows.is_empty() {
+            if way.rows.is_empty() {
                 break;
             }
-            hidden = select(&hidden, &kept)?;
         }
-        for ghost in &ghosts {
-            let mut left = done.iter_mut().flat_map(|done| &mut done.rows);
-            if let Some((row, _)) = left.find(|(row, _)| row.span.row == ghost.span.row) {
-                row.made_up += ghost.ahead;
-            }
-        }
-        self.settle(ghosts)?;
-        if !rows.is_empty() {
-            self.keep_exact(n_layers, &hidden, &rows)?;
-            done.push(Done {
-                rows: rows.into_iter().map(|row| (row, None)).collect(),
-                logits: None,
-                state: hidden,
-            });
-        }
-        self.gather(done)
+        self.finish_rows(way)
     }
 
-    /// Of a draft by `rows`, no more than the lowest `layers` are what the full network computes.
-    fn limit_exact(&mut self, rows: &[Row], layers: usize) {
-        for row in rows {
-            if let Some(exact) = self.exact.get_mut(row.span.row) {
-                exact.layers = exact.layers.min(layers);
-            }
+    fn begin_rows(&mut self, ids: &[u32], spans: &[Span], plan: &StepPlan) -> Result<Way> {
+        let mut rows = Vec::with_capacity(spans.len());
+        for &span in spans {
+            let set = self.strategy.row_layers(span.row).unwrap_or(plan.layers);
+            self.check_reachable(&set)?;
+            self.check_deferred(&set)?;
+            rows.push(Row::new(span, set));
         }
+        let n_layers = self.model.sizes().n_layers;
+        self.exact
+            .limit(&rows, leading_layers(&plan.layers, n_layers));
+        Ok(Way {
+            rows,
+            hidden: self.model.embed(ids)?,
+            ghosts: Vec::new(),
+            done: Vec::new(),
+        })
     }
 
-    /// Keeps the state in front of `layer`, `hidden`: `[rows.len(), d_model]`, of rows whose draft is exact up to there.
-    fn keep_exact(&mut self, layer: usize, hidden: &Tensor, rows: &[Row]) -> Result<()> {
-        for (index, row) in rows.iter().enumerate() {
-            if let Some(exact) = self.exact.get_mut(row.span.row)
-                && exact.layers == layer
-            {
-                exact.states.push((layer, hidden.narrow(0, index, 1)?));
-            }
-        }
-        Ok(())
+    /// Each row's part of a layer, and keys and values where rows skip it; gives the states in front of it.
+    fn run_layer(&mut self, layer: usize, way: &mut Way) -> Result<Tensor> {
+        self.exact.keep(layer, &way.hidden, &way.rows)?;
+        let after = self.run_parts(layer, way)?;
+        self.fill_passed(layer, &after, &way.rows)?;
+        Ok(std::mem::replace(&mut way.hidden, after))
     }
 
-    /// Refuses layers that have no cache because nobody said that they would run.
-    fn check_reachable(&self, layers: &LayerSet) -> Result<()> {
-        if layers.is_subset(&self.reachable) {
-            return Ok(());
-        }
-        let missing = |layer: &usize| !LayerSet::from_layers([*layer]).is_subset(&self.reachable);
-        let layer = layers.iter().find(missing).unwrap_or_default();
-        Err(EngineError::NotReachable { layer })
-    }
-
-    /// Layers that are made up for later are whole, and none is left out in between.
-    fn check_deferred(&self, layers: &LayerSet) -> Result<()> {
-        let all = LayerSet::full(self.model.sizes().n_layers);
-        match self.needs.kv_fill == KvFill::Deferred && *layers != all {
-            true => Err(EngineError::Search {
-                option: "kv-fill",
-                message: "`deferred` is for tokens that leave on a way through all layers, and this strategy plans fewer; use another"
-                    .to_owned(),
-            }),
-            false => Ok(()),
-        }
-    }
-
-    /// Each row's part of a layer; rows that skip it keep their state.
-    fn run_layer(
-        &mut self,
-        layer: usize,
-        hidden: &Tensor,
-        rows: &mut [Row],
-        ghosts: &mut [Ghost],
-    ) -> Result<Tensor> {
+    /// Rows that skip the layer keep their state.
+    fn run_parts(&mut self, layer: usize, way: &mut Way) -> Result<Tensor> {
+        let Way {
+            rows,
+            hidden,
+            ghosts,
+            ..
+        } = way;
         let mut outputs: Vec<(Vec<usize>, Tensor)> = Vec::new();
         let mut passing: Vec<usize> = (0..rows.len()).collect();
         for part in [Part::Whole, Part::Attention, Part::Mlp] {
@@ -261,38 +144,112 @@ impl Run<'_> {
         in_order(&outputs)
     }
 
+    /// Takes the rows that exit after `layer` out of the way; `before`: the states in front of it.
+    fn exits(
+        &mut self,
+        layer: usize,
+        signal: ExitSignal,
+        before: &Tensor,
+        way: &mut Way,
+    ) -> Result<()> {
+        let (exits, logits) = self.check(layer, signal, before, way)?;
+        if exits.is_empty() {
+            return Ok(());
+        }
+        let (mut kept, mut stays, mut leaving) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, row) in std::mem::take(&mut way.rows).into_iter().enumerate() {
+            if exits.contains(&index) {
+                leaving.push(row);
+            } else {
+                kept.push(index);
+                stays.push(row);
+            }
+        }
+        let state = select(&way.hidden, &exits)?;
+        self.exact.limit(&leaving, layer + 1);
+        self.exact.keep(layer + 1, &state, &leaving)?;
+        self.leave(layer, &state, &leaving, &mut way.ghosts, !stays.is_empty())?;
+        way.done.push(Done {
+            rows: leaving.into_iter().map(|row| (row, Some(layer))).collect(),
+            logits: match &logits {
+                Some(logits) => Some(select(logits, &exits)?),
+                None => None,
+            },
+            state,
+        });
+        if !kept.is_empty() {
+            way.hidden = select(&way.hidden, &kept)?;
+            way.rows = stays;
+        }
+        Ok(())
+    }
+
     /// Asks the strategy about each row after a check layer; gives those that exit, and the logits where they were needed.
     fn check(
         &mut self,
         layer: usize,
         signal: ExitSignal,
-        (before, after): (&Tensor, &Tensor),
-        rows: &mut [Row],
-        strategy: &mut dyn Strategy,
+        before: &Tensor,
+        way: &mut Way,
     ) -> Result<(Vec<usize>, Option<Tensor>)> {
         let logits = match signal.needs_head() {
             true => {
-                self.out.ledger.check(self.model.sizes(), rows.len());
-                Some(self.model.head(after)?)
+                self.out.ledger.check(self.model.sizes(), way.rows.len());
+                Some(self.model.head(&way.hidden)?)
             }
             false => None,
         };
         let values = match &logits {
             Some(logits) => signal::from_logits(signal, logits)?,
-            None => signal::cosine(before, after)?,
+            None => signal::cosine(before, &way.hidden)?,
         };
         let mut exits = Vec::new();
-        for (index, (row, value)) in rows.iter_mut().zip(values).enumerate() {
+        for (index, (row, value)) in way.rows.iter_mut().zip(values).enumerate() {
             // A row that passed the layer by has nothing new to say.
             if part_of(&row.set, layer).is_none() {
                 continue;
             }
+            if value.is_nan() {
+                let what = if signal.needs_head() {
+                    "logits"
+                } else {
+                    "hidden states"
+                };
+                return Err(self.not_numbers(what, (row.span.row, row.span.start), Some(layer)));
+            }
             row.confidence = Some(value);
-            if strategy.observe(layer, row.span.row, value) == Verdict::Exit {
+            if self.strategy.observe(layer, row.span.row, value) == Verdict::Exit {
                 exits.push(index);
             }
         }
         Ok((exits, logits))
+    }
+
+    /// Settles what was left behind, and reads the LM head for every row that still waits for it.
+    fn finish_rows(&mut self, way: Way) -> Result<Step> {
+        let Way {
+            rows,
+            hidden,
+            ghosts,
+            mut done,
+        } = way;
+        for ghost in &ghosts {
+            let mut left = done.iter_mut().flat_map(|done| &mut done.rows);
+            if let Some((row, _)) = left.find(|(row, _)| row.span.row == ghost.span.row) {
+                row.made_up += ghost.ahead;
+            }
+        }
+        self.settle(ghosts)?;
+        if !rows.is_empty() {
+            self.exact
+                .keep(self.model.sizes().n_layers, &hidden, &rows)?;
+            done.push(Done {
+                rows: rows.into_iter().map(|row| (row, None)).collect(),
+                logits: None,
+                state: hidden,
+            });
+        }
+        self.gather(done)
     }
 
     /// One pass of the LM head over all states that wait for it, and everything in the order of the rows.
@@ -340,10 +297,27 @@ impl Run<'_> {
         })
     }
 
-    pub(crate) fn head(&mut self, hidden: &Tensor) -> Result<Tensor> {
-        let rows = hidden.dim(0)?;
-        self.out.ledger.head(self.model.sizes(), rows);
-        Ok(self.model.head(hidden)?)
+    /// Refuses layers that have no cache because nobody said that they would run.
+    fn check_reachable(&self, layers: &LayerSet) -> Result<()> {
+        if layers.is_subset(&self.reachable) {
+            return Ok(());
+        }
+        let missing = |layer: &usize| !LayerSet::from_layers([*layer]).is_subset(&self.reachable);
+        let layer = layers.iter().find(missing).unwrap_or_default();
+        Err(EngineError::NotReachable { layer })
+    }
+
+    /// Layers that are made up for later are whole, and none is left out in between.
+    fn check_deferred(&self, layers: &LayerSet) -> Result<()> {
+        let all = LayerSet::full(self.model.sizes().n_layers);
+        match self.needs.kv_fill == KvFill::Deferred && *layers != all {
+            true => Err(EngineError::Search {
+                option: "kv-fill",
+                message: "`deferred` is for tokens that leave on a way through all layers, and this strategy plans fewer; use another"
+                    .to_owned(),
+            }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -352,42 +326,4 @@ fn leading_layers(set: &LayerSet, n_layers: usize) -> usize {
     (0..n_layers)
         .find(|&layer| !set.contains(layer))
         .unwrap_or(n_layers)
-}
-
-/// Which part of a layer a set holds.
-pub(crate) fn part_of(set: &LayerSet, layer: usize) -> Option<Part> {
-    match (set.has_attention(layer), set.has_mlp(layer)) {
-        (true, true) => Some(Part::Whole),
-        (true, false) => Some(Part::Attention),
-        (false, true) => Some(Part::Mlp),
-        (false, false) => None,
-    }
-}
-
-/// Rows `indices` of `x`: `[rows, _]`.
-pub(crate) fn select(x: &Tensor, indices: &[usize]) -> Result<Tensor> {
-    let all = indices.len() == x.dim(0)? && indices.iter().enumerate().all(|(a, &b)| a == b);
-    if all {
-        return Ok(x.clone());
-    }
-    let indices: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
-    Ok(x.index_select(&Tensor::new(indices, x.device())?, 0)?)
-}
-
-/// The rows of all pieces, (key of each row, `[rows, _]`), by ascending key.
-fn in_order(pieces: &[(Vec<usize>, Tensor)]) -> Result<Tensor> {
-    let tensors: Vec<&Tensor> = pieces.iter().map(|(_, tensor)| tensor).collect();
-    let joined = match tensors[..] {
-        [one] => one.clone(),
-        _ => Tensor::cat(&tensors, 0)?,
-    };
-    let mut order: Vec<(usize, usize)> = pieces
-        .iter()
-        .flat_map(|(keys, _)| keys.iter().copied())
-        .enumerate()
-        .map(|(place, key)| (key, place))
-        .collect();
-    order.sort_unstable();
-    let places: Vec<usize> = order.into_iter().map(|(_, place)| place).collect();
-    select(&joined, &places)
 }

@@ -34,13 +34,28 @@ pub enum EngineError {
         /// The layer.
         layer: usize,
     },
-    /// The model's output is not a number.
+    /// The model computes NaN or infinity where a token has to be chosen or a strategy has to decide.
     #[error(
-        "the logits of row {row} are not finite; the checkpoint is damaged or its dtype overflows"
+        "the model gives {what} that are not numbers at token {token} of prompt {row}{}: the checkpoint is damaged, or its values overflow this dtype; try float32",
+        layer.map_or(String::new(), |layer| format!(", after layer {layer}"))
     )]
-    NotFinite {
-        /// Row of the batch, from 0.
+    NotNumbers {
+        /// Logits or hidden states.
+        what: &'static str,
+        /// Prompt of the batch, from 0.
         row: usize,
+        /// Which token of its answer was next, from 1.
+        token: usize,
+        /// The layer behind which a strategy looked; `None` behind the last, where a token is chosen.
+        layer: Option<usize>,
+    },
+    /// Every removal of a layer breaks the model, or it is broken as it is, so layers have no order.
+    #[error(
+        "layers cannot be scored: {what} gives values that are not numbers on the calibration text; the checkpoint is damaged, or its values overflow this dtype; try float32"
+    )]
+    NoScores {
+        /// Which network.
+        what: &'static str,
     },
 }
 

@@ -1,17 +1,18 @@
 //! A decode step of an oracle: all layers run, and each row is told where it could have left.
 
-use crate::decode::{Decoded, Step, select};
 use crate::error::Result;
-use crate::generate::Run;
+use crate::run::Run;
 use crate::signal;
+use crate::step::{Decoded, Step};
+use crate::tensors::select;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{Part, Span};
 use skipbench_strategy::{Agreement, KvFill, LayerSet, StepPlan};
 
 impl Run<'_> {
-    /// As [`Run::decode`], but a row's layers are counted up to the check that `agreement` means, and only those are
-    /// charged to the ledger, with one reading of the LM head.
+    /// Logits behind each of `ids`, which stand at `spans`. A row's layers are counted up to the check that `agreement`
+    /// means, and only those are charged to the ledger, with one reading of the LM head.
     pub(crate) fn decode_oracle(
         &mut self,
         ids: &[u32],
@@ -30,7 +31,7 @@ impl Run<'_> {
         }
         let logits = self.head(&hidden)?;
         let last = plan.layers.iter().last().unwrap_or(0);
-        let exits = self.exits(&logits, &states, last, agreement)?;
+        let exits = self.earliest(&logits, &states, spans, last, agreement)?;
 
         for layer in plan.layers.iter() {
             let running: Vec<Span> = spans
@@ -65,19 +66,22 @@ impl Run<'_> {
     }
 
     /// The layer at which each row could have left; the last where no earlier one will do.
-    fn exits(
+    fn earliest(
         &self,
         logits: &Tensor,
         states: &[(usize, Tensor)],
+        spans: &[Span],
         last: usize,
         agreement: Agreement,
     ) -> Result<Vec<usize>> {
-        let votes = signal::argmax(logits)?;
+        let places = || spans.iter().map(|span| (span.row, span.start));
+        let votes = self.numbers(signal::argmax(logits)?, places(), None)?;
         let mut exits = vec![last; votes.len()];
         // From the top down: the lowest layer that agrees, or the lowest of an unbroken run.
         let mut broken = vec![false; votes.len()];
         for (layer, state) in states.iter().rev() {
             let here = signal::argmax(&self.model.head(state)?)?;
+            let here = self.numbers(here, places(), Some(*layer))?;
             for row in 0..votes.len() {
                 let agrees = here[row] == votes[row];
                 if agrees && !(broken[row] && agreement == Agreement::Stable) {

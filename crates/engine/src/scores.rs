@@ -1,8 +1,8 @@
 //! Scores of layers on calibration text, for the strategies that cut layers out.
 
-use crate::decode::{part_of, select};
 use crate::error::Result;
 use crate::signal;
+use crate::tensors::{part_of, select};
 use candle_core::Tensor;
 use skipbench_model::{CausalLm, Part, Span};
 use skipbench_strategy::{LayerSet, Scoring};

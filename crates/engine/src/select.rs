@@ -1,68 +1,22 @@
 //! From logits to tokens: the most likely one, or a drawn one.
 
-use crate::error::{EngineError, Result};
-use crate::signal;
+use crate::error::Result;
+use crate::options::Sampling;
 use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling as Draw};
 
-/// Below it the likeliest token is all that is ever drawn, and at last logits divided by it are no numbers any more.
-const LEAST_TEMPERATURE: f64 = 1e-4;
-
-/// How tokens are drawn.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0.0001 or more.
-    pub temperature: f64,
-    /// Draw from the likeliest tokens that together have this probability.
-    pub top_p: Option<f64>,
-    /// Draw from this many likeliest tokens.
-    pub top_k: Option<usize>,
-    /// Seed of the streams.
-    pub seed: u64,
-    /// Number of the batch's first row among all rows: each has a stream of its own, so that its tokens depend on
-    /// neither its batch nor its neighbours.
-    pub first_row: u64,
-}
-
-impl Sampling {
-    /// Refuses values that mean nothing.
-    ///
-    /// # Errors
-    /// A temperature that is too near to 0, a probability outside 0 to 1, a `top_k` of 0.
-    pub fn check(&self) -> Result<()> {
-        let wrong =
-            |option: &'static str, message: String| Err(EngineError::Search { option, message });
-        if !(self.temperature.is_finite() && self.temperature >= LEAST_TEMPERATURE) {
-            return wrong(
-                "temperature",
-                format!(
-                    "{} is not a number from {LEAST_TEMPERATURE} up; leave it out for greedy decoding",
-                    self.temperature
-                ),
-            );
-        }
-        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
-            return wrong("top-p", format!("{p} is not above 0 and at most 1"));
-        }
-        match self.top_k {
-            Some(0) => wrong("top-k", "0 leaves no token to draw".to_owned()),
-            _ => Ok(()),
-        }
-    }
-
-    fn processor(&self, row: u64) -> LogitsProcessor {
-        let temperature = self.temperature;
-        let draw = match (self.top_k, self.top_p) {
-            (None, None) => Draw::All { temperature },
-            (Some(k), None) => Draw::TopK { k, temperature },
-            (None, Some(p)) => Draw::TopP { p, temperature },
-            // Of the k likeliest, whose probabilities then sum to 1.
-            (Some(_), Some(p)) => Draw::TopP { p, temperature },
-        };
-        // Neighbouring seeds and rows must not share a stream.
-        let stream = (self.first_row + row).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        LogitsProcessor::from_sampling(self.seed ^ stream, draw)
-    }
+fn processor(sampling: &Sampling, row: u64) -> LogitsProcessor {
+    let temperature = sampling.temperature;
+    let draw = match (sampling.top_k, sampling.top_p) {
+        (None, None) => Draw::All { temperature },
+        (Some(k), None) => Draw::TopK { k, temperature },
+        (None, Some(p)) => Draw::TopP { p, temperature },
+        // Of the k likeliest, whose probabilities then sum to 1.
+        (Some(_), Some(p)) => Draw::TopP { p, temperature },
+    };
+    // Neighbouring seeds and rows must not share a stream.
+    let stream = (sampling.first_row + row).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    LogitsProcessor::from_sampling(sampling.seed ^ stream, draw)
 }
 
 /// Chooses each row's next token.
@@ -72,7 +26,7 @@ pub(crate) enum Chooser {
         /// One for each row.
         processors: Vec<LogitsProcessor>,
         /// Keep so many likeliest tokens before one is drawn.
-        likeliest: Option<usize>,
+        top_k: Option<usize>,
     },
 }
 
@@ -82,35 +36,34 @@ impl Chooser {
             None => Self::Greedy,
             Some(sampling) => Self::Drawn {
                 processors: (0..rows as u64)
-                    .map(|row| sampling.processor(row))
+                    .map(|row| processor(sampling, row))
                     .collect(),
-                likeliest: sampling.top_k.filter(|_| sampling.top_p.is_some()),
+                top_k: sampling.top_k.filter(|_| sampling.top_p.is_some()),
             },
         }
     }
 
-    /// `logits`: `[rows.len(), vocab_size]`.
-    pub(crate) fn choose(&mut self, rows: &[usize], logits: &Tensor) -> Result<Vec<u32>> {
-        // Says so where logits are not finite, from which nothing can be drawn either.
-        let likeliest = signal::argmax(logits)?;
-        match self {
-            Self::Greedy => Ok(likeliest),
-            Self::Drawn {
-                processors,
-                likeliest,
-            } => rows
-                .iter()
-                .enumerate()
-                .map(|(index, &row)| {
-                    let logits = logits.get(index)?;
-                    let logits = match likeliest {
-                        Some(k) => only_likeliest(&logits, *k)?,
-                        None => logits,
-                    };
-                    Ok(processors[row].sample(&logits)?)
-                })
-                .collect(),
-        }
+    /// `likeliest` of each row or another one; `logits`: `[rows.len(), vocab_size]`.
+    pub(crate) fn choose(
+        &mut self,
+        rows: &[usize],
+        likeliest: Vec<u32>,
+        logits: &Tensor,
+    ) -> Result<Vec<u32>> {
+        let Self::Drawn { processors, top_k } = self else {
+            return Ok(likeliest);
+        };
+        rows.iter()
+            .enumerate()
+            .map(|(index, &row)| {
+                let logits = logits.get(index)?;
+                let logits = match top_k {
+                    Some(k) => only_likeliest(&logits, *k)?,
+                    None => logits,
+                };
+                Ok(processors[row].sample(&logits)?)
+            })
+            .collect()
     }
 }
 
@@ -154,7 +107,7 @@ mod tests {
                 first_row: 0,
             };
             let mut chooser = Chooser::new(Some(&sampling), 1);
-            let tokens = (0..400).map(|_| chooser.choose(&[0], &logits).unwrap()[0]);
+            let tokens = (0..400).map(|_| chooser.choose(&[0], vec![0], &logits).unwrap()[0]);
             tokens.max().unwrap()
         };
         assert!(drawn(None, None) > 48);

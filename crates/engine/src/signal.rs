@@ -1,42 +1,50 @@
 //! The few numbers that a dynamic strategy may ask for after a layer.
 
-use crate::error::{EngineError, Result};
+use crate::error::Result;
 use candle_core::{D, DType, Tensor};
 use skipbench_strategy::ExitSignal;
 
-/// Most likely token of each row. `logits`: `[rows, vocab_size]`; ties go to the lower id.
-pub(crate) fn argmax(logits: &Tensor) -> Result<Vec<u32>> {
+/// Most likely token of each row of `logits`: `[rows, vocab_size]`; ties go to the lower id. `None` where a logit is NaN or
+/// positive infinity, or where all are negative infinity: then no token is the likeliest.
+pub(crate) fn argmax(logits: &Tensor) -> Result<Vec<Option<u32>>> {
     if !logits.device().is_cpu() {
-        let largest = logits.max(D::Minus1)?.to_vec1::<f32>()?;
-        return match largest.iter().position(|logit| !logit.is_finite()) {
-            Some(row) => Err(EngineError::NotFinite { row }),
-            None => Ok(logits.argmax(D::Minus1)?.to_vec1()?),
-        };
+        return argmax_on_device(logits);
     }
     let vocab = logits.dim(1)?;
     let values = logits.flatten_all()?.to_vec1::<f32>()?;
-    values
-        .chunks_exact(vocab)
-        .enumerate()
-        .map(|(row, logits)| {
-            let mut best = (0, f32::NEG_INFINITY);
-            for (id, &logit) in logits.iter().enumerate() {
-                if logit > best.1 {
-                    best = (id, logit);
-                }
-            }
-            match best.1.is_finite() {
-                true => Ok(best.0 as u32),
-                false => Err(EngineError::NotFinite { row }),
-            }
-        })
-        .collect()
+    Ok(values.chunks_exact(vocab).map(likeliest).collect())
 }
 
-/// A signal that is read off the LM head, per row of `logits`: `[rows, vocab_size]`.
+fn likeliest(logits: &[f32]) -> Option<u32> {
+    let mut best = (0, f32::NEG_INFINITY);
+    let mut numbers = true;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > best.1 {
+            best = (id, logit);
+        }
+        // No comparison with NaN holds, so it is looked for apart.
+        numbers &= !logit.is_nan();
+    }
+    (numbers && best.1.is_finite()).then_some(best.0 as u32)
+}
+
+/// The same without moving the logits to the host.
+fn argmax_on_device(logits: &Tensor) -> Result<Vec<Option<u32>>> {
+    let largest = logits.max(D::Minus1)?.to_vec1::<f32>()?;
+    let nans = logits.ne(logits)?.to_dtype(DType::F32)?;
+    let nans = nans.sum(D::Minus1)?.to_vec1::<f32>()?;
+    let ids = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let rows = largest.into_iter().zip(nans).zip(ids);
+    Ok(rows
+        .map(|((largest, nans), id)| (nans == 0.0 && largest.is_finite()).then_some(id))
+        .collect())
+}
+
+/// A signal that is read off the LM head, per row of `logits`: `[rows, vocab_size]`; NaN where they are not numbers.
 pub(crate) fn from_logits(signal: ExitSignal, logits: &Tensor) -> Result<Vec<f64>> {
     if signal == ExitSignal::Patience {
-        return Ok(argmax(logits)?.into_iter().map(f64::from).collect());
+        let votes = argmax(logits)?.into_iter();
+        return Ok(votes.map(|vote| vote.map_or(f64::NAN, f64::from)).collect());
     }
     let vocab = logits.dim(1)?;
     let values = logits.flatten_all()?.to_vec1::<f32>()?;
@@ -46,7 +54,8 @@ pub(crate) fn from_logits(signal: ExitSignal, logits: &Tensor) -> Result<Vec<f64
         .collect())
 }
 
-/// Natural logarithm of every token's probability, in the arithmetic of transformers: f32.
+/// Natural logarithm of every token's probability, in the arithmetic of transformers: f32. NaN for all where a logit is NaN or
+/// positive infinity.
 pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f32 = logits.iter().map(|&x| (x - largest).exp()).sum();
@@ -93,7 +102,7 @@ fn confidence(signal: ExitSignal, logits: &[f32]) -> f64 {
     }
 }
 
-/// Cosine of each row's state before and after a layer; both `[rows, d_model]`.
+/// Cosine of each row's state before and after a layer; both `[rows, d_model]`. NaN where a state is not finite.
 pub(crate) fn cosine(before: &Tensor, after: &Tensor) -> Result<Vec<f64>> {
     let before = before.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     let after = after.to_dtype(DType::F32)?.to_vec2::<f32>()?;
@@ -123,6 +132,67 @@ mod tests {
         assert!((confidence(ExitSignal::MaxProb, &logits) - 0.5).abs() < 1e-9);
         assert!(confidence(ExitSignal::SoftmaxMargin, &logits).abs() < 1e-9);
         assert!((confidence(ExitSignal::Entropy, &logits) - 0.5).abs() < 1e-9);
+    }
+
+    /// Logits of which none is the likeliest, and some of which one is.
+    #[test]
+    fn what_is_not_a_number_is_never_ignored() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        let rows = [
+            ([1.0, 3.0, 2.0], Some(1)),
+            ([3.0, 3.0, -inf], Some(0)),
+            ([1.0, 3.0, nan], None),
+            ([nan, 3.0, 1.0], None),
+            ([-nan, nan, -nan], None),
+            ([1.0, inf, 2.0], None),
+            ([-inf, -inf, -inf], None),
+        ];
+        let logits: Vec<Vec<f32>> = rows.iter().map(|(logits, _)| logits.to_vec()).collect();
+        let tensor = Tensor::new(logits.clone(), &candle_core::Device::Cpu).unwrap();
+        let wanted: Vec<Option<u32>> = rows.iter().map(|(_, id)| *id).collect();
+        assert_eq!(argmax(&tensor).unwrap(), wanted);
+        assert_eq!(argmax_on_device(&tensor).unwrap(), wanted);
+        for signal in [
+            ExitSignal::MaxProb,
+            ExitSignal::SoftmaxMargin,
+            ExitSignal::Entropy,
+            ExitSignal::Patience,
+        ] {
+            let values = from_logits(signal, &tensor).unwrap();
+            let numbers: Vec<bool> = values.iter().map(|value| !value.is_nan()).collect();
+            assert_eq!(
+                numbers,
+                wanted.iter().map(Option::is_some).collect::<Vec<_>>(),
+                "{signal:?}"
+            );
+        }
+        for (logits, wanted) in logits.iter().zip(&wanted) {
+            let scores = log_softmax(logits);
+            assert_eq!(
+                scores.iter().any(|score| score.is_nan()),
+                wanted.is_none(),
+                "{logits:?}"
+            );
+            assert_eq!(
+                log_probability(logits, 0).is_nan(),
+                wanted.is_none(),
+                "{logits:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_cosine_with_an_infinite_state_is_no_number() {
+        let cosine = |a: [f32; 2], b: [f32; 2]| {
+            let state = |x| Tensor::new(&[x], &candle_core::Device::Cpu).unwrap();
+            cosine(&state(a), &state(b)).unwrap()[0]
+        };
+        assert!((cosine([1.0, 0.0], [1.0, 1.0]) - 0.5f64.sqrt()).abs() < 1e-9);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(cosine([1.0, 2.0], [bad, 1.0]).is_nan());
+            assert!(cosine([bad, bad], [bad, 1.0]).is_nan());
+            assert!(cosine([0.0, 2.0], [bad, 1.0]).is_nan());
+        }
     }
 
     #[test]

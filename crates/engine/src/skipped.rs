@@ -1,21 +1,13 @@
 //! What becomes of the layers that a row skips: filled in the cache, deferred to a later step, or run for nothing while
 //! others go on.
 
-use crate::decode::{Row, select};
 use crate::error::Result;
-use crate::generate::Run;
+use crate::run::{Pending, Run};
+use crate::step::Row;
+use crate::tensors::select;
 use candle_core::Tensor;
 use skipbench_model::{Part, Provenance, Span};
 use skipbench_strategy::{BatchMode, KvFill, LayerSet};
-
-/// A position that a row left before its last layer, under [`KvFill::Deferred`].
-#[derive(Clone)]
-pub(crate) struct Pending {
-    /// The layer that it runs next.
-    next: usize,
-    /// `[1, d_model]`.
-    state: Tensor,
-}
 
 /// A row that is done and goes on with the others, under [`BatchMode::Sync`].
 pub(crate) struct Ghost {

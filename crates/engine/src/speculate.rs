@@ -1,14 +1,16 @@
 //! Self-speculative decoding: draft with some layers, verify with all.
 
-use crate::decode::Exact;
 use crate::error::Result;
-use crate::generate::{Chosen, Options, Run};
+use crate::exact::Exact;
 use crate::ledger::Phase;
+use crate::options::Options;
+use crate::run::Run;
 use crate::signal;
+use crate::step::Chosen;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{Part, Span};
-use skipbench_strategy::{DraftLimit, ExitSignal, LayerSet, Strategy, Verification};
+use skipbench_strategy::{DraftLimit, ExitSignal, LayerSet, Verification};
 use std::time::Instant;
 
 /// What a row drafts in one round.
@@ -50,24 +52,17 @@ impl Draft {
 impl Run<'_> {
     /// One round: every live row drafts, one pass verifies all drafts, and each row gets the drafted tokens that the full
     /// network would have chosen and the one that it chooses after them.
-    pub(crate) fn speculate(
-        &mut self,
-        prompts: &[Vec<u32>],
-        live: &[usize],
-        limit: DraftLimit,
-        strategy: &mut dyn Strategy,
-        options: &Options,
-    ) -> Result<Vec<Chosen>> {
+    pub(crate) fn speculate(&mut self, live: &[usize], limit: DraftLimit) -> Result<Vec<Chosen>> {
         let mut drafts: Vec<Draft> = live
             .iter()
             .map(|&row| {
                 let done = self.out.rows[row].tokens.len();
                 Draft {
                     row,
-                    start: prompts[row].len() + done - 1,
+                    start: self.prompts[row].len() + done - 1,
                     ids: vec![self.last_token(row)],
                     layers: Vec::new(),
-                    room: limit.tokens.min(options.max_new_tokens - done - 1),
+                    room: limit.tokens.min(self.options.max_new_tokens - done - 1),
                     doubtful: false,
                     exact: Vec::new(),
                 }
@@ -75,7 +70,7 @@ impl Run<'_> {
             .collect();
         let began = Instant::now();
         self.out.ledger.enter(Phase::Draft);
-        self.draft(&mut drafts, limit, strategy, options)?;
+        self.draft(&mut drafts, limit)?;
         // The last drafted tokens are on the host, so the device is done.
         self.out.drafts.draft_s += began.elapsed().as_secs_f64();
         self.out.ledger.enter(Phase::Verify);
@@ -100,9 +95,9 @@ impl Run<'_> {
             outcome.accepted += standing;
             // The last token that stands is not fed yet; what the cache holds from it on goes.
             self.cache.truncate(draft.row, draft.start + standing + 1);
-            decoded.extend(self.standing(draft, &votes, standing, options));
+            decoded.extend(self.standing(draft, &votes, standing));
         }
-        strategy.verified(outcome);
+        self.strategy.verified(outcome);
         self.out.drafts.verified += outcome.rows as u64;
         self.out.drafts.drafted += outcome.drafted as u64;
         self.out.drafts.accepted += outcome.accepted as u64;
@@ -110,20 +105,13 @@ impl Run<'_> {
     }
 
     /// Lets the strategy's layers propose tokens, a step at a time for all rows that have room.
-    fn draft(
-        &mut self,
-        drafts: &mut [Draft],
-        limit: DraftLimit,
-        strategy: &mut dyn Strategy,
-        options: &Options,
-    ) -> Result<()> {
-        let n_layers = self.model.sizes().n_layers;
-        self.exact = self.pending.iter().map(|_| Exact::all(n_layers)).collect();
+    fn draft(&mut self, drafts: &mut [Draft], limit: DraftLimit) -> Result<()> {
+        self.exact = Exact::all(self.pending.len(), self.model.sizes().n_layers);
         loop {
             let open: Vec<(usize, Span)> = drafts
                 .iter()
                 .enumerate()
-                .filter_map(|(index, draft)| Some((index, draft.next(options)?)))
+                .filter_map(|(index, draft)| Some((index, draft.next(self.options)?)))
                 .collect();
             if open.is_empty() {
                 break;
@@ -134,9 +122,10 @@ impl Run<'_> {
                 .collect();
             let spans: Vec<Span> = open.iter().map(|&(_, span)| span).collect();
             // A drafting strategy's layers do not depend on the step.
-            let plan = strategy.plan(1);
-            let step = self.decode(&ids, &spans, &plan, strategy)?;
-            let tokens = signal::argmax(&step.logits)?;
+            let plan = self.strategy.plan(1);
+            let step = self.decode(&ids, &spans, &plan)?;
+            let places = spans.iter().map(|span| (span.row, span.start));
+            let tokens = self.numbers(signal::argmax(&step.logits)?, places, None)?;
             let doubtful = match limit.least_probability > 0.0 {
                 true => signal::from_logits(ExitSignal::MaxProb, &step.logits)?
                     .into_iter()
@@ -154,7 +143,7 @@ impl Run<'_> {
         }
         let mut exact = std::mem::take(&mut self.exact);
         for draft in drafts {
-            draft.exact = std::mem::take(&mut exact[draft.row].states);
+            draft.exact = exact.take(draft.row);
             self.forget_inexact(draft);
         }
         Ok(())
@@ -189,18 +178,16 @@ impl Run<'_> {
             self.out.ledger.layer(sizes, Part::Whole, &spans);
         }
         hidden = join(sizes.n_layers, drafts, hidden, &mut spans)?;
-        signal::argmax(&self.head(&hidden)?)
+        let votes = signal::argmax(&self.head(&hidden)?)?;
+        let places = spans
+            .iter()
+            .flat_map(|span| (span.start..span.start + span.len).map(|at| (span.row, at)));
+        self.numbers(votes, places, None)
     }
 
     /// The tokens that a row gets. The layers of all that was drafted and verified are counted, those that led to no token
     /// with the last one.
-    fn standing(
-        &self,
-        draft: &Draft,
-        votes: &[u32],
-        standing: usize,
-        options: &Options,
-    ) -> Vec<Chosen> {
+    fn standing(&self, draft: &Draft, votes: &[u32], standing: usize) -> Vec<Chosen> {
         let n_layers = self.model.sizes().n_layers;
         let layers = |index: usize| {
             let drafting = draft.layers.get(index).copied().unwrap_or(0.0);
@@ -222,7 +209,7 @@ impl Run<'_> {
         // Nothing follows the end of a sequence.
         let end = decoded
             .iter()
-            .position(|decoded| options.eos_ids.contains(&decoded.token))
+            .position(|decoded| self.options.eos_ids.contains(&decoded.token))
             .unwrap_or(standing);
         decoded.truncate(end + 1);
         if let Some(last) = decoded.last_mut() {
@@ -232,9 +219,9 @@ impl Run<'_> {
     }
 
     /// What the full network would have read for the tokens that all rows got, in steps of its own.
-    pub(crate) fn charge_full(&mut self, prompts: &[Vec<u32>]) {
+    pub(crate) fn charge_full(&mut self) {
         for step in 1.. {
-            let rows = self.out.rows.iter().zip(prompts).enumerate();
+            let rows = self.out.rows.iter().zip(self.prompts).enumerate();
             let spans: Vec<Span> = rows
                 .filter(|(_, (output, _))| output.tokens.len() > step)
                 .map(|(row, (_, prompt))| Span::token(row, prompt.len() + step - 1))

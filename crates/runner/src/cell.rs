@@ -171,7 +171,7 @@ impl<'a> CellRun<'a> {
         };
         reset_peak_memory();
         let load = LoadMeter::start();
-        timing.blocks = measure(self.engine(), spec, &plan)?;
+        timing.blocks = measure(self.engine(), spec, &plan, &mut |_, _| ())?;
         timing.notes.extend(other_load(load.others()));
         timing.peak_memory_bytes = peak_memory_bytes();
         record.timing = Some(timing);

@@ -5,6 +5,8 @@ mod beams;
 mod exits;
 mod fills;
 mod mock;
+mod modules;
+mod not_numbers;
 mod oracles;
 mod parity;
 mod prefill;

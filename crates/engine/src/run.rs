@@ -1,0 +1,166 @@
+//! The state of one call of [`Engine::generate`](crate::Engine::generate).
+
+use crate::error::{EngineError, Result};
+use crate::exact::Exact;
+use crate::generation::{Generation, RowOutput};
+use crate::options::Options;
+use candle_core::Tensor;
+use skipbench_model::{CausalLm, KvCache};
+use skipbench_strategy::{BatchMode, BatchShape, KvFill, LayerSet, Needs, Prefill, Strategy};
+use std::time::Instant;
+
+/// One call of [`Engine::generate`](crate::Engine::generate).
+pub(crate) struct Run<'a> {
+    pub(crate) model: &'a dyn CausalLm,
+    pub(crate) strategy: &'a mut dyn Strategy,
+    /// Prompt `i` is row `i` of the cache, or its beams are the rows from `i * beams` on.
+    pub(crate) prompts: &'a [Vec<u32>],
+    pub(crate) options: &'a Options,
+    pub(crate) needs: Needs,
+    /// The layers that the strategy has announced.
+    pub(crate) reachable: LayerSet,
+    pub(crate) cache: KvCache,
+    /// Per row of the cache, in the order of their positions.
+    pub(crate) pending: Vec<Vec<Pending>>,
+    /// Per row of the cache and layer: positions that the layer ran ahead of need since the row itself last ran it; empty
+    /// unless rows wait and layers are deferred.
+    pub(crate) ahead: Vec<Vec<u64>>,
+    pub(crate) exact: Exact,
+    pub(crate) out: Generation,
+}
+
+/// A position that a row left before its last layer, under [`KvFill::Deferred`].
+#[derive(Clone)]
+pub(crate) struct Pending {
+    /// The layer that it runs next.
+    pub(crate) next: usize,
+    /// `[1, d_model]`.
+    pub(crate) state: Tensor,
+}
+
+impl<'a> Run<'a> {
+    /// Before the prompts have gone in.
+    pub(crate) fn new(
+        model: &'a dyn CausalLm,
+        prompts: &'a [Vec<u32>],
+        strategy: &'a mut dyn Strategy,
+        options: &'a Options,
+    ) -> Result<Self> {
+        let n_layers = model.sizes().n_layers;
+        let shape = BatchShape {
+            prompt_lens: prompts
+                .iter()
+                .flat_map(|prompt| std::iter::repeat_n(prompt.len(), options.beams()))
+                .collect(),
+            n_layers,
+            max_new_tokens: options.planned_tokens.unwrap_or(options.max_new_tokens),
+        };
+        strategy.begin(&shape)?;
+        let rows = shape.prompt_lens.len();
+        let reachable = strategy.reachable();
+        if let Some(layer) = reachable.iter().find(|&layer| layer >= n_layers) {
+            return Err(EngineError::NotReachable { layer });
+        }
+        let needs = strategy.needs();
+        // Room for the longest row in the layers whose attention decode steps may run, none in the others.
+        let longest = shape.prompt_lens.iter().max().copied().unwrap_or(0);
+        let decodes = options.max_new_tokens > 1;
+        let capacity = (0..n_layers)
+            .map(|layer| match decodes && reachable.has_attention(layer) {
+                true => longest + options.max_new_tokens - 1,
+                false => 0,
+            })
+            .collect();
+        let cache = model.new_cache(rows, capacity)?;
+        Ok(Self {
+            model,
+            strategy,
+            prompts,
+            options,
+            needs,
+            reachable,
+            pending: vec![Vec::new(); rows],
+            ahead: match (needs.batch_mode, needs.kv_fill) {
+                (BatchMode::Sync, KvFill::Deferred) => vec![vec![0; n_layers]; rows],
+                _ => Vec::new(),
+            },
+            exact: Exact::default(),
+            out: Generation {
+                rows: vec![RowOutput::default(); prompts.len()],
+                peak_kv_bytes: cache.bytes(),
+                ..Generation::default()
+            },
+            cache,
+        })
+    }
+
+    /// The layers that the prompts run through.
+    pub(crate) fn prompt_layers(&self) -> LayerSet {
+        match self.needs.prefill {
+            Prefill::Full => LayerSet::full(self.model.sizes().n_layers),
+            Prefill::Skip => self.reachable,
+        }
+    }
+
+    /// Logits `[rows, vocab_size]` of `hidden`: `[rows, d_model]`.
+    pub(crate) fn head(&mut self, hidden: &Tensor) -> Result<Tensor> {
+        let rows = hidden.dim(0)?;
+        self.out.ledger.head(self.model.sizes(), rows);
+        Ok(self.model.head(hidden)?)
+    }
+
+    /// What the logits behind each of `places`, (row of the cache, position), gave, or an error where they were no numbers.
+    pub(crate) fn numbers<T>(
+        &self,
+        values: Vec<Option<T>>,
+        places: impl IntoIterator<Item = (usize, usize)>,
+        layer: Option<usize>,
+    ) -> Result<Vec<T>> {
+        let values = values.into_iter().zip(places);
+        values
+            .map(|(value, place)| value.ok_or_else(|| self.not_numbers("logits", place, layer)))
+            .collect()
+    }
+
+    pub(crate) fn not_numbers(
+        &self,
+        what: &'static str,
+        (row, position): (usize, usize),
+        layer: Option<usize>,
+    ) -> EngineError {
+        let row = row / self.options.beams();
+        EngineError::NotNumbers {
+            what,
+            row,
+            token: position + 2 - self.prompts[row].len(),
+            layer,
+        }
+    }
+
+    pub(crate) fn last_token(&self, row: usize) -> u32 {
+        self.out.rows[row].tokens.last().copied().unwrap_or(0)
+    }
+
+    /// What was generated and what it cost.
+    pub(crate) fn finish(mut self) -> Generation {
+        self.out.hole_reads = self.cache.hole_reads();
+        // What was never needed after all.
+        self.out.ledger.waste(self.ahead.iter().flatten().sum());
+        self.out
+    }
+}
+
+/// Wall-clock time with the device idle at both ends.
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start(model: &dyn CausalLm) -> Result<Self> {
+        model.device().synchronize()?;
+        Ok(Self(Instant::now()))
+    }
+
+    pub(crate) fn stop(self, model: &dyn CausalLm) -> Result<f64> {
+        model.device().synchronize()?;
+        Ok(self.0.elapsed().as_secs_f64())
+    }
+}
