@@ -157,16 +157,19 @@ pub enum StrategyError {
     },
 }
 
-/// ` (did you mean ...?)`, or nothing.
-pub(crate) fn did_you_mean(nearest: Option<&'static str>) -> String {
+/// ` (did you mean ...?)` for what [`nearest`] found, or nothing.
+pub fn did_you_mean(nearest: Option<&str>) -> String {
     nearest.map_or_else(String::new, |name| format!(" (did you mean `{name}`?)"))
 }
 
-/// The candidate most similar to what was typed, unless none is similar.
-pub(crate) fn nearest(
-    typed: &str,
-    candidates: impl IntoIterator<Item = &'static str>,
-) -> Option<&'static str> {
+/// The candidate most similar to what was typed, unless none is similar: what a "did you mean" offers.
+///
+/// ```
+/// # use skipbench_strategy::nearest;
+/// assert_eq!(nearest("speedpu", ["seed", "speedup"]), Some("speedup"));
+/// assert_eq!(nearest("zzz", ["seed", "speedup"]), None);
+/// ```
+pub fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     const SIMILAR: f64 = 0.5;
     let typed = typed.to_lowercase();
     candidates

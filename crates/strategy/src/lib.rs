@@ -49,7 +49,7 @@ mod strict;
 
 pub use axes::{BatchMode, ExitSignal, KvFill, Prefill, PromptSignal};
 pub use budget::kept_layers;
-pub use error::StrategyError;
+pub use error::{StrategyError, did_you_mean, nearest};
 pub use explain::{Explanation, StepRange};
 pub use extension::{Extension, Request, register};
 pub use layer_set::{LayerSet, MAX_LAYERS};
