@@ -25,8 +25,8 @@
 //!
 //! # Adding a strategy
 //!
-//! Write `strategies/<name>.rs` with its settings (a serde struct that implements `Settings`), and add one
-//! line to the `registry!` in `registry.rs`. Everything else follows: both forms, suggestions, schema, `explain`.
+//! Write `strategies/<name>.rs` with its own settings (a serde struct that implements `Settings`), and name it in the
+//! `registry!` of `strategies/mod.rs`. Everything else follows: both forms, suggestions, schema, `explain`.
 //! A strategy of another crate implements [`Extension`] and is handed to [`register`].
 
 mod axes;
@@ -37,15 +37,18 @@ mod explain;
 mod extension;
 mod label;
 mod layer_set;
+mod long_form;
+mod names;
 mod preset;
 mod pruned;
-mod registry;
 mod schedule;
 mod scoring;
+mod settings;
 mod spec;
 mod strategies;
 mod strategy;
-mod strict;
+#[cfg(test)]
+mod testing;
 
 pub use axes::{BatchMode, ExitSignal, KvFill, Prefill, PromptSignal};
 pub use budget::kept_layers;
