@@ -104,3 +104,14 @@ pub enum PromptSignal {
     /// attention of layer 0, MLP of layer 0, attention of layer 1, and so on (AdaSkip, arXiv 2501.02336).
     Similarity,
 }
+
+named! {
+    /// When an oracle says that a token was decided.
+    pub enum Agreement {
+        /// At the first check whose vote is the full network's.
+        #[default]
+        First = "first",
+        /// At the first check from which on every vote is the full network's.
+        Stable = "stable",
+    }
+}

@@ -1,6 +1,6 @@
 //! From a target speedup to a number of layers.
 
-use crate::{MAX_LAYERS, StrategyError};
+use crate::StrategyError;
 use std::fmt;
 
 /// The fewest layers that any strategy may run.
@@ -38,23 +38,6 @@ pub(crate) const MAX_STEPS: usize = 1 << 20;
 /// The largest speedup at which `lowest` layers run, rounded down to hundredths for an error to name.
 pub(crate) fn fastest(n_layers: usize, lowest: usize) -> f64 {
     (n_layers as f64 / lowest as f64 * 100.0).floor() / 100.0
-}
-
-/// Refuses a model with fewer than `min` layers or more than a set holds.
-pub(crate) fn check_depth(
-    strategy: &'static str,
-    n_layers: usize,
-    min: usize,
-) -> Result<(), StrategyError> {
-    if (min..=MAX_LAYERS).contains(&n_layers) {
-        Ok(())
-    } else {
-        Err(StrategyError::LayerCount {
-            strategy,
-            n_layers,
-            min,
-        })
-    }
 }
 
 /// Refuses a target that is no speedup.

@@ -2,7 +2,7 @@
 
 use crate::budget::{Number, check_speedup};
 use crate::{StrategyError, StrategySpec};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::fmt;
 use std::str::FromStr;
 
@@ -84,20 +84,32 @@ impl StrategySpec {
 
     /// The same strategy with the settings of a YAML map, which may be empty, in place of its own.
     fn with_settings(&self, yaml: &str) -> Result<Self, String> {
-        let more: Option<Map<String, Value>> = serde_saphyr::from_str(yaml).map_err(|error| {
+        let more: Value = serde_saphyr::from_str(yaml).map_err(|error| {
             let error = error.to_string();
             format!("its settings: {}", error.lines().next().unwrap_or_default())
         })?;
         let mut settings = self.settings().unwrap_or_default();
-        settings.extend(more.unwrap_or_default());
-        Self::from_settings(self.name(), settings)
+        match more {
+            Value::Null => {}
+            Value::Object(more) => settings.extend(more),
+            no_map => return Self::from_settings(self.name(), no_map),
+        }
+        Self::from_settings(self.name(), settings.into())
+    }
+
+    /// The variant, where the short form has a place for it and it is not the default.
+    fn short_variant(&self) -> Option<&'static str> {
+        let bare = Self::named(self.name()).ok()?;
+        let variant = self.variant()?;
+        let is_told = bare.variant() != Some(variant) && self.variants().contains(&variant);
+        is_told.then_some(variant)
     }
 
     /// `key: value` of every setting that the short form leaves out.
     fn more_settings(&self) -> Vec<String> {
         let short = || {
             let mut spec = Self::named(self.name()).ok()?;
-            if let Some(variant) = self.variant() {
+            if let Some(variant) = self.short_variant() {
                 spec.set_variant(variant).ok()?;
             }
             match self.target_speedup() {
@@ -122,10 +134,8 @@ impl StrategySpec {
 /// so that two strategies that differ are told apart. It parses back to the same strategy.
 impl fmt::Display for StrategySpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bare = Self::named(self.name()).ok();
-        let default = bare.and_then(|bare| bare.variant());
         f.write_str(self.name())?;
-        if let Some(variant) = self.variant().filter(|v| default != Some(v)) {
+        if let Some(variant) = self.short_variant() {
             write!(f, ":{variant}")?;
         }
         if let Some(speedup) = self.target_speedup() {

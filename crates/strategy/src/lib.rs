@@ -50,7 +50,7 @@ mod strategy;
 #[cfg(test)]
 mod testing;
 
-pub use axes::{BatchMode, ExitSignal, KvFill, Prefill, PromptSignal};
+pub use axes::{Agreement, BatchMode, ExitSignal, KvFill, Prefill, PromptSignal};
 pub use budget::kept_layers;
 pub use error::{StrategyError, did_you_mean, nearest};
 pub use explain::{Explanation, StepRange};
@@ -58,6 +58,4 @@ pub use extension::{Extension, Request, register};
 pub use layer_set::{LayerSet, MAX_LAYERS};
 pub use scoring::Scoring;
 pub use spec::{Knob, StrategySpec};
-pub use strategy::{
-    Agreement, BatchShape, DraftLimit, Needs, StepPlan, Strategy, Verdict, Verification,
-};
+pub use strategy::{BatchShape, DraftLimit, Needs, StepPlan, Strategy, Verdict, Verification};

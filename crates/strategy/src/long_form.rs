@@ -260,9 +260,9 @@ impl StrategySpec {
         Ok(in_order(&definition, [self.kind.to_value()?, common]))
     }
 
-    /// The strategy of this name with settings from a map of its long form.
-    pub(crate) fn from_settings(name: &str, settings: Map<String, Value>) -> Result<Self, String> {
-        let long = Map::from_iter([(name.to_owned(), Value::Object(settings))]);
+    /// The strategy of this name with settings from the value of its long form.
+    pub(crate) fn from_settings(name: &str, settings: Value) -> Result<Self, String> {
+        let long = Map::from_iter([(name.to_owned(), settings)]);
         serde_json::from_value(Value::Object(long)).map_err(|error| error.to_string())
     }
 }

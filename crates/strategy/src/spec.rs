@@ -4,7 +4,7 @@ use crate::error::nearest;
 use crate::schedule::ScheduleLength;
 use crate::settings::{Asked, Common, Definition};
 use crate::strategies::Kind;
-use crate::{BatchMode, Explanation, KvFill, Scoring, Strategy, StrategyError, budget};
+use crate::{BatchMode, Explanation, KvFill, MAX_LAYERS, Scoring, Strategy, StrategyError};
 
 /// A strategy with its settings: name, variant, target speedup and what else it takes.
 ///
@@ -357,7 +357,14 @@ impl StrategySpec {
     /// As [`validate`](Self::validate), and if a threshold or scores are still to be found.
     pub fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
         let definition = self.definition();
-        budget::check_depth(definition.name, n_layers, definition.min_layers)?;
+        let (strategy, min) = (definition.name, definition.min_layers);
+        if !(min..=MAX_LAYERS).contains(&n_layers) {
+            return Err(StrategyError::LayerCount {
+                strategy,
+                n_layers,
+                min,
+            });
+        }
         self.kind.own().build(&self.asked(n_layers))
     }
 

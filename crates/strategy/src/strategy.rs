@@ -1,6 +1,8 @@
 //! The interface between a strategy, which decides, and the engine, which computes.
 
-use crate::{BatchMode, ExitSignal, KvFill, LayerSet, Prefill, PromptSignal, StrategyError};
+use crate::{
+    Agreement, BatchMode, ExitSignal, KvFill, LayerSet, Prefill, PromptSignal, StrategyError,
+};
 
 /// What a strategy asks of the engine. The default asks for nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,15 +21,6 @@ pub struct Needs {
     /// The strategy is an oracle: all layers run, and a token is said to have needed only those up to the check at which
     /// its state already voted for it.
     pub oracle: Option<Agreement>,
-}
-
-/// When an oracle says that a token was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Agreement {
-    /// At the first check whose vote is the full network's.
-    First,
-    /// At the first check from which on every vote is the full network's.
-    Stable,
 }
 
 /// What is known about a batch before its first step.

@@ -1,7 +1,7 @@
 //! `oracle-exit`: the first layer that agrees with the last, the bound that every early exit chases
 //! (CALM, Schuster et al. 2022, arXiv 2207.07061).
 
-use crate::names::{Named, named};
+use crate::names::Named;
 use crate::settings::{Asked, Common, Definition, Settings};
 use crate::strategy::check_same_model;
 use crate::{Agreement, BatchShape, KvFill, LayerSet, Needs, StepPlan, Strategy, StrategyError};
@@ -16,26 +16,15 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct OracleExit {
     /// Whether one agreeing layer is enough.
-    agreement: Rule,
+    agreement: Agreement,
     /// Layers that run before the first check.
     first_exit: usize,
-}
-
-named! {
-    /// Which agreement counts.
-    enum Rule {
-        /// The first layer that agrees.
-        #[default]
-        First = "first",
-        /// The first layer from which on all agree.
-        Stable = "stable",
-    }
 }
 
 impl Default for OracleExit {
     fn default() -> Self {
         Self {
-            agreement: Rule::First,
+            agreement: Agreement::First,
             first_exit: 1,
         }
     }
@@ -60,7 +49,7 @@ impl Settings for OracleExit {
     }
 
     fn variants(&self) -> Vec<&'static str> {
-        Rule::names()
+        Agreement::names()
     }
 
     fn variant(&self) -> Option<&'static str> {
@@ -68,7 +57,7 @@ impl Settings for OracleExit {
     }
 
     fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
-        self.agreement = Rule::by_name(variant).unwrap_or_default();
+        self.agreement = Agreement::by_name(variant).unwrap_or_default();
     }
 
     fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
@@ -88,10 +77,7 @@ impl Settings for OracleExit {
         }
         Ok(Box::new(Agreeing {
             n_layers,
-            agreement: match self.agreement {
-                Rule::First => Agreement::First,
-                Rule::Stable => Agreement::Stable,
-            },
+            agreement: self.agreement,
             kv_fill: asked.kv_fill,
             checks: LayerSet::from_layers(self.first_exit - 1..n_layers - 1),
         }))

@@ -64,37 +64,34 @@ impl SelfSpeculative {
 
     fn check(&self, asked: &Asked<'_>) -> Result<(), StrategyError> {
         let draft = &*self.draft;
-        let (key, message) = if !draft.definition().drafts {
+        let wrong = |key, message: String| Err(asked.wrong(key, message));
+        if !draft.definition().drafts {
             let drafts = drafts().collect::<Vec<_>>().join(", ");
-            (
+            return wrong(
                 "draft",
                 format!("`{}` cannot draft; {drafts} can", draft.name()),
-            )
-        } else if draft.members().is_some() {
-            (
-                "draft",
-                format!(
-                    "`{draft}` stands for several strategies, and one drafts; leave out `seeds` and give a `seed`"
-                ),
-            )
-        } else if matches!(&draft.kind, Kind::EarlyExit(own) if own.goes_by_position()) {
-            (
-                "draft",
-                format!(
-                    "`{draft}` goes by the position, and the rows of a batch draft at different ones; leave that setting out"
-                ),
-            )
-        } else if !(1..=MAX_DRAFT).contains(&self.draft_length) {
-            (
-                "draft-length",
-                format!("{} is outside 1 to {MAX_DRAFT}", self.draft_length),
-            )
-        } else if let Some(bad) = self.stop_below.filter(|p| !(0.0..=1.0).contains(p)) {
-            ("stop-below", format!("{} is outside 0 to 1", Number(bad)))
-        } else {
-            return Ok(());
-        };
-        Err(asked.wrong(key, message))
+            );
+        }
+        if draft.members().is_some() {
+            let message = format!(
+                "`{draft}` stands for several strategies, and one drafts; leave out `seeds` and give a `seed`"
+            );
+            return wrong("draft", message);
+        }
+        if matches!(&draft.kind, Kind::EarlyExit(own) if own.goes_by_position()) {
+            let message = format!(
+                "`{draft}` goes by the position, and the rows of a batch draft at different ones; leave that setting out"
+            );
+            return wrong("draft", message);
+        }
+        if !(1..=MAX_DRAFT).contains(&self.draft_length) {
+            let message = format!("{} is outside 1 to {MAX_DRAFT}", self.draft_length);
+            return wrong("draft-length", message);
+        }
+        match self.stop_below.filter(|p| !(0.0..=1.0).contains(p)) {
+            Some(bad) => wrong("stop-below", format!("{} is outside 0 to 1", Number(bad))),
+            None => Ok(()),
+        }
     }
 }
 
