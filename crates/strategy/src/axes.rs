@@ -1,52 +1,29 @@
 //! The axes along which strategies differ: signals, filling of the KV cache, prefill, batches.
 
-use crate::strict::Named;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::fmt;
+use crate::names::named;
 
-/// How sure the model is of a token after some of its layers: what a dynamic strategy decides on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExitSignal {
-    /// Probability of the most likely token minus that of the second, in 0..1
-    /// (`softmax_diff` of CALM, arXiv 2207.07061). Reads the LM head.
-    #[default]
-    SoftmaxMargin,
-    /// Probability of the most likely token, in 0..1 (CALM, arXiv 2207.07061). Reads the LM head.
-    MaxProb,
-    /// Entropy of the next-token distribution over its largest value, ln(vocabulary), in 0..1;
-    /// low is confident (DeeBERT, arXiv 2004.12993). Reads the LM head.
-    Entropy,
-    /// Cosine of a layer's output to its input, in -1..1 (`state` of CALM, arXiv 2207.07061).
-    /// Reads no LM head, so a check costs almost nothing.
-    Cosine,
-    /// Id of the most likely token. A row exits when it has stayed the same from check to check often enough
-    /// (PABEE, arXiv 2006.04152). Reads the LM head.
-    Patience,
+named! {
+    /// How sure the model is of a token after some of its layers: what a dynamic strategy decides on.
+    pub enum ExitSignal {
+        /// Probability of the most likely token minus that of the second, in 0..1
+        /// (`softmax_diff` of CALM, arXiv 2207.07061). Reads the LM head.
+        #[default]
+        SoftmaxMargin = "softmax-margin",
+        /// Probability of the most likely token, in 0..1 (CALM, arXiv 2207.07061). Reads the LM head.
+        MaxProb = "max-prob",
+        /// Entropy of the next-token distribution over its largest value, ln(vocabulary), in 0..1;
+        /// low is confident (DeeBERT, arXiv 2004.12993). Reads the LM head.
+        Entropy = "entropy",
+        /// Cosine of a layer's output to its input, in -1..1 (`state` of CALM, arXiv 2207.07061).
+        /// Reads no LM head, so a check costs almost nothing.
+        Cosine = "cosine",
+        /// Id of the most likely token. A row exits when it has stayed the same from check to check often enough
+        /// (PABEE, arXiv 2006.04152). Reads the LM head.
+        Patience = "patience",
+    }
 }
 
 impl ExitSignal {
-    /// Every signal, in the order in which help texts list them.
-    pub const ALL: [Self; 5] = [
-        Self::SoftmaxMargin,
-        Self::MaxProb,
-        Self::Entropy,
-        Self::Cosine,
-        Self::Patience,
-    ];
-
-    /// Its name in experiments and short forms.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::SoftmaxMargin => "softmax-margin",
-            Self::MaxProb => "max-prob",
-            Self::Entropy => "entropy",
-            Self::Cosine => "cosine",
-            Self::Patience => "patience",
-        }
-    }
-
     /// Whether a check reads the LM head: as many weights as several layers in a small model.
     pub const fn needs_head(self) -> bool {
         match self {
@@ -56,31 +33,26 @@ impl ExitSignal {
     }
 }
 
-impl fmt::Display for ExitSignal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+named! {
+    /// What is done about the keys and values of a (layer, position) that was skipped and that a
+    /// later position may read: a hole.
+    pub enum KvFill {
+        /// Nothing: a hole is never read, because a later step runs no layer that an earlier one skipped.
+        #[default]
+        None = "none",
+        /// Each skipped layer projects its keys and values from the hidden state that passes it by
+        /// (state propagation of CALM, arXiv 2207.07061). Approximate.
+        Propagate = "propagate",
+        /// The keys and values of the nearest lower layer that ran, as the released code of arXiv 2404.06954 leaves in the
+        /// cache of a skipped layer. Approximate, and free of arithmetic.
+        Copy = "copy",
+        /// Later positions do not see the hole (as in D-LLM, where a skipped token is evicted from the layer's cache).
+        /// Approximate.
+        Mask = "mask",
+        /// The skipped layers run on the position as soon as a later position needs them, together with it
+        /// (synchronised parallel decoding of FREE, arXiv 2310.05424). Exact.
+        Deferred = "deferred",
     }
-}
-
-/// What is done about the keys and values of a (layer, position) that was skipped and that a
-/// later position may read: a hole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum KvFill {
-    /// Nothing: a hole is never read, because a later step runs no layer that an earlier one skipped.
-    #[default]
-    None,
-    /// Each skipped layer projects its keys and values from the hidden state that passes it by
-    /// (state propagation of CALM, arXiv 2207.07061). Approximate.
-    Propagate,
-    /// The keys and values of the nearest lower layer that ran, as the released code of arXiv 2404.06954 leaves in the
-    /// cache of a skipped layer. Approximate, and free of arithmetic.
-    Copy,
-    /// Later positions do not see the hole (as in D-LLM, where a skipped token is evicted from the layer's cache). Approximate.
-    Mask,
-    /// The skipped layers run on the position as soon as a later position needs them, together with it
-    /// (synchronised parallel decoding of FREE, arXiv 2310.05424). Exact.
-    Deferred,
 }
 
 impl KvFill {
@@ -88,19 +60,6 @@ impl KvFill {
     pub(crate) const OF_EXITS: [Self; 4] =
         [Self::Propagate, Self::Copy, Self::Mask, Self::Deferred];
 
-    /// Its name in experiments and results.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Propagate => "propagate",
-            Self::Copy => "copy",
-            Self::Mask => "mask",
-            Self::Deferred => "deferred",
-        }
-    }
-}
-
-impl KvFill {
     /// What a later token finds, in a few words.
     pub const fn about(self) -> &'static str {
         match self {
@@ -113,74 +72,26 @@ impl KvFill {
     }
 }
 
-impl fmt::Display for KvFill {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+named! {
+    /// Which layers the prompt runs through.
+    pub enum Prefill {
+        /// All of them: the first token is the full network's.
+        #[default]
+        Full = "full",
+        /// The kept ones alone, as in a network whose other layers are cut out (structured pruning).
+        Skip = "skip",
     }
 }
 
-impl Named for KvFill {
-    const ALL: &'static [Self] = &[
-        Self::None,
-        Self::Propagate,
-        Self::Copy,
-        Self::Mask,
-        Self::Deferred,
-    ];
-
-    fn name(self) -> &'static str {
-        self.name()
-    }
-}
-
-/// Which layers the prompt runs through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Prefill {
-    /// All of them: the first token is the full network's.
-    #[default]
-    Full,
-    /// The kept ones alone, as in a network whose other layers are cut out (structured pruning).
-    Skip,
-}
-
-impl Prefill {
-    pub(crate) fn is_full(&self) -> bool {
-        *self == Self::Full
-    }
-}
-
-impl Named for Prefill {
-    const ALL: &'static [Self] = &[Self::Full, Self::Skip];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Skip => "skip",
-        }
-    }
-}
-
-/// What becomes of a row of a batch that is done with a step before others are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum BatchMode {
-    /// It leaves the computation at that layer.
-    #[default]
-    Compact,
-    /// It goes through the layers of the deepest row, for nothing: what a batch costs where rows cannot leave. The tokens
-    /// are the same. (Under `deferred` it is not quite for nothing: those layers need not be made up for later.)
-    Sync,
-}
-
-impl Named for BatchMode {
-    const ALL: &'static [Self] = &[Self::Compact, Self::Sync];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Compact => "compact",
-            Self::Sync => "sync",
-        }
+named! {
+    /// What becomes of a row of a batch that is done with a step before others are.
+    pub enum BatchMode {
+        /// It leaves the computation at that layer.
+        #[default]
+        Compact = "compact",
+        /// It goes through the layers of the deepest row, for nothing: what a batch costs where rows cannot leave. The tokens
+        /// are the same. (Under `deferred` it is not quite for nothing: those layers need not be made up for later.)
+        Sync = "sync",
     }
 }
 
@@ -192,4 +103,15 @@ pub enum PromptSignal {
     /// The cosine of the output of each sub-layer to its input, mean over the prompt's tokens:
     /// attention of layer 0, MLP of layer 0, attention of layer 1, and so on (AdaSkip, arXiv 2501.02336).
     Similarity,
+}
+
+named! {
+    /// When an oracle says that a token was decided.
+    pub enum Agreement {
+        /// At the first check whose vote is the full network's.
+        #[default]
+        First = "first",
+        /// At the first check from which on every vote is the full network's.
+        Stable = "stable",
+    }
 }

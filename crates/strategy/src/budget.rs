@@ -1,6 +1,7 @@
 //! From a target speedup to a number of layers.
 
-use crate::{MAX_LAYERS, StrategyError};
+use crate::StrategyError;
+use std::fmt;
 
 /// The fewest layers that any strategy may run.
 pub(crate) const MIN_KEPT: usize = 2;
@@ -39,41 +40,25 @@ pub(crate) fn fastest(n_layers: usize, lowest: usize) -> f64 {
     (n_layers as f64 / lowest as f64 * 100.0).floor() / 100.0
 }
 
-/// [`kept_layers`] for a strategy that cannot do without a target.
-pub(crate) fn required_layers(
-    strategy: &'static str,
-    n_layers: usize,
-    speedup: Option<f64>,
-) -> Result<usize, StrategyError> {
-    check_depth(strategy, n_layers, MIN_KEPT)?;
-    kept_layers(
-        n_layers,
-        speedup.ok_or(StrategyError::MissingSpeedup { strategy })?,
-    )
-}
-
-/// Refuses a model with fewer than `min` layers or more than a set holds.
-pub(crate) fn check_depth(
-    strategy: &'static str,
-    n_layers: usize,
-    min: usize,
-) -> Result<(), StrategyError> {
-    if (min..=MAX_LAYERS).contains(&n_layers) {
-        Ok(())
-    } else {
-        Err(StrategyError::LayerCount {
-            strategy,
-            n_layers,
-            min,
-        })
-    }
-}
-
 /// Refuses a target that is no speedup.
 pub(crate) fn check_speedup(speedup: f64) -> Result<(), StrategyError> {
     if speedup.is_finite() && speedup >= 1.0 {
         Ok(())
     } else {
         Err(StrategyError::Speedup { found: speedup })
+    }
+}
+
+/// A number as a person would write it, and as it is read again: `2.5`, but `1e308` without 308 zeros.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Number(pub(crate) f64);
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = self.0.abs();
+        match size == 0.0 || (1e-5..1e15).contains(&size) || !size.is_finite() {
+            true => write!(f, "{}", self.0),
+            false => write!(f, "{:e}", self.0),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What can be wrong with a strategy, and what to do about it.
 
 use crate::MAX_LAYERS;
+use crate::budget::Number;
 
 /// An error of this crate: what is wrong, and what would work.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -47,7 +48,7 @@ pub enum StrategyError {
         reason: String,
     },
     /// A target that is no speedup.
-    #[error("speedup {found} is not possible: it must be a finite number of at least 1")]
+    #[error("speedup {} is not possible: it must be a finite number of at least 1", Number(*.found))]
     Speedup {
         /// What was asked for.
         found: f64,
@@ -62,7 +63,8 @@ pub enum StrategyError {
     },
     /// The target leaves fewer than two layers.
     #[error(
-        "speedup {speedup} leaves {kept} of {n_layers} layers, and at least 2 must run; the largest possible speedup for {n_layers} layers is {max}",
+        "speedup {} leaves {kept} of {n_layers} layers, and at least 2 must run; the largest possible speedup for {n_layers} layers is {max}",
+        Number(*.speedup),
         max = *n_layers as f64 / 2.0
     )]
     TooFast {

@@ -1,13 +1,12 @@
 //! Tokens that leave at a check: what `early-exit`, `shallow-deep` and the like have in common.
 
+use crate::budget::{Number, check_speedup, fastest, kept_layers};
+use crate::settings::Asked;
 use crate::strategy::check_same_model;
 use crate::{
-    BatchMode, BatchShape, ExitSignal, KvFill, LayerSet, Needs, StepPlan, Strategy, StrategyError,
-    Verdict,
+    BatchMode, BatchShape, ExitSignal, Knob, KvFill, LayerSet, Needs, StepPlan, Strategy,
+    StrategyError, Verdict,
 };
-
-/// Settings that mean something only where tokens leave at a check.
-pub(crate) const SETTINGS: [&str; 2] = ["kv-fill", "batch-mode"];
 
 /// The strategy with its thresholds; rows are independent.
 pub(crate) struct Exits {
@@ -26,18 +25,12 @@ pub(crate) struct Exits {
 }
 
 impl Exits {
-    pub(crate) fn new(
-        n_layers: usize,
-        signal: ExitSignal,
-        kv_fill: KvFill,
-        batch_mode: BatchMode,
-        checks: Vec<(usize, f64)>,
-    ) -> Self {
+    pub(crate) fn new(asked: &Asked<'_>, signal: ExitSignal, checks: Vec<(usize, f64)>) -> Self {
         Self {
-            n_layers,
+            n_layers: asked.n_layers,
             signal,
-            kv_fill,
-            batch_mode,
+            kv_fill: asked.kv_fill,
+            batch_mode: asked.batch_mode,
             checks,
             decay: None,
             max_new_tokens: 1,
@@ -115,16 +108,52 @@ impl Strategy for Exits {
 }
 
 /// Refuses a KV fill that leaves holes which a later token reads.
-pub(crate) fn check_fill(strategy: &'static str, kv_fill: KvFill) -> Result<(), StrategyError> {
-    match KvFill::OF_EXITS.contains(&kv_fill) {
+pub(crate) fn check_fill(asked: &Asked<'_>) -> Result<(), StrategyError> {
+    match KvFill::OF_EXITS.contains(&asked.kv_fill) {
         true => Ok(()),
-        false => Err(StrategyError::Setting {
-            strategy,
-            key: "kv-fill",
-            message: format!(
-                "`{kv_fill}` leaves holes that the next token reads; use {}",
+        false => Err(asked.wrong(
+            "kv-fill",
+            format!(
+                "`{}` leaves holes that the next token reads; use {}",
+                asked.kv_fill,
                 KvFill::OF_EXITS.map(KvFill::name).join(", ")
             ),
-        }),
+        )),
+    }
+}
+
+/// Refuses a target that cannot be met where every token runs `least` layers, which the setting `key` says. Where the depth
+/// is `settled`, the target is but a name.
+pub(crate) fn check_target(
+    asked: &Asked<'_>,
+    settled: bool,
+    key: &'static str,
+    least: usize,
+) -> Result<(), StrategyError> {
+    if settled {
+        return asked.speedup.map_or(Ok(()), check_speedup);
+    }
+    let (n_layers, speedup) = (asked.n_layers, asked.target()?);
+    kept_layers(n_layers, speedup)?;
+    match speedup > n_layers as f64 / least as f64 + 1e-9 {
+        false => Ok(()),
+        true => Err(asked.wrong(
+            key,
+            format!(
+                "every token runs {least} of {n_layers} layers, so speedup {} cannot be met; the largest possible speedup \
+                 with it is {}",
+                Number(speedup),
+                fastest(n_layers, least)
+            ),
+        )),
+    }
+}
+
+/// What a threshold in 0..1 does: the lower it is, the fewer layers run; that of `entropy`, the higher.
+pub(crate) fn knob_of(signal: ExitSignal) -> Knob {
+    Knob {
+        lo: 0.0,
+        hi: 1.0,
+        rises_with_depth: signal != ExitSignal::Entropy,
     }
 }

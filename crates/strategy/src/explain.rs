@@ -5,7 +5,7 @@ use crate::{BatchShape, KvFill, LayerSet, Strategy, StrategyError, StrategySpec}
 use serde::Serialize;
 
 /// The layers that a strategy runs in a model of a given depth.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Explanation {
     /// The strategy's short form.
     pub strategy: String,
@@ -89,17 +89,7 @@ impl Explanation {
             variant: spec.variant(),
             n_layers,
             target_speedup: spec.target_speedup(),
-            layers: Vec::new(),
-            attention_only: Vec::new(),
-            mlp_only: Vec::new(),
-            chosen_by: None,
-            layers_per_step: None,
-            layer_speedup: None,
-            steps: Vec::new(),
-            draft_length: None,
-            checks: Vec::new(),
-            kv_fill: None,
-            menu: Vec::new(),
+            ..Self::default()
         };
         if let Some(menu) = spec.menu(n_layers) {
             explanation.chosen_by = Some("the score of each answer");

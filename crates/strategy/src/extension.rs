@@ -1,8 +1,7 @@
 //! Strategies of other crates.
 
-use crate::budget::{MIN_KEPT, check_depth};
-use crate::registry::{Kind, Settings};
-use crate::{Knob, Strategy, StrategyError};
+use crate::settings::{Asked, Common, Definition, Settings};
+use crate::{Knob, Strategy, StrategyError, StrategySpec};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use std::sync::{PoisonError, RwLock};
@@ -61,9 +60,7 @@ pub struct Request<'a> {
 /// The name is taken.
 pub fn register(extension: &'static dyn Extension) -> Result<(), StrategyError> {
     let name = extension.name();
-    let taken = Kind::all()
-        .iter()
-        .any(|kind| kind.settings().name() == name);
+    let taken = StrategySpec::all().iter().any(|spec| spec.name() == name);
     if taken || name.is_empty() || name.contains([':', '@', ' ', '{']) {
         return Err(StrategyError::CannotRegister {
             name: name.to_owned(),
@@ -87,13 +84,11 @@ pub(crate) fn all() -> Vec<Extended> {
         .collect()
 }
 
-/// A registered strategy with its settings.
+/// A registered strategy with the settings that are its own.
 #[derive(Clone)]
 pub(crate) struct Extended {
     extension: &'static dyn Extension,
     variant: Option<&'static str>,
-    speedup: Option<f64>,
-    threshold: Option<f64>,
     settings: Map<String, Value>,
 }
 
@@ -102,45 +97,36 @@ impl Extended {
         Self {
             extension,
             variant: extension.variants().first().copied(),
-            speedup: None,
-            threshold: None,
             settings: Map::new(),
         }
     }
 
-    /// The same strategy with the settings of a long form. A `variant` that is not known stays among the settings, where
-    /// [`validate`](Settings::validate) finds it.
-    pub(crate) fn read(mut self, settings: Option<Map<String, Value>>) -> Self {
+    /// The same strategy with the settings of a long form. What is not of its kind, as a `variant` that is not known, stays
+    /// among the settings, where the extension finds it.
+    pub(crate) fn read(
+        mut self,
+        settings: Option<Map<String, Value>>,
+        common: &mut Common,
+    ) -> Self {
         self.settings = settings.unwrap_or_default();
-        if self.extension.takes_speedup()
-            && let Some(speedup) = self.settings.get("speedup").and_then(Value::as_f64)
-        {
-            self.speedup = Some(speedup);
-            self.settings.remove("speedup");
-        }
-        if self.extension.knob().is_some()
-            && let Some(threshold) = self.settings.get("threshold").and_then(Value::as_f64)
-        {
-            self.threshold = Some(threshold);
-            self.settings.remove("threshold");
+        let definition = self.definition();
+        for (key, slot) in [
+            ("speedup", &mut common.speedup),
+            ("threshold", &mut common.threshold),
+        ] {
+            let number = self.settings.get(key).and_then(Value::as_f64);
+            if definition.takes(key) && number.is_some() {
+                *slot = number;
+                self.settings.shift_remove(key);
+            }
         }
         let found = self.settings.get("variant").and_then(Value::as_str);
         let variants = self.extension.variants();
         if let Some(variant) = variants.iter().find(|variant| found == Some(variant)) {
             self.variant = Some(variant);
-            self.settings.remove("variant");
+            self.settings.shift_remove("variant");
         }
         self
-    }
-
-    fn request(&self, n_layers: usize) -> Request<'_> {
-        Request {
-            n_layers,
-            variant: self.variant,
-            speedup: self.speedup,
-            threshold: self.threshold,
-            settings: &self.settings,
-        }
     }
 }
 
@@ -148,8 +134,6 @@ impl std::fmt::Debug for Extended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct(self.extension.name())
             .field("variant", &self.variant)
-            .field("speedup", &self.speedup)
-            .field("threshold", &self.threshold)
             .field("settings", &self.settings)
             .finish()
     }
@@ -158,40 +142,32 @@ impl std::fmt::Debug for Extended {
 impl PartialEq for Extended {
     fn eq(&self, other: &Self) -> bool {
         self.extension.name() == other.extension.name()
-            && (self.variant, self.speedup, self.threshold)
-                == (other.variant, other.speedup, other.threshold)
+            && self.variant == other.variant
             && self.settings == other.settings
     }
 }
 
-/// The long form: one key, the name, with the settings below it.
 impl Serialize for Extended {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut settings = self.settings.clone();
-        if let Some(variant) = self.variant {
-            settings.insert("variant".to_owned(), variant.into());
-        }
-        if let Some(speedup) = self.speedup {
-            settings.insert("speedup".to_owned(), speedup.into());
-        }
-        if let Some(threshold) = self.threshold {
-            settings.insert("threshold".to_owned(), threshold.into());
-        }
-        let long: Map<String, Value> =
-            [(self.extension.name().to_owned(), Value::Object(settings))]
-                .into_iter()
-                .collect();
-        long.serialize(serializer)
+        let variant = self
+            .variant
+            .map(|variant| ("variant", Value::from(variant)));
+        let settings = self
+            .settings
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.clone()));
+        serializer.collect_map(variant.into_iter().chain(settings))
     }
 }
 
 impl Settings for Extended {
-    fn name(&self) -> &'static str {
-        self.extension.name()
-    }
-
-    fn about(&self) -> &'static str {
-        self.extension.about()
+    fn definition(&self) -> Definition {
+        Definition {
+            variant_key: Some("variant"),
+            speedup: self.extension.takes_speedup(),
+            threshold: self.extension.knob().is_some(),
+            ..Definition::new(self.extension.name(), self.extension.about())
+        }
     }
 
     fn variants(&self) -> Vec<&'static str> {
@@ -202,51 +178,31 @@ impl Settings for Extended {
         self.variant
     }
 
-    fn set_variant(&mut self, variant: &'static str) {
+    fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
         self.variant = Some(variant);
     }
 
-    fn speedup(&self) -> Option<f64> {
-        self.speedup
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        self.extension.takes_speedup().then_some(&mut self.speedup)
-    }
-
-    fn threshold(&self) -> Option<f64> {
-        self.threshold
-    }
-
-    fn threshold_mut(&mut self) -> Option<&mut Option<f64>> {
-        self.extension
-            .knob()
-            .is_some()
-            .then_some(&mut self.threshold)
-    }
-
     fn knob(&self) -> Option<Knob> {
-        let open = self.speedup.is_some() && self.threshold.is_none();
-        self.extension.knob().filter(|_| open)
+        self.extension.knob()
     }
 
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        check_depth(self.extension.name(), n_layers, MIN_KEPT)?;
-        let mut request = self.request(n_layers);
-        // A threshold that is still to be calibrated is no error yet.
-        if let Some(knob) = self.knob() {
-            request.threshold = Some(knob.hi);
-        }
-        self.extension.build(&request).map(drop)
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
-        match self.knob() {
-            Some(_) => Err(StrategyError::NotCalibrated {
-                strategy: self.extension.name(),
-            }),
-            None => self.extension.build(&self.request(n_layers)),
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        let mut request = Request {
+            n_layers: asked.n_layers,
+            variant: self.variant,
+            speedup: asked.speedup,
+            threshold: asked.threshold,
+            settings: &self.settings,
+        };
+        match (self.extension.knob(), asked.speedup, asked.threshold) {
+            // With a threshold that is still to be calibrated, the other settings are looked at with any.
+            (Some(knob), Some(_), None) => {
+                request.threshold = Some(knob.hi);
+                self.extension.build(&request)?;
+                let strategy = asked.name;
+                Err(StrategyError::NotCalibrated { strategy })
+            }
+            _ => self.extension.build(&request),
         }
     }
 }

@@ -1,37 +1,62 @@
 //! The short form of a strategy, read and written: `name[:variant][@speedup] {setting: value}`.
 
-use crate::budget::check_speedup;
-use crate::registry::Kind;
+use crate::budget::{Number, check_speedup};
 use crate::{StrategyError, StrategySpec};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::fmt;
 use std::str::FromStr;
 
 impl FromStr for StrategySpec {
     type Err = StrategyError;
 
+    /// Reads a short form, and a long form on one line too: a YAML string around one is still meant as one.
     fn from_str(text: &str) -> Result<Self, StrategyError> {
         let malformed = |reason: String| StrategyError::ShortForm {
             text: text.to_owned(),
             reason,
         };
-        if let Some((short, settings)) = text.split_once('{') {
-            let spec: Self = short.parse()?;
-            let whole = spec
-                .with_settings(&format!("{{{settings}"))
-                .map_err(malformed)?;
-            let again = |what: &str| malformed(format!("its {what} is given twice"));
-            if short.contains('@') && whole.target_speedup() != spec.target_speedup() {
-                return Err(again("speedup"));
-            }
-            if short.contains(':') && whole.variant() != spec.variant() {
-                return Err(again("variant"));
-            }
-            return Ok(whole);
+        if let Some((name, settings)) = long_form(text) {
+            return Self::named(name)?
+                .with_settings(settings)
+                .map_err(malformed);
         }
-        let (head, speedup) = match text.trim().rsplit_once('@') {
+        let (short, settings) = match text.find('{') {
+            Some(brace) => (&text[..brace], Some(&text[brace..])),
+            None => (text, None),
+        };
+        let spec = Self::from_short(short, malformed)?;
+        let Some(settings) = settings else {
+            return Ok(spec);
+        };
+        let whole = spec.with_settings(settings).map_err(malformed)?;
+        let again = |what: &str| malformed(format!("its {what} is given twice"));
+        if short.contains('@') && whole.target_speedup() != spec.target_speedup() {
+            return Err(again("speedup"));
+        }
+        if short.contains(':') && whole.variant() != spec.variant() {
+            return Err(again("variant"));
+        }
+        Ok(whole)
+    }
+}
+
+/// The name and the settings of a long form on one line, as in `random: {seeds: 150}`: a colon that no variant follows.
+fn long_form(text: &str) -> Option<(&str, &str)> {
+    let (name, settings) = text.trim().split_once(':')?;
+    let is_name = !name.contains(['@', '{', ' ']);
+    let is_map = settings.is_empty() || settings.starts_with([' ', '\t', '\n', '{']);
+    (is_name && is_map).then_some((name, settings))
+}
+
+impl StrategySpec {
+    /// Reads `name[:variant][@speedup]`.
+    fn from_short(
+        short: &str,
+        malformed: impl Fn(String) -> StrategyError,
+    ) -> Result<Self, StrategyError> {
+        let (head, speedup) = match short.trim().rsplit_once('@') {
             Some((head, speedup)) => (head, Some(speedup)),
-            None => (text.trim(), None),
+            None => (short.trim(), None),
         };
         let (name, variant) = match head.split_once(':') {
             Some((name, variant)) => (name, Some(variant)),
@@ -40,84 +65,61 @@ impl FromStr for StrategySpec {
         if name.is_empty() {
             return Err(malformed("the name is missing".to_owned()));
         }
-        let mut spec = Self {
-            kind: Kind::named(name)?,
-        };
+        let mut spec = Self::named(name)?;
         if let Some(variant) = variant {
             spec.set_variant(variant)?;
         }
-        if let Some(speedup) = speedup {
-            let value: f64 = speedup
-                .parse()
-                .map_err(|_| malformed(format!("`{speedup}` after the @ is not a number")))?;
-            check_speedup(value)?;
-            match spec.kind.settings_mut().speedup_mut() {
-                Some(slot) => *slot = Some(value),
-                None => return Err(malformed(format!("`{name}` takes no speedup"))),
-            }
-        }
-        Ok(spec)
-    }
-}
-
-/// The canonical short form, and behind it in braces the settings that have no place in it and are not at their default,
-/// so that two strategies that differ are told apart. It parses back to the same strategy.
-impl fmt::Display for StrategySpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let default = Kind::named(self.name()).ok();
-        let default = default.and_then(|kind| kind.settings().variant());
-        f.write_str(self.name())?;
-        if let Some(variant) = self.variant().filter(|v| default != Some(v)) {
-            write!(f, ":{variant}")?;
-        }
-        if let Some(speedup) = self.target_speedup() {
-            write!(f, "@{speedup}")?;
-        }
-        let more = self.more_settings();
-        if !more.is_empty() {
-            write!(f, " {{{}}}", more.join(", "))?;
-        }
-        Ok(())
-    }
-}
-
-impl StrategySpec {
-    /// The value of the long form's one key.
-    fn settings(&self) -> Option<Map<String, Value>> {
-        match serde_json::to_value(self).ok()? {
-            Value::Object(long) => long.into_iter().next()?.1.as_object().cloned(),
-            _ => None,
+        let Some(speedup) = speedup else {
+            return Ok(spec);
+        };
+        let value: f64 = speedup
+            .parse()
+            .map_err(|_| malformed(format!("`{speedup}` after the @ is not a number")))?;
+        check_speedup(value)?;
+        match spec.takes_target() {
+            true => Ok(spec.with_target(value)),
+            false => Err(malformed(format!("`{name}` takes no speedup"))),
         }
     }
 
-    /// The same strategy with the settings of a YAML map in place of its own.
+    /// The same strategy with the settings of a YAML map, which may be empty, in place of its own.
     fn with_settings(&self, yaml: &str) -> Result<Self, String> {
-        let more: Map<String, Value> = serde_saphyr::from_str(yaml).map_err(|error| {
+        let more: Value = serde_saphyr::from_str(yaml).map_err(|error| {
             let error = error.to_string();
             format!("its settings: {}", error.lines().next().unwrap_or_default())
         })?;
         let mut settings = self.settings().unwrap_or_default();
-        settings.extend(more);
-        let long: Map<String, Value> = [(self.name().to_owned(), Value::Object(settings))]
-            .into_iter()
-            .collect();
-        serde_json::from_value(Value::Object(long)).map_err(|error| error.to_string())
+        match more {
+            Value::Null => {}
+            Value::Object(more) => settings.extend(more),
+            no_map => return Self::from_settings(self.name(), no_map),
+        }
+        Self::from_settings(self.name(), settings.into())
+    }
+
+    /// The variant, where the short form has a place for it and it is not the default.
+    fn short_variant(&self) -> Option<&'static str> {
+        let bare = Self::named(self.name()).ok()?;
+        let variant = self.variant()?;
+        let is_told = bare.variant() != Some(variant) && self.variants().contains(&variant);
+        is_told.then_some(variant)
     }
 
     /// `key: value` of every setting that the short form leaves out.
     fn more_settings(&self) -> Vec<String> {
         let short = || {
             let mut spec = Self::named(self.name()).ok()?;
-            if let Some(variant) = self.variant() {
+            if let Some(variant) = self.short_variant() {
                 spec.set_variant(variant).ok()?;
             }
-            Some(match self.target_speedup() {
+            match self.target_speedup() {
                 Some(speedup) => spec.with_target(speedup),
                 None => spec,
-            })
+            }
+            .settings()
+            .ok()
         };
-        let short = short().as_ref().and_then(Self::settings);
-        let (Some(found), Some(short)) = (self.settings(), short) else {
+        let (Ok(found), Some(short)) = (self.settings(), short()) else {
             return Vec::new();
         };
         found
@@ -125,6 +127,25 @@ impl StrategySpec {
             .filter(|(key, value)| short.get(key) != Some(value))
             .map(|(key, value)| format!("{key}: {}", shown(&value)))
             .collect()
+    }
+}
+
+/// The canonical short form, and behind it in braces the settings that have no place in it and are not at their default,
+/// so that two strategies that differ are told apart. It parses back to the same strategy.
+impl fmt::Display for StrategySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        if let Some(variant) = self.short_variant() {
+            write!(f, ":{variant}")?;
+        }
+        if let Some(speedup) = self.target_speedup() {
+            write!(f, "@{}", Number(speedup))?;
+        }
+        let more = self.more_settings();
+        if !more.is_empty() {
+            write!(f, " {{{}}}", more.join(", "))?;
+        }
+        Ok(())
     }
 }
 

@@ -25,8 +25,8 @@
 //!
 //! # Adding a strategy
 //!
-//! Write `strategies/<name>.rs` with its settings (a serde struct that implements `Settings`), and add one
-//! line to the `registry!` in `registry.rs`. Everything else follows: both forms, suggestions, schema, `explain`.
+//! Write `strategies/<name>.rs` with its own settings (a serde struct that implements `Settings`), and name it in the
+//! `registry!` of `strategies/mod.rs`. Everything else follows: both forms, suggestions, schema, `explain`.
 //! A strategy of another crate implements [`Extension`] and is handed to [`register`].
 
 mod axes;
@@ -37,17 +37,20 @@ mod explain;
 mod extension;
 mod label;
 mod layer_set;
+mod long_form;
+mod names;
 mod preset;
 mod pruned;
-mod registry;
 mod schedule;
 mod scoring;
+mod settings;
 mod spec;
 mod strategies;
 mod strategy;
-mod strict;
+#[cfg(test)]
+mod testing;
 
-pub use axes::{BatchMode, ExitSignal, KvFill, Prefill, PromptSignal};
+pub use axes::{Agreement, BatchMode, ExitSignal, KvFill, Prefill, PromptSignal};
 pub use budget::kept_layers;
 pub use error::{StrategyError, did_you_mean, nearest};
 pub use explain::{Explanation, StepRange};
@@ -55,6 +58,4 @@ pub use extension::{Extension, Request, register};
 pub use layer_set::{LayerSet, MAX_LAYERS};
 pub use scoring::Scoring;
 pub use spec::{Knob, StrategySpec};
-pub use strategy::{
-    Agreement, BatchShape, DraftLimit, Needs, StepPlan, Strategy, Verdict, Verification,
-};
+pub use strategy::{BatchShape, DraftLimit, Needs, StepPlan, Strategy, Verdict, Verification};

@@ -1,6 +1,7 @@
 //! Layers that the authors of a method published for one model.
 
 use crate::StrategyError;
+use crate::settings::Asked;
 
 /// One of them, under the name of its model.
 pub(crate) struct Preset<T: 'static> {
@@ -9,18 +10,14 @@ pub(crate) struct Preset<T: 'static> {
     pub(crate) layers: T,
 }
 
-/// The preset `name` for a model of this depth.
+/// The preset `name` for the model's depth.
 pub(crate) fn find<T>(
-    strategy: &'static str,
+    asked: &Asked<'_>,
     presets: &'static [Preset<T>],
     name: &str,
-    n_layers: usize,
 ) -> Result<&'static T, StrategyError> {
-    let setting = |message| StrategyError::Setting {
-        strategy,
-        key: "preset",
-        message,
-    };
+    let n_layers = asked.n_layers;
+    let setting = |message| asked.wrong("preset", message);
     let Some(preset) = presets.iter().find(|preset| preset.name == name) else {
         let known: Vec<&str> = presets.iter().map(|preset| preset.name).collect();
         return Err(setting(match known[..] {
@@ -46,4 +43,16 @@ pub(crate) fn variants<T>(
         .into_iter()
         .chain(presets.iter().map(|preset| preset.name))
         .collect()
+}
+
+/// The variant that a `preset` stands for.
+pub(crate) fn variant<T>(
+    without: &'static str,
+    presets: &'static [Preset<T>],
+    preset: &Option<String>,
+) -> &'static str {
+    let named = presets
+        .iter()
+        .find(|known| Some(known.name) == preset.as_deref());
+    named.map_or(without, |known| known.name)
 }

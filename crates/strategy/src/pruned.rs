@@ -1,43 +1,23 @@
 //! What the strategies have in common that cut layers out in an order found by scores on calibration text.
 
-use crate::budget::{MIN_KEPT, fastest, kept_layers, required_layers};
+use crate::budget::{MIN_KEPT, fastest, kept_layers};
 use crate::preset::{self, Preset};
-use crate::registry::Settings;
-use crate::strategy::FixedLayers;
+use crate::settings::{Asked, Common, Definition, Settings};
 use crate::{LayerSet, Prefill, Scoring, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The variant whose order is found by scoring the model at hand.
-pub(crate) const MEASURED: &str = "measured";
+const MEASURED: &str = "measured";
 
-/// Settings of a strategy that cuts layers out by their importance.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+/// What is the own of a strategy that cuts layers out by their importance.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(inline)]
 pub(crate) struct Pruned {
-    /// The target speedup: floor(L / speedup) layers are kept.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    speedup: Option<f64>,
     /// A published order instead of one measured on calibration text; the variants of the short form.
     #[serde(skip_serializing_if = "Option::is_none")]
     preset: Option<String>,
-    /// Layers in the order in which they are dropped, the least important first, instead of one measured.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    order: Option<Vec<usize>>,
-    /// Which layers the prompt runs through; `skip` if not given, since the layers are cut out.
-    #[serde(deserialize_with = "crate::strict::named")]
-    prefill: Prefill,
-}
-
-impl Default for Pruned {
-    fn default() -> Self {
-        Self {
-            speedup: None,
-            preset: None,
-            order: None,
-            prefill: Prefill::Skip,
-        }
-    }
 }
 
 /// A way to score layers. Everything else about such a strategy follows.
@@ -55,12 +35,14 @@ pub(crate) trait Criterion {
 }
 
 impl<T: Criterion> Settings for T {
-    fn name(&self) -> &'static str {
-        T::NAME
-    }
-
-    fn about(&self) -> &'static str {
-        T::ABOUT
+    fn definition(&self) -> Definition {
+        Definition {
+            variant_key: Some("preset"),
+            order: true,
+            // The layers are cut out.
+            prefill: Some(Prefill::Skip),
+            ..Definition::fixed(T::NAME, T::ABOUT)
+        }
     }
 
     fn variants(&self) -> Vec<&'static str> {
@@ -71,91 +53,50 @@ impl<T: Criterion> Settings for T {
     }
 
     fn variant(&self) -> Option<&'static str> {
-        let preset = self.pruned().preset.as_deref();
-        let named = T::PRESETS.iter().find(|known| Some(known.name) == preset);
         match T::PRESETS {
             [] => None,
-            _ => Some(named.map_or(MEASURED, |preset| preset.name)),
+            presets => Some(preset::variant(MEASURED, presets, &self.pruned().preset)),
         }
     }
 
-    fn set_variant(&mut self, variant: &'static str) {
+    fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
         self.pruned_mut().preset = (variant != MEASURED).then(|| variant.to_owned());
     }
 
-    fn speedup(&self) -> Option<f64> {
-        self.pruned().speedup
+    fn scoring(&self, asked: &Asked<'_>) -> Option<Scoring> {
+        let open = asked.order.is_none() && self.pruned().preset.is_none();
+        let kept = kept_layers(asked.n_layers, asked.speedup?).ok()?;
+        (open && kept < asked.n_layers).then(|| T::scoring(asked.n_layers - kept))
     }
 
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.pruned_mut().speedup)
-    }
-
-    fn order_mut(&mut self) -> Option<&mut Option<Vec<usize>>> {
-        Some(&mut self.pruned_mut().order)
-    }
-
-    fn scoring(&self, n_layers: usize) -> Option<Scoring> {
-        let pruned = self.pruned();
-        if pruned.order.is_some() || pruned.preset.is_some() {
-            return None;
-        }
-        let kept = kept_layers(n_layers, pruned.speedup?).ok()?;
-        (kept < n_layers).then(|| T::scoring(n_layers - kept))
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        let kept = required_layers(T::NAME, n_layers, self.pruned().speedup)?;
-        match order::<T>(self.pruned(), n_layers)? {
-            Some(order) => first_of(T::NAME, order, n_layers, n_layers - kept, 1).map(drop),
-            None => Ok(()),
-        }
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
-        let kept = required_layers(T::NAME, n_layers, self.pruned().speedup)?;
-        let dropped = match order::<T>(self.pruned(), n_layers)? {
-            Some(order) => first_of(T::NAME, order, n_layers, n_layers - kept, 1)?,
-            None if kept == n_layers => &[],
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        let count = asked.n_layers - asked.kept()?;
+        let order = match (&self.pruned().preset, asked.order) {
+            (Some(_), Some(_)) => {
+                return Err(asked.wrong("order", "there is a `preset` too; give one of them"));
+            }
+            (Some(name), None) => Some(*preset::find(asked, T::PRESETS, name)?),
+            (None, order) => order,
+        };
+        let dropped = match order {
+            Some(order) => first_of(asked, order, count, 1)?,
+            None if count == 0 => &[],
             None => return Err(StrategyError::NotScored { strategy: T::NAME }),
         };
-        let layers = LayerSet::from_layers((0..n_layers).filter(|layer| !dropped.contains(layer)));
-        Ok(FixedLayers::boxed(n_layers, layers, self.pruned().prefill))
-    }
-}
-
-/// The order that is given, where one is.
-fn order<T: Criterion>(
-    pruned: &Pruned,
-    n_layers: usize,
-) -> Result<Option<&[usize]>, StrategyError> {
-    match (&pruned.preset, &pruned.order) {
-        (Some(_), Some(_)) => Err(StrategyError::Setting {
-            strategy: T::NAME,
-            key: "order",
-            message: "there is a `preset` too; give one of them".to_owned(),
-        }),
-        (None, order) => Ok(order.as_deref()),
-        (Some(name), None) => {
-            preset::find(T::NAME, T::PRESETS, name, n_layers).map(|order| Some(*order))
-        }
+        let kept = (0..asked.n_layers).filter(|layer| !dropped.contains(layer));
+        Ok(asked.run(LayerSet::from_layers(kept)))
     }
 }
 
 /// The first `count` of `order`, which go. The target counts `parts` of each layer.
 pub(crate) fn first_of<'a>(
-    strategy: &'static str,
+    asked: &Asked<'_>,
     order: &'a [usize],
-    n_layers: usize,
     count: usize,
     parts: usize,
 ) -> Result<&'a [usize], StrategyError> {
-    let setting = |message| StrategyError::Setting {
-        strategy,
-        key: "order",
-        message,
-    };
+    let n_layers = asked.n_layers;
+    let setting = |message| asked.wrong("order", message);
     if let Some(layer) = order.iter().find(|&&layer| layer >= n_layers) {
         return Err(setting(format!(
             "there is no layer {layer}; the {n_layers} layers are 0 to {}",

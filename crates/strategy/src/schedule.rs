@@ -1,7 +1,9 @@
-//! The length that a schedule by position is laid over.
+//! Strategies whose layers follow from the position: the length of their schedule, and the steps of a batch.
 
-use crate::StrategyError;
 use crate::budget::MAX_STEPS;
+use crate::settings::Asked;
+use crate::strategy::check_same_model;
+use crate::{BatchShape, LayerSet, Needs, StepPlan, Strategy, StrategyError};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -26,16 +28,13 @@ impl ScheduleLength {
     }
 
     /// Refuses a length that is no schedule.
-    pub(crate) fn check(self, strategy: &'static str) -> Result<(), StrategyError> {
+    pub(crate) fn check(self, asked: &Asked<'_>) -> Result<(), StrategyError> {
         match self {
             Self::Tokens(length) if !(2..=MAX_STEPS).contains(&length) => {
-                Err(StrategyError::Setting {
-                    strategy,
-                    key: "schedule-length",
-                    message: format!(
-                        "{length} tokens are no schedule; it must be 2 to {MAX_STEPS}, `max-new` or `expected`"
-                    ),
-                })
+                let message = format!(
+                    "{length} tokens are no schedule; it must be 2 to {MAX_STEPS}, `max-new` or `expected`"
+                );
+                Err(asked.wrong("schedule-length", message))
             }
             _ => Ok(()),
         }
@@ -43,12 +42,57 @@ impl ScheduleLength {
 
     /// Decode steps of the schedule: token 0 comes from the prefill. One that is still to be resolved is taken as the
     /// largest number of new tokens.
-    pub(crate) fn steps(self, max_new_tokens: usize) -> usize {
+    fn steps(self, max_new_tokens: usize) -> usize {
         let length = match self {
             Self::Tokens(length) => length,
             Self::MaxNew | Self::Expected => max_new_tokens,
         };
         length.saturating_sub(1).clamp(1, MAX_STEPS)
+    }
+}
+
+/// The layers of each decode step, counted from 1.
+type Steps = Box<dyn Fn(usize) -> LayerSet + Send>;
+
+/// A strategy whose layers follow from the position alone. Each step's are a subset of the step's before, so every key and
+/// value that is read was computed.
+pub(crate) struct ByPosition<F> {
+    n_layers: usize,
+    length: ScheduleLength,
+    /// From the number of steps of the schedule to its steps.
+    schedule: F,
+    /// The steps of the batch; before the first, every layer runs.
+    steps: Steps,
+}
+
+impl<F: Fn(usize) -> Steps + Send + 'static> ByPosition<F> {
+    pub(crate) fn boxed(n_layers: usize, length: ScheduleLength, schedule: F) -> Box<dyn Strategy> {
+        Box::new(Self {
+            n_layers,
+            length,
+            schedule,
+            steps: Box::new(move |_| LayerSet::full(n_layers)),
+        })
+    }
+}
+
+impl<F: Fn(usize) -> Steps + Send> Strategy for ByPosition<F> {
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
+        check_same_model(self.n_layers, shape)?;
+        self.steps = (self.schedule)(self.length.steps(shape.max_new_tokens));
+        Ok(())
+    }
+
+    fn plan(&mut self, step: usize) -> StepPlan {
+        StepPlan::fixed((self.steps)(step))
+    }
+
+    fn reachable(&self) -> LayerSet {
+        (self.steps)(1)
     }
 }
 

@@ -1,14 +1,10 @@
 //! A strategy as an experiment or a command line writes it.
 
 use crate::error::nearest;
-use crate::registry::Kind;
 use crate::schedule::ScheduleLength;
-use crate::{BatchMode, Explanation, KvFill, Scoring, Strategy, StrategyError};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use std::borrow::Cow;
-use std::fmt;
+use crate::settings::{Asked, Common, Definition};
+use crate::strategies::Kind;
+use crate::{BatchMode, Explanation, KvFill, MAX_LAYERS, Scoring, Strategy, StrategyError};
 
 /// A strategy with its settings: name, variant, target speedup and what else it takes.
 ///
@@ -24,14 +20,26 @@ use std::fmt;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// It serializes as the long form with every setting, so that a digest of it determines the strategy.
-/// Its [`Display`](fmt::Display) is the short form, which leaves out a variant that is the default, followed by the
+/// It serializes as the long form, so that a digest of it determines the strategy.
+/// Its [`Display`](std::fmt::Display) is the short form, which leaves out a variant that is the default, followed by the
 /// settings that have no place in it where they are not at their default, as in `early-exit@2 {kv-fill: deferred}`; so what a
 /// table calls a strategy can be written wherever a strategy can.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(transparent)]
+///
+/// A setting that is given as what it is without being given makes no other strategy: the two are equal, and so are their
+/// labels and their long forms.
+#[derive(Clone, Debug)]
 pub struct StrategySpec {
+    /// What every strategy has.
+    pub(crate) common: Common,
+    /// What is its own.
     pub(crate) kind: Kind,
+}
+
+impl PartialEq for StrategySpec {
+    fn eq(&self, other: &Self) -> bool {
+        let common = |spec: &Self| spec.common.beside(&spec.definition());
+        self.kind == other.kind && common(self) == common(other)
+    }
 }
 
 /// The one number of a dynamic strategy that is to be calibrated until its speed meets the target.
@@ -45,60 +53,133 @@ pub struct Knob {
     pub rises_with_depth: bool,
 }
 
+impl From<Kind> for StrategySpec {
+    fn from(kind: Kind) -> Self {
+        Self {
+            common: Common::default(),
+            kind,
+        }
+    }
+}
+
 impl StrategySpec {
     /// Every layer at every step: the network as it was trained.
     pub fn full() -> Self {
-        Self {
-            kind: Kind::Full(Default::default()),
-        }
+        Kind::Full(Default::default()).into()
+    }
+
+    /// Whether it is [`full`](Self::full), to which all others are compared.
+    pub fn is_full(&self) -> bool {
+        matches!(self.kind, Kind::Full(_))
     }
 
     /// Unified skipping by the published rule, without a target.
     pub(crate) fn unified() -> Self {
-        Self {
-            kind: Kind::Unified(Default::default()),
-        }
-    }
-
-    /// The strategy of this name with its default settings.
-    pub(crate) fn named(name: &str) -> Result<Self, StrategyError> {
-        Kind::named(name).map(|kind| Self { kind })
+        Kind::Unified(Default::default()).into()
     }
 
     /// Every strategy with its default settings and no target, in the order in which help texts list them.
     pub fn all() -> Vec<Self> {
-        Kind::all().into_iter().map(|kind| Self { kind }).collect()
+        Kind::all().into_iter().map(Self::from).collect()
+    }
+
+    /// The strategy of this name with its default settings.
+    pub(crate) fn named(name: &str) -> Result<Self, StrategyError> {
+        let names = || Self::all().into_iter().map(|spec| spec.name());
+        let found = Self::all().into_iter().find(|spec| spec.name() == name);
+        found.ok_or_else(|| StrategyError::UnknownStrategy {
+            found: name.to_owned(),
+            nearest: nearest(name, names()),
+            known: names().collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    pub(crate) fn definition(&self) -> Definition {
+        self.kind.own().definition()
     }
 
     /// Its name, as in `unified`.
     pub fn name(&self) -> &'static str {
-        self.kind.settings().name()
+        self.definition().name
+    }
+
+    /// What it does, in a line, with its source.
+    pub fn about(&self) -> &'static str {
+        self.definition().about
     }
 
     /// Its variant, as in `published`; `None` for a strategy that has no variants.
     pub fn variant(&self) -> Option<&'static str> {
-        self.kind.settings().variant()
+        self.kind.own().variant()
     }
 
     /// Every variant that its short form takes.
     pub fn variants(&self) -> Vec<&'static str> {
-        self.kind.settings().variants()
+        self.kind.own().variants()
+    }
+
+    /// What it is called without its target, and without that of the strategy that drafts for it: what the points of one
+    /// curve have in common.
+    ///
+    /// ```
+    /// # use skipbench_strategy::StrategySpec;
+    /// let spec: StrategySpec = "self-speculative:top@2".parse()?;
+    /// assert_eq!(spec.series(), "self-speculative:top");
+    /// # Ok::<(), skipbench_strategy::StrategyError>(())
+    /// ```
+    pub fn series(&self) -> String {
+        self.with(|common| common.speedup = None).to_string()
+    }
+
+    /// The strategy that drafts for a speculative one; its threshold and target are the drafting strategy's.
+    pub fn draft(&self) -> Option<&StrategySpec> {
+        match &self.kind {
+            Kind::SelfSpeculative(own) => Some(own.draft()),
+            _ => None,
+        }
+    }
+
+    /// The strategy whose target, threshold and order count: the one that drafts, where one does.
+    fn decider(&self) -> &Self {
+        self.draft().map_or(self, Self::decider)
+    }
+
+    fn decider_mut(&mut self) -> &mut Self {
+        match self.kind {
+            Kind::SelfSpeculative(ref mut own) => own.draft_mut().decider_mut(),
+            _ => self,
+        }
+    }
+
+    /// The same strategy with other common settings.
+    fn with(&self, change: impl FnOnce(&mut Common)) -> Self {
+        let mut spec = self.clone();
+        change(&mut spec.decider_mut().common);
+        spec
+    }
+
+    /// Whether it takes a target speedup.
+    pub(crate) fn takes_target(&self) -> bool {
+        self.decider().definition().speedup
     }
 
     /// Its target speedup; `None` where none was given, and for `full`.
     pub fn target_speedup(&self) -> Option<f64> {
-        self.kind.settings().speedup()
+        self.decider().common.speedup
     }
 
     /// The same strategy for another target; `full`, which takes none, stays as it is.
     /// [`validate`](Self::validate) says whether the target is possible.
     #[must_use]
     pub fn with_target(&self, speedup: f64) -> Self {
-        let mut spec = self.clone();
-        if let Some(slot) = spec.speedup_mut() {
-            *slot = Some(speedup);
-        }
-        spec
+        let taken = self.takes_target().then_some(speedup);
+        self.with(|common| common.speedup = taken)
+    }
+
+    /// Whether its target says how deep it goes; for a strategy whose settings say that already, a target is but a name.
+    pub fn follows_target(&self, n_layers: usize) -> bool {
+        let without = self.with(|common| common.speedup = None);
+        self.target_speedup().is_some() && without.validate(n_layers).is_err()
     }
 
     /// Whether it is the full network.
@@ -117,134 +198,122 @@ impl StrategySpec {
 
     /// Its exit threshold; `None` where none was given, and for a strategy that takes none.
     pub fn threshold(&self) -> Option<f64> {
-        self.kind.settings().threshold()
+        self.decider().common.threshold
     }
 
     /// The same strategy with a calibrated threshold; one that takes none stays as it is.
     #[must_use]
     pub fn with_threshold(&self, threshold: f64) -> Self {
-        let mut spec = self.clone();
-        if let Some(slot) = spec.threshold_mut() {
-            *slot = Some(threshold);
-        }
-        spec
+        let taken = self.decider().definition().threshold.then_some(threshold);
+        self.with(|common| common.threshold = taken)
     }
 
-    /// The strategy that drafts for a speculative one; its threshold and target are the drafting strategy's.
-    pub fn draft(&self) -> Option<&StrategySpec> {
-        self.kind.settings().draft()
-    }
-
-    /// What it does, in a line, with its source.
-    pub fn about(&self) -> &'static str {
-        self.kind.settings().about()
+    /// What has to be calibrated before [`build`](Self::build) succeeds: the threshold of a dynamic
+    /// strategy that was given a target but no threshold.
+    pub fn knob(&self) -> Option<Knob> {
+        let decider = self.decider();
+        let open = decider.common.speedup.is_some() && decider.common.threshold.is_none();
+        decider.kind.own().knob().filter(|_| open)
     }
 
     /// What has to be scored on calibration text before [`build`](Self::build) succeeds; [`with_order`](Self::with_order)
     /// takes the outcome.
     pub fn scoring(&self, n_layers: usize) -> Option<Scoring> {
-        self.kind.settings().scoring(n_layers)
+        let decider = self.decider();
+        decider.kind.own().scoring(&decider.asked(n_layers))
     }
 
     /// The same strategy with layers in the order in which they are dropped, the least important first; one that takes
     /// none stays as it is.
     #[must_use]
     pub fn with_order(&self, order: Vec<usize>) -> Self {
-        let mut spec = self.clone();
-        if let Some(slot) = spec.order_mut() {
-            *slot = Some(order);
-        }
-        spec
+        let taken = self.decider().definition().order.then_some(order);
+        self.with(|common| common.order = taken)
     }
 
     /// Whether its schedule is laid over the expected length of an answer, which is not known yet;
     /// [`with_expected_length`](Self::with_expected_length) takes it. Until then the largest number of new tokens counts.
     pub fn wants_expected_length(&self) -> bool {
-        self.clone()
-            .kind
-            .settings_mut()
-            .expected_length_mut()
-            .is_some()
+        let mut spec = self.clone();
+        let length = spec.kind.own_mut().schedule_mut();
+        length.is_some_and(|length| *length == ScheduleLength::Expected)
     }
 
     /// The same strategy with its schedule laid over `tokens` generated tokens; one that does not ask stays as it is.
     #[must_use]
     pub fn with_expected_length(&self, tokens: usize) -> Self {
         let mut spec = self.clone();
-        if let Some(slot) = spec.kind.settings_mut().expected_length_mut() {
-            *slot = ScheduleLength::Tokens(tokens.max(2));
+        if let Some(length) = spec.kind.own_mut().schedule_mut()
+            && *length == ScheduleLength::Expected
+        {
+            *length = ScheduleLength::Tokens(tokens.max(2));
         }
         spec
     }
 
     /// The KV fills that it can use, where there is a choice.
     pub fn kv_fills(&self) -> &'static [KvFill] {
-        self.kind.settings().kv_fills()
+        self.definition().kv_fills
     }
 
     /// The KV fill that is set, where there is a choice.
     pub fn kv_fill(&self) -> Option<KvFill> {
-        self.clone().kind.settings_mut().kv_fill_mut().copied()
+        self.common.kv_fill.or(self.definition().kv_fill)
     }
 
-    /// Whether a KV fill was asked for that is not the strategy's own choice.
+    /// Whether a KV fill was asked for, be it the strategy's own choice.
     pub fn has_own_kv_fill(&self) -> bool {
-        let default = Kind::named(self.name()).ok().map(|kind| Self { kind });
-        default.is_some_and(|default| default.kv_fill() != self.kv_fill())
-    }
-
-    /// What becomes of rows that are done before others.
-    pub fn batch_mode(&self) -> BatchMode {
-        self.kind.settings().batch_mode()
+        self.common.kv_fill.is_some()
     }
 
     /// The same strategy with another KV fill; one that leaves no choice stays as it is.
     #[must_use]
     pub fn with_kv_fill(&self, fill: KvFill) -> Self {
         let mut spec = self.clone();
-        if let Some(slot) = spec.kind.settings_mut().kv_fill_mut() {
-            *slot = fill;
-        }
+        spec.common.kv_fill = self.kv_fill().map(|_| fill);
         spec
+    }
+
+    /// What becomes of rows that are done before others.
+    pub fn batch_mode(&self) -> BatchMode {
+        self.decider().common.batch_mode.unwrap_or_default()
     }
 
     /// The strategies that an experiment runs in its place, where it stands for several: the seeds of a random band. Only for
     /// one that [`validate`](Self::validate) accepts.
     pub fn members(&self) -> Option<Vec<Self>> {
-        let members = self.kind.settings().members()?;
-        Some(members.into_iter().map(|kind| Self { kind }).collect())
+        let Kind::Random(own) = &self.kind else {
+            return None;
+        };
+        let member = |own| Self {
+            kind: Kind::Random(own),
+            ..self.clone()
+        };
+        Some(own.members()?.map(member).collect())
     }
 
     /// For one set of a random band: what all sets of the band have in common, as the set of seed 0.
     pub fn band(&self) -> Option<Self> {
-        self.kind.settings().band().map(|kind| Self { kind })
-    }
-
-    /// Whether its target says how deep it goes; for a strategy whose settings say that already, a target is but a name.
-    pub fn follows_target(&self, n_layers: usize) -> bool {
-        let mut without = self.clone();
-        match without.speedup_mut() {
-            Some(slot) if slot.is_some() => {
-                *slot = None;
-                without.validate(n_layers).is_err()
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether what it does at a step depends on the step, so that all rows must be at the same one.
-    pub(crate) fn goes_by_position(&self) -> bool {
-        self.kind.settings().goes_by_position()
+        let Kind::Random(own) = &self.kind else {
+            return None;
+        };
+        Some(Self {
+            kind: Kind::Random(own.first()),
+            ..self.clone()
+        })
     }
 
     /// The strategies of which an oracle picks one for each sequence, the fastest first.
     pub fn menu(&self, n_layers: usize) -> Option<Vec<Self>> {
-        self.kind.settings().menu(n_layers)
+        match &self.kind {
+            Kind::OracleDepth(own) => own.menu(&self.asked(n_layers)).ok(),
+            _ => None,
+        }
     }
 
     /// Whether it knows what no strategy can: its layers bound what others can reach, and its time means nothing.
     pub fn is_oracle(&self) -> bool {
-        self.kind.settings().is_oracle()
+        self.definition().is_oracle
     }
 
     /// Refuses a search that the strategy cannot run under.
@@ -257,20 +326,20 @@ impl StrategySpec {
         sampling: bool,
         no_repeat_ngram: usize,
     ) -> Result<(), StrategyError> {
-        let settings = self.kind.settings();
-        let refused = [
-            (beams > 1, "a beam search", settings.no_beams()),
-            (sampling, "sampling", settings.no_sampling()),
+        let definition = self.definition();
+        let searches = [
+            (beams > 1, "a beam search", definition.no_beams),
+            (sampling, "sampling", definition.no_sampling),
             (
                 no_repeat_ngram > 0,
                 "`no-repeat-ngram`",
-                settings.no_sampling(),
+                definition.no_sampling,
             ),
         ];
-        for (asked, search, reason) in refused {
+        for (asked, search, reason) in searches {
             if let (true, Some(reason)) = (asked, reason) {
                 return Err(StrategyError::Search {
-                    strategy: settings.name(),
+                    strategy: definition.name,
                     search,
                     reason,
                 });
@@ -279,41 +348,43 @@ impl StrategySpec {
         Ok(())
     }
 
-    pub(crate) fn order_mut(&mut self) -> Option<&mut Option<Vec<usize>>> {
-        self.kind.settings_mut().order_mut()
-    }
-
-    /// Where the target goes; `None` for a strategy that takes none.
-    pub(crate) fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        self.kind.settings_mut().speedup_mut()
-    }
-
-    /// Where the threshold goes; `None` for a strategy that takes none.
-    pub(crate) fn threshold_mut(&mut self) -> Option<&mut Option<f64>> {
-        self.kind.settings_mut().threshold_mut()
-    }
-
-    /// What has to be calibrated before [`build`](Self::build) succeeds: the threshold of a dynamic
-    /// strategy that was given a target but no threshold.
-    pub fn knob(&self) -> Option<Knob> {
-        self.kind.settings().knob()
-    }
-
-    /// Checks every setting against a model of this depth, before any model is loaded. A threshold that
-    /// is still to be calibrated is no error here.
+    /// Checks every setting against a model of this depth, before any model is loaded. What is still to be found on
+    /// calibration text is no error here.
     ///
     /// # Errors
     /// If a setting is impossible, a target is missing, or the target leaves fewer than two layers.
     pub fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        self.kind.settings().validate(n_layers)
+        match self.build(n_layers) {
+            Ok(_)
+            | Err(
+                StrategyError::NotCalibrated { .. }
+                | StrategyError::NotScored { .. }
+                | StrategyError::NeedsReferences { .. },
+            ) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The strategy for a model of this depth.
     ///
     /// # Errors
-    /// As [`validate`](Self::validate), and if a threshold is still to be calibrated.
+    /// As [`validate`](Self::validate), and if a threshold or scores are still to be found.
     pub fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.kind.settings().build(n_layers)
+        let definition = self.definition();
+        let (strategy, min) = (definition.name, definition.min_layers);
+        if !(min..=MAX_LAYERS).contains(&n_layers) {
+            return Err(StrategyError::LayerCount {
+                strategy,
+                n_layers,
+                min,
+            });
+        }
+        self.kind.own().build(&self.asked(n_layers))
+    }
+
+    /// What its own settings are given to build from.
+    fn asked(&self, n_layers: usize) -> Asked<'_> {
+        Asked::new(&self.definition(), &self.common, n_layers)
     }
 
     /// The layers that it runs in a model of this depth when `max_new_tokens` are generated.
@@ -329,16 +400,12 @@ impl StrategySpec {
     }
 
     pub(crate) fn set_variant(&mut self, found: &str) -> Result<(), StrategyError> {
-        let settings = self.kind.settings_mut();
         // A drafting strategy may have a variant of its own: `self-speculative:unified:even`.
-        if let (true, Some((draft, nested))) = (settings.draft().is_some(), found.split_once(':')) {
+        if let (Some(_), Some((draft, nested))) = (self.draft(), found.split_once(':')) {
             self.set_variant(draft)?;
-            return match self.kind.settings_mut().draft_mut() {
-                Some(draft) => draft.set_variant(nested),
-                None => Ok(()),
-            };
+            return self.decider_mut().set_variant(nested);
         }
-        let (strategy, variants) = (settings.name(), settings.variants());
+        let (strategy, variants) = (self.name(), self.variants());
         if variants.is_empty() {
             let found = found.to_owned();
             return Err(StrategyError::NoVariants { strategy, found });
@@ -351,68 +418,7 @@ impl StrategySpec {
                 known: variants.join(", "),
             });
         };
-        settings.set_variant(variant);
+        self.kind.own_mut().set_variant(variant, &mut self.common);
         Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for StrategySpec {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(SpecVisitor)
-    }
-}
-
-struct SpecVisitor;
-
-impl<'de> Visitor<'de> for SpecVisitor {
-    type Value = StrategySpec;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "a strategy: `name[:variant][@speedup]`, or a map such as `unified: {rule: even, speedup: 3}`",
-        )
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<StrategySpec, E> {
-        text.parse().map_err(E::custom)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StrategySpec, A::Error> {
-        let Some(name) = map.next_key::<String>()? else {
-            return Err(A::Error::custom("a strategy is missing its name"));
-        };
-        let kind = Kind::named(&name)
-            .map_err(A::Error::custom)?
-            .read(&mut map)?;
-        if let Some(second) = map.next_key::<String>()? {
-            return Err(A::Error::custom(format_args!(
-                "a strategy is one name with its settings below it, but `{second}` stands beside `{name}`; indent it if it is a setting of `{name}`"
-            )));
-        }
-        Ok(StrategySpec { kind })
-    }
-}
-
-impl JsonSchema for StrategySpec {
-    fn schema_name() -> Cow<'static, str> {
-        "StrategySpec".into()
-    }
-
-    fn schema_id() -> Cow<'static, str> {
-        concat!(module_path!(), "::StrategySpec").into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let long_form = generator.subschema_for::<Kind>();
-        json_schema!({
-            "description": "A strategy: its short form, or a map from its name to its settings.",
-            "anyOf": [
-                {
-                    "description": "name[:variant][@speedup], as in unified:even@3",
-                    "type": "string",
-                },
-                long_form,
-            ],
-        })
     }
 }

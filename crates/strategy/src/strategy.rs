@@ -1,6 +1,8 @@
 //! The interface between a strategy, which decides, and the engine, which computes.
 
-use crate::{BatchMode, ExitSignal, KvFill, LayerSet, Prefill, PromptSignal, StrategyError};
+use crate::{
+    Agreement, BatchMode, ExitSignal, KvFill, LayerSet, Prefill, PromptSignal, StrategyError,
+};
 
 /// What a strategy asks of the engine. The default asks for nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,15 +21,6 @@ pub struct Needs {
     /// The strategy is an oracle: all layers run, and a token is said to have needed only those up to the check at which
     /// its state already voted for it.
     pub oracle: Option<Agreement>,
-}
-
-/// When an oracle says that a token was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Agreement {
-    /// At the first check whose vote is the full network's.
-    First,
-    /// At the first check from which on every vote is the full network's.
-    Stable,
 }
 
 /// What is known about a batch before its first step.
@@ -147,19 +140,9 @@ pub trait Strategy: Send {
 /// A strategy that runs the same layers at every step: all the static ones.
 #[derive(Clone, Debug)]
 pub(crate) struct FixedLayers {
-    n_layers: usize,
-    layers: LayerSet,
-    prefill: Prefill,
-}
-
-impl FixedLayers {
-    pub(crate) fn boxed(n_layers: usize, layers: LayerSet, prefill: Prefill) -> Box<dyn Strategy> {
-        Box::new(Self {
-            n_layers,
-            layers,
-            prefill,
-        })
-    }
+    pub(crate) n_layers: usize,
+    pub(crate) layers: LayerSet,
+    pub(crate) prefill: Prefill,
 }
 
 impl Strategy for FixedLayers {
@@ -180,6 +163,52 @@ impl Strategy for FixedLayers {
 
     fn reachable(&self) -> LayerSet {
         self.layers
+    }
+}
+
+/// A strategy that chooses the layers of each row once, from what the prefill says of its prompt. Its holes are never read.
+pub(crate) struct ByPrompt<F> {
+    pub(crate) n_layers: usize,
+    pub(crate) signal: PromptSignal,
+    /// The layers of a prompt by its signal; `None` where the signal is not what was asked for.
+    pub(crate) choose: F,
+    /// The layers of a row until its prompt is known.
+    pub(crate) before: LayerSet,
+    pub(crate) reachable: LayerSet,
+    /// The layers of each row of the batch.
+    pub(crate) rows: Vec<LayerSet>,
+}
+
+impl<F: Fn(&[f64]) -> Option<LayerSet> + Send> Strategy for ByPrompt<F> {
+    fn needs(&self) -> Needs {
+        Needs {
+            prompt_signal: Some(self.signal),
+            ..Needs::default()
+        }
+    }
+
+    fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
+        self.rows = vec![self.before; shape.prompt_lens.len()];
+        check_same_model(self.n_layers, shape)
+    }
+
+    fn observe_prompt(&mut self, row: usize, signal: &[f64]) {
+        if let (Some(layers), Some(row)) = ((self.choose)(signal), self.rows.get_mut(row)) {
+            *row = layers;
+        }
+    }
+
+    fn plan(&mut self, _step: usize) -> StepPlan {
+        let rows = self.rows.iter();
+        StepPlan::fixed(rows.fold(LayerSet::empty(), |all, row| all.union(*row)))
+    }
+
+    fn row_layers(&self, row: usize) -> Option<LayerSet> {
+        self.rows.get(row).copied()
+    }
+
+    fn reachable(&self) -> LayerSet {
+        self.reachable
     }
 }
 

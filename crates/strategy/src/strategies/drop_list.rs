@@ -1,14 +1,12 @@
 //! `drop-list`: all layers but those that a user lists.
 
-use crate::budget::{MIN_KEPT, check_depth};
+use crate::budget::MIN_KEPT;
 use crate::preset::{self, Preset};
-use crate::registry::Settings;
-use crate::strategy::FixedLayers;
-use crate::{LayerSet, Prefill, Strategy, StrategyError};
+use crate::settings::{Asked, Common, Definition, Settings};
+use crate::{LayerSet, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-const NAME: &str = "drop-list";
 /// The variant whose layers the user lists.
 const LISTED: &str = "listed";
 
@@ -31,12 +29,6 @@ pub(crate) struct DropList {
     /// Published lists instead; the variants of the short form.
     #[serde(skip_serializing_if = "Option::is_none")]
     preset: Option<String>,
-    /// Which layers the prompt runs through.
-    #[serde(
-        deserialize_with = "crate::strict::named",
-        skip_serializing_if = "Prefill::is_full"
-    )]
-    prefill: Prefill,
 }
 
 /// Layers whose attention goes, and layers whose MLP goes.
@@ -94,9 +86,9 @@ const PRESETS: &[Preset<SubLayers>] = &[
 ];
 
 impl DropList {
-    fn layers(&self, n_layers: usize) -> Result<LayerSet, StrategyError> {
-        check_depth(NAME, n_layers, MIN_KEPT)?;
-        let (attention, mlp) = self.sub_layers(n_layers)?;
+    fn layers(&self, asked: &Asked<'_>) -> Result<LayerSet, StrategyError> {
+        let n_layers = asked.n_layers;
+        let (attention, mlp) = self.sub_layers(asked)?;
         let lists = [
             ("drop", &self.drop[..]),
             ("drop-attention", attention),
@@ -104,13 +96,11 @@ impl DropList {
         ];
         for (key, list) in lists {
             if let Some(layer) = list.iter().find(|&&layer| layer >= n_layers) {
-                return Err(setting(
-                    key,
-                    format!(
-                        "there is no layer {layer}; the {n_layers} layers are 0 to {}",
-                        n_layers - 1
-                    ),
-                ));
+                let message = format!(
+                    "there is no layer {layer}; the {n_layers} layers are 0 to {}",
+                    n_layers - 1
+                );
+                return Err(asked.wrong(key, message));
             }
         }
         let mut layers = LayerSet::full(n_layers);
@@ -124,7 +114,7 @@ impl DropList {
             layers.remove_mlp(layer);
         }
         match layers.len() {
-            kept if kept < MIN_KEPT => Err(setting(
+            kept if kept < MIN_KEPT => Err(asked.wrong(
                 "drop",
                 format!("{kept} of {n_layers} layers are left, and at least {MIN_KEPT} must run"),
             )),
@@ -133,35 +123,28 @@ impl DropList {
     }
 
     /// Layers whose attention goes, and layers whose MLP goes.
-    fn sub_layers(&self, n_layers: usize) -> Result<(&[usize], &[usize]), StrategyError> {
+    fn sub_layers(&self, asked: &Asked<'_>) -> Result<(&[usize], &[usize]), StrategyError> {
         let Some(name) = &self.preset else {
             return Ok((&self.drop_attention, &self.drop_mlp));
         };
         if !(self.drop.is_empty() && self.drop_attention.is_empty() && self.drop_mlp.is_empty()) {
-            return Err(setting(
-                "preset",
-                "there are lists too; give the one or the others".to_owned(),
-            ));
+            let message = "there are lists too; give the one or the others";
+            return Err(asked.wrong("preset", message));
         }
-        preset::find(NAME, PRESETS, name, n_layers).copied()
-    }
-}
-
-fn setting(key: &'static str, message: String) -> StrategyError {
-    StrategyError::Setting {
-        strategy: NAME,
-        key,
-        message,
+        preset::find(asked, PRESETS, name).copied()
     }
 }
 
 impl Settings for DropList {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn about(&self) -> &'static str {
-        "all layers, or sub-layers, but those of a list"
+    fn definition(&self) -> Definition {
+        Definition {
+            variant_key: Some("preset"),
+            speedup: false,
+            ..Definition::fixed(
+                "drop-list",
+                "all layers, or sub-layers, but those of a list",
+            )
+        }
     }
 
     fn variants(&self) -> Vec<&'static str> {
@@ -169,25 +152,15 @@ impl Settings for DropList {
     }
 
     fn variant(&self) -> Option<&'static str> {
-        let named = |preset: &&Preset<SubLayers>| Some(preset.name) == self.preset.as_deref();
-        let preset = PRESETS.iter().find(named);
-        Some(preset.map_or(LISTED, |preset| preset.name))
+        Some(preset::variant(LISTED, PRESETS, &self.preset))
     }
 
-    fn set_variant(&mut self, variant: &'static str) {
+    fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
         self.preset = (variant != LISTED).then(|| variant.to_owned());
     }
 
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        self.layers(n_layers).map(drop)
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        Ok(FixedLayers::boxed(
-            n_layers,
-            self.layers(n_layers)?,
-            self.prefill,
-        ))
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        Ok(asked.run(self.layers(asked)?))
     }
 }
 
@@ -198,24 +171,27 @@ mod tests {
 
     #[test]
     fn what_is_listed_is_skipped() {
-        let list = |drop: &[usize]| DropList {
-            drop: drop.to_vec(),
-            ..DropList::default()
+        let list = |lists: &str, n_layers| -> Result<String, String> {
+            let spec: StrategySpec = format!("drop-list: {{{lists}}}").parse().unwrap();
+            let built = spec.build(n_layers).map_err(|error| error.to_string())?;
+            Ok(format!("{:?}", built.reachable()))
         };
-        assert_eq!(list(&[1, 3, 3]).layers(6).unwrap().to_vec(), [0, 2, 4, 5]);
-        assert!(list(&[]).validate(2).is_ok());
-        let error = |drop: &[usize]| list(drop).validate(4).unwrap_err().to_string();
-        assert!(error(&[4]).contains("there is no layer 4"));
-        assert!(error(&[0, 1, 2]).contains("1 of 4 layers are left"));
-        let parts = DropList {
-            drop_attention: vec![1, 2],
-            drop_mlp: vec![2, 3],
-            ..list(&[0])
-        };
-        let layers = parts.layers(5).unwrap();
-        assert_eq!(format!("{layers:?}"), "{1m, 3a, 4}");
-        let error = parts.layers(3).unwrap_err().to_string();
-        assert!(error.contains("`drop-mlp` of `drop-list`: there is no layer 3"));
+        assert_eq!(list("drop: [1, 3, 3]", 6).unwrap(), "{0, 2, 4, 5}");
+        assert!(list("", 2).is_ok());
+        assert!(
+            list("drop: [4]", 4)
+                .unwrap_err()
+                .contains("there is no layer 4")
+        );
+        let error = list("drop: [0, 1, 2]", 4).unwrap_err();
+        assert!(error.contains("1 of 4 layers are left"), "{error}");
+        let parts = "drop: [0], drop-attention: [1, 2], drop-mlp: [2, 3]";
+        assert_eq!(list(parts, 5).unwrap(), "{1m, 3a, 4}");
+        let error = list(parts, 3).unwrap_err();
+        assert!(
+            error.contains("`drop-mlp` of `drop-list`: there is no layer 3"),
+            "{error}"
+        );
     }
 
     #[test]

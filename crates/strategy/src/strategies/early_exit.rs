@@ -1,16 +1,15 @@
 //! `early-exit`: each token leaves at the first layer at which the model is sure of it
 //! (CALM, Schuster et al. 2022, arXiv 2207.07061).
 
-use crate::budget::{MIN_KEPT, check_depth, check_speedup, fastest, kept_layers};
-use crate::exits::{Exits, check_fill};
-use crate::registry::Settings;
-use crate::strict::Named;
-use crate::{BatchMode, ExitSignal, Knob, KvFill, Strategy, StrategyError};
+use crate::budget::Number;
+use crate::exits::{Exits, check_fill, check_target, knob_of};
+use crate::names::Named;
+use crate::settings::{Asked, Common, Definition, Settings};
+use crate::{ExitSignal, Knob, KvFill, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-const NAME: &str = "early-exit";
 /// Published settings.
 const CALM: &str = "calm";
 const LITE: &str = "lite";
@@ -33,14 +32,7 @@ const LITE: &str = "lite";
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct EarlyExit {
     /// What is compared to the threshold.
-    #[serde(deserialize_with = "crate::strict::named")]
     signal: ExitSignal,
-    /// The target speedup.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    speedup: Option<f64>,
-    /// The threshold, in 0..1; found by calibration if not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    threshold: Option<f64>,
     /// Layers that run before the first check.
     first_exit: usize,
     /// Layers from one check to the next. Every signal but `cosine` reads the LM head at each check, which can cost
@@ -58,72 +50,39 @@ pub(crate) struct EarlyExit {
     /// `check-every`: `{8: 0.95, 12: 0.9}` (LITE, arXiv 2310.18581).
     #[serde(skip_serializing_if = "Option::is_none")]
     layer_thresholds: Option<BTreeMap<usize, f64>>,
-    /// What is done about the keys and values of the layers that a token skips.
-    #[serde(
-        deserialize_with = "crate::strict::named",
-        skip_serializing_if = "is_propagate"
-    )]
-    kv_fill: KvFill,
-    /// What becomes of rows that exit before others.
-    #[serde(
-        deserialize_with = "crate::strict::named",
-        skip_serializing_if = "is_compact"
-    )]
-    batch_mode: BatchMode,
-}
-
-fn is_propagate(fill: &KvFill) -> bool {
-    *fill == KvFill::Propagate
-}
-
-fn is_compact(mode: &BatchMode) -> bool {
-    *mode == BatchMode::Compact
 }
 
 impl Default for EarlyExit {
     fn default() -> Self {
         Self {
             signal: ExitSignal::default(),
-            speedup: None,
-            threshold: None,
             first_exit: 2,
             check_every: 1,
             decay: None,
             patience: None,
             layer_thresholds: None,
-            kv_fill: KvFill::Propagate,
-            batch_mode: BatchMode::Compact,
         }
     }
 }
 
-impl Named for ExitSignal {
-    const ALL: &'static [Self] = &Self::ALL;
-
-    fn name(self) -> &'static str {
-        self.name()
-    }
-}
-
 impl Settings for EarlyExit {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn about(&self) -> &'static str {
-        "each token leaves when the model is sure of it (CALM, arXiv 2207.07061)"
+    fn definition(&self) -> Definition {
+        Definition::of_exits(
+            "early-exit",
+            "each token leaves when the model is sure of it (CALM, arXiv 2207.07061)",
+            KvFill::Propagate,
+        )
     }
 
     fn variants(&self) -> Vec<&'static str> {
-        let signals = ExitSignal::ALL.iter().map(|signal| signal.name());
-        signals.chain([CALM, LITE]).collect()
+        [ExitSignal::names(), vec![CALM, LITE]].concat()
     }
 
     fn variant(&self) -> Option<&'static str> {
         Some(self.signal.name())
     }
 
-    fn set_variant(&mut self, variant: &'static str) {
+    fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
         match variant {
             CALM => {
                 self.signal = ExitSignal::SoftmaxMargin;
@@ -137,195 +96,103 @@ impl Settings for EarlyExit {
         }
     }
 
-    fn speedup(&self) -> Option<f64> {
-        self.speedup
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.speedup)
-    }
-
-    fn threshold(&self) -> Option<f64> {
-        self.threshold
-    }
-
-    fn threshold_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.threshold)
-    }
-
     fn knob(&self) -> Option<Knob> {
-        let open =
-            self.threshold.is_none() && self.patience.is_none() && self.layer_thresholds.is_none();
-        (self.speedup.is_some() && open).then_some(Knob {
-            lo: 0.0,
-            hi: 1.0,
-            rises_with_depth: self.signal != ExitSignal::Entropy,
-        })
+        let open = self.patience.is_none() && self.layer_thresholds.is_none();
+        open.then(|| knob_of(self.signal))
     }
 
-    fn kv_fills(&self) -> &'static [KvFill] {
-        &KvFill::OF_EXITS
-    }
-
-    fn batch_mode(&self) -> BatchMode {
-        self.batch_mode
-    }
-
-    fn kv_fill_mut(&mut self) -> Option<&mut KvFill> {
-        Some(&mut self.kv_fill)
-    }
-
-    fn goes_by_position(&self) -> bool {
-        self.decay.is_some()
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        check_depth(NAME, n_layers, MIN_KEPT)?;
-        check_fill(NAME, self.kv_fill)?;
-        self.check_decay()?;
-        self.check_interval(n_layers)?;
-        match &self.layer_thresholds {
-            Some(thresholds) => self.check_layer_thresholds(thresholds, n_layers),
-            None => self.check_threshold(n_layers),
-        }?;
-        let fixed =
-            self.threshold.is_some() || self.patience.is_some() || self.layer_thresholds.is_some();
-        match (self.speedup, fixed) {
-            (Some(speedup), true) => check_speedup(speedup),
-            (None, true) => Ok(()),
-            (None, false) => Err(StrategyError::MissingSpeedup { strategy: NAME }),
-            (Some(speedup), false) => {
-                kept_layers(n_layers, speedup)?;
-                if speedup > n_layers as f64 / self.first_exit as f64 + 1e-9 {
-                    return Err(setting(
-                        "first-exit",
-                        format!(
-                            "every token runs {} of {n_layers} layers, so speedup {speedup} cannot be met; \
-                             the largest possible speedup with it is {}",
-                            self.first_exit,
-                            fastest(n_layers, self.first_exit)
-                        ),
-                    ));
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
-        let checks = self.checks(n_layers);
-        let fixed = match (&self.layer_thresholds, self.patience, self.threshold) {
-            (Some(thresholds), ..) => thresholds
-                .iter()
-                .map(|(&layers, &t)| (layers - 1, t))
-                .collect(),
-            (None, Some(patience), _) => {
-                let share = patience as f64 / checks.len().max(1) as f64;
-                checks.into_iter().map(|layer| (layer, share)).collect()
-            }
-            (None, None, Some(threshold)) => {
-                checks.into_iter().map(|layer| (layer, threshold)).collect()
-            }
-            (None, None, None) => return Err(StrategyError::NotCalibrated { strategy: NAME }),
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        let strategy = asked.name;
+        check_fill(asked)?;
+        self.check_decay(asked)?;
+        self.check_interval(asked)?;
+        let thresholds = match &self.layer_thresholds {
+            Some(thresholds) => Some(self.listed(asked, thresholds)?),
+            None => self.uniform(asked)?,
         };
+        check_target(asked, thresholds.is_some(), "first-exit", self.first_exit)?;
+        let thresholds = thresholds.ok_or(StrategyError::NotCalibrated { strategy })?;
         Ok(Box::new(Exits {
             decay: self.decay,
-            ..Exits::new(n_layers, self.signal, self.kv_fill, self.batch_mode, fixed)
+            ..Exits::new(asked, self.signal, thresholds)
         }))
     }
 }
 
-fn setting(key: &'static str, message: String) -> StrategyError {
-    StrategyError::Setting {
-        strategy: NAME,
-        key,
-        message,
-    }
-}
-
 impl EarlyExit {
-    /// The layers after which a token may exit; the last is none, since nothing is left to skip.
-    fn checks(&self, n_layers: usize) -> Vec<usize> {
-        (self.first_exit - 1..n_layers - 1)
-            .step_by(self.check_every)
-            .collect()
+    /// Whether its thresholds depend on the position.
+    pub(super) fn goes_by_position(&self) -> bool {
+        self.decay.is_some()
     }
 
-    fn check_decay(&self) -> Result<(), StrategyError> {
-        let Some(decay) = self.decay else {
-            return Ok(());
-        };
-        if !decay.is_finite() || decay < 0.0 {
-            return Err(setting("decay", format!("{decay} is not 0 or more")));
-        }
-        match self.signal {
-            ExitSignal::Entropy => Err(setting(
+    fn check_decay(&self, asked: &Asked<'_>) -> Result<(), StrategyError> {
+        match self.decay {
+            Some(decay) if !decay.is_finite() || decay < 0.0 => {
+                Err(asked.wrong("decay", format!("{} is not 0 or more", Number(decay))))
+            }
+            Some(_) if self.signal == ExitSignal::Entropy => Err(asked.wrong(
                 "decay",
-                "a falling threshold makes `entropy` exit later, not earlier; leave it out, or use another signal"
-                    .to_owned(),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// One threshold for all checks.
-    fn check_threshold(&self, n_layers: usize) -> Result<(), StrategyError> {
-        if let Some(threshold) = self.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
-            return Err(setting(
-                "threshold",
-                format!("{threshold} is outside 0 to 1"),
-            ));
-        }
-        if self.patience.is_some()
-            && (self.signal != ExitSignal::Patience || self.threshold.is_some())
-        {
-            return Err(setting(
-                "patience",
-                "it counts agreeing checks: give it with `signal: patience` and without a `threshold`".to_owned(),
-            ));
-        }
-        let checks = self.checks(n_layers).len();
-        match self.patience {
-            Some(patience) if !(1..checks).contains(&patience) => Err(setting(
-                "patience",
-                format!(
-                    "{patience} of {checks} checks; it must be 1 to {}, since the first check has none before it",
-                    checks.saturating_sub(1)
-                ),
+                "a falling threshold makes `entropy` exit later, not earlier; leave it out, or use another signal",
             )),
             _ => Ok(()),
         }
     }
 
     /// Where the checks are.
-    fn check_interval(&self, n_layers: usize) -> Result<(), StrategyError> {
+    fn check_interval(&self, asked: &Asked<'_>) -> Result<(), StrategyError> {
+        let n_layers = asked.n_layers;
         if !(1..n_layers).contains(&self.first_exit) {
-            return Err(setting(
-                "first-exit",
-                format!(
-                    "{} of {n_layers} layers before the first check; it must be 1 to {}, so that a layer is left to skip",
-                    self.first_exit,
-                    n_layers - 1
-                ),
-            ));
+            let message = format!(
+                "{} of {n_layers} layers before the first check; it must be 1 to {}, so that a layer is left to skip",
+                self.first_exit,
+                n_layers - 1
+            );
+            return Err(asked.wrong("first-exit", message));
         }
         match self.check_every {
-            0 => Err(setting(
+            0 => Err(asked.wrong(
                 "check-every",
-                "0 layers between checks; it must be at least 1".to_owned(),
+                "0 layers between checks; it must be at least 1",
             )),
             _ => Ok(()),
         }
     }
 
-    fn check_layer_thresholds(
+    /// The layers after which a token may exit, the last not among them, with one threshold for all; `None` if it is still
+    /// to be found.
+    fn uniform(&self, asked: &Asked<'_>) -> Result<Option<Vec<(usize, f64)>>, StrategyError> {
+        let threshold = asked.checked_threshold()?;
+        let checks = (self.first_exit - 1..asked.n_layers - 1).step_by(self.check_every);
+        let threshold = match self.patience {
+            None => threshold,
+            Some(_) if self.signal != ExitSignal::Patience || threshold.is_some() => {
+                return Err(asked.wrong(
+                    "patience",
+                    "it counts agreeing checks: give it with `signal: patience` and without a `threshold`",
+                ));
+            }
+            Some(patience) if !(1..checks.len()).contains(&patience) => {
+                let message = format!(
+                    "{patience} of {} checks; it must be 1 to {}, since the first check has none before it",
+                    checks.len(),
+                    checks.len().saturating_sub(1)
+                );
+                return Err(asked.wrong("patience", message));
+            }
+            Some(patience) => Some(patience as f64 / checks.len() as f64),
+        };
+        Ok(threshold.map(|threshold| checks.map(|layer| (layer, threshold)).collect()))
+    }
+
+    /// The layers after which a token may exit, each with a threshold of its own.
+    fn listed(
         &self,
+        asked: &Asked<'_>,
         thresholds: &BTreeMap<usize, f64>,
-        n_layers: usize,
-    ) -> Result<(), StrategyError> {
-        let wrong = |message| Err(setting("layer-thresholds", message));
-        if self.threshold.is_some()
+    ) -> Result<Vec<(usize, f64)>, StrategyError> {
+        let n_layers = asked.n_layers;
+        let wrong = |message: String| Err(asked.wrong("layer-thresholds", message));
+        if asked.threshold.is_some()
             || self.patience.is_some()
             || self.signal == ExitSignal::Patience
         {
@@ -342,10 +209,16 @@ impl EarlyExit {
                 n_layers - 1
             ));
         }
-        match thresholds.iter().find(|(_, t)| !(0.0..=1.0).contains(*t)) {
-            Some((layers, t)) => wrong(format!("{t}, after {layers} layers, is outside 0 to 1")),
-            None => Ok(()),
+        if let Some((layers, &t)) = thresholds.iter().find(|(_, t)| !(0.0..=1.0).contains(*t)) {
+            return wrong(format!(
+                "{}, after {layers} layers, is outside 0 to 1",
+                Number(t)
+            ));
         }
+        Ok(thresholds
+            .iter()
+            .map(|(layers, &t)| (layers - 1, t))
+            .collect())
     }
 }
 

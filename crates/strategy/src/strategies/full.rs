@@ -1,13 +1,9 @@
 //! `full`: every layer at every step.
 
-use crate::budget::check_depth;
-use crate::registry::Settings;
-use crate::strategy::FixedLayers;
-use crate::{LayerSet, Prefill, Strategy, StrategyError};
+use crate::settings::{Asked, Definition, Settings};
+use crate::{LayerSet, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-const NAME: &str = "full";
 
 /// The network as it was trained, to which everything else is compared. Takes no target.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,24 +11,14 @@ const NAME: &str = "full";
 pub(crate) struct Full {}
 
 impl Settings for Full {
-    fn name(&self) -> &'static str {
-        NAME
+    fn definition(&self) -> Definition {
+        Definition {
+            min_layers: 1,
+            ..Definition::new("full", "every layer: the network as it was trained")
+        }
     }
 
-    fn about(&self) -> &'static str {
-        "every layer: the network as it was trained"
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        check_depth(NAME, n_layers, 1)
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
-        Ok(FixedLayers::boxed(
-            n_layers,
-            LayerSet::full(n_layers),
-            Prefill::Full,
-        ))
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        Ok(asked.run(LayerSet::full(asked.n_layers)))
     }
 }

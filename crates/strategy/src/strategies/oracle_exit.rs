@@ -1,15 +1,12 @@
 //! `oracle-exit`: the first layer that agrees with the last, the bound that every early exit chases
 //! (CALM, Schuster et al. 2022, arXiv 2207.07061).
 
-use crate::budget::{MIN_KEPT, check_depth};
-use crate::registry::Settings;
+use crate::names::Named;
+use crate::settings::{Asked, Common, Definition, Settings};
 use crate::strategy::check_same_model;
-use crate::strict::Named;
 use crate::{Agreement, BatchShape, KvFill, LayerSet, Needs, StepPlan, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-const NAME: &str = "oracle-exit";
 
 /// Every layer runs, and a token counts the layers up to the first whose state the LM head already reads as the token that
 /// the last one gives. With `kv-fill: none` the layers above stay in the cache, so the answers are the full network's and
@@ -19,125 +16,69 @@ const NAME: &str = "oracle-exit";
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct OracleExit {
     /// Whether one agreeing layer is enough.
-    #[serde(deserialize_with = "crate::strict::named")]
-    agreement: Rule,
+    agreement: Agreement,
     /// Layers that run before the first check.
     first_exit: usize,
-    /// What the cache holds of the layers above an exit.
-    #[serde(deserialize_with = "crate::strict::named")]
-    kv_fill: KvFill,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-enum Rule {
-    /// The first layer that agrees.
-    #[default]
-    First,
-    /// The first layer from which on all agree.
-    Stable,
-}
-
-impl Named for Rule {
-    const ALL: &'static [Self] = &[Self::First, Self::Stable];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Stable => "stable",
-        }
-    }
 }
 
 impl Default for OracleExit {
     fn default() -> Self {
         Self {
-            agreement: Rule::First,
+            agreement: Agreement::First,
             first_exit: 1,
-            kv_fill: KvFill::None,
         }
     }
 }
 
-const FILLS: [KvFill; 4] = [KvFill::None, KvFill::Propagate, KvFill::Copy, KvFill::Mask];
-
 impl Settings for OracleExit {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn about(&self) -> &'static str {
-        "an oracle: the first layer that already votes for the full network's token (arXiv 2207.07061)"
+    fn definition(&self) -> Definition {
+        Definition {
+            variant_key: Some("agreement"),
+            kv_fill: Some(KvFill::None),
+            kv_fills: &[KvFill::None, KvFill::Propagate, KvFill::Copy, KvFill::Mask],
+            is_oracle: true,
+            no_beams: Some(
+                "it asks which layer agrees with one greedy token, and a beam has several",
+            ),
+            no_sampling: Some("it asks which layer agrees with the most likely token"),
+            ..Definition::new(
+                "oracle-exit",
+                "an oracle: the first layer that already votes for the full network's token (arXiv 2207.07061)",
+            )
+        }
     }
 
     fn variants(&self) -> Vec<&'static str> {
-        Rule::ALL.iter().map(|rule| rule.name()).collect()
+        Agreement::names()
     }
 
     fn variant(&self) -> Option<&'static str> {
         Some(self.agreement.name())
     }
 
-    fn set_variant(&mut self, variant: &'static str) {
-        self.agreement = Rule::by_name(variant).unwrap_or_default();
+    fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
+        self.agreement = Agreement::by_name(variant).unwrap_or_default();
     }
 
-    fn kv_fills(&self) -> &'static [KvFill] {
-        &FILLS
-    }
-
-    fn kv_fill_mut(&mut self) -> Option<&mut KvFill> {
-        Some(&mut self.kv_fill)
-    }
-
-    fn is_oracle(&self) -> bool {
-        true
-    }
-
-    fn no_beams(&self) -> Option<&'static str> {
-        Some("it asks which layer agrees with one greedy token, and a beam has several")
-    }
-
-    fn no_sampling(&self) -> Option<&'static str> {
-        Some("it asks which layer agrees with the most likely token")
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        check_depth(NAME, n_layers, MIN_KEPT)?;
-        let setting = |key, message| StrategyError::Setting {
-            strategy: NAME,
-            key,
-            message,
-        };
-        if !FILLS.contains(&self.kv_fill) {
-            return Err(setting(
-                "kv-fill",
-                "`deferred` is exact, and so is `none` here, where every layer runs; use `none`"
-                    .to_owned(),
-            ));
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        let n_layers = asked.n_layers;
+        if asked.kv_fill == KvFill::Deferred {
+            let message =
+                "`deferred` is exact, and so is `none` here, where every layer runs; use `none`";
+            return Err(asked.wrong("kv-fill", message));
         }
         if !(1..n_layers).contains(&self.first_exit) {
-            return Err(setting(
-                "first-exit",
-                format!(
-                    "{} of {n_layers} layers; it must be 1 to {}",
-                    self.first_exit,
-                    n_layers - 1
-                ),
-            ));
+            let message = format!(
+                "{} of {n_layers} layers; it must be 1 to {}",
+                self.first_exit,
+                n_layers - 1
+            );
+            return Err(asked.wrong("first-exit", message));
         }
-        Ok(())
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
         Ok(Box::new(Agreeing {
             n_layers,
-            agreement: match self.agreement {
-                Rule::First => Agreement::First,
-                Rule::Stable => Agreement::Stable,
-            },
-            kv_fill: self.kv_fill,
+            agreement: self.agreement,
+            kv_fill: asked.kv_fill,
             checks: LayerSet::from_layers(self.first_exit - 1..n_layers - 1),
         }))
     }

@@ -1,14 +1,12 @@
 //! `position-decay`: depth falls exponentially with the position (D3, arXiv 2503.08524).
 
-use crate::budget::{MIN_KEPT, check_depth, check_speedup, fastest, kept_layers};
-use crate::registry::Settings;
-use crate::schedule::ScheduleLength;
-use crate::strategy::check_same_model;
-use crate::{BatchShape, LayerSet, Needs, StepPlan, Strategy, StrategyError};
+use crate::budget::{MIN_KEPT, Number, fastest};
+use crate::schedule::{ByPosition, ScheduleLength};
+use crate::settings::{Asked, Definition, Settings};
+use crate::{LayerSet, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-const NAME: &str = "position-decay";
 /// Share of the schedule before the decay, where the target leaves room for it.
 const START: f64 = 0.2;
 /// Halvings when the rate is sought.
@@ -22,9 +20,6 @@ const HALVINGS: usize = 60;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct PositionDecay {
-    /// The target speedup.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    speedup: Option<f64>,
     /// Layers that a token runs over those of the token before it, in 0..1, instead of what follows from the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     alpha: Option<f64>,
@@ -41,7 +36,6 @@ pub(crate) struct PositionDecay {
 impl Default for PositionDecay {
     fn default() -> Self {
         Self {
-            speedup: None,
             alpha: None,
             start: None,
             core_layers: 1,
@@ -59,218 +53,150 @@ impl PositionDecay {
     fn fewest(&self, n_layers: usize, start: f64) -> f64 {
         start * n_layers as f64 + (1.0 - start) * self.lowest() as f64
     }
-}
 
-impl Settings for PositionDecay {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn about(&self) -> &'static str {
-        "fewer layers with each position, cut out of the middle (D3, arXiv 2503.08524)"
-    }
-
-    fn speedup(&self) -> Option<f64> {
-        self.speedup
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.speedup)
-    }
-
-    fn goes_by_position(&self) -> bool {
-        true
-    }
-
-    fn expected_length_mut(&mut self) -> Option<&mut ScheduleLength> {
-        let open = self.schedule_length == ScheduleLength::Expected;
-        open.then_some(&mut self.schedule_length)
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        check_depth(NAME, n_layers, MIN_KEPT)?;
-        self.schedule_length.check(NAME)?;
-        let setting = |key, message| StrategyError::Setting {
-            strategy: NAME,
-            key,
-            message,
-        };
+    fn check(&self, asked: &Asked<'_>) -> Result<(), StrategyError> {
+        let n_layers = asked.n_layers;
+        self.schedule_length.check(asked)?;
         if self.lowest() > n_layers {
-            return Err(setting(
-                "core-layers",
-                format!(
-                    "{} and the last are more than the {n_layers} layers; it must be at most {}",
-                    self.core_layers,
-                    n_layers - 1
-                ),
-            ));
+            let message = format!(
+                "{} and the last are more than the {n_layers} layers; it must be at most {}",
+                self.core_layers,
+                n_layers - 1
+            );
+            return Err(asked.wrong("core-layers", message));
         }
         for (key, value) in [("alpha", self.alpha), ("start", self.start)] {
             if let Some(value) = value.filter(|value| !(0.0..1.0).contains(value)) {
-                return Err(setting(
-                    key,
-                    format!("{value} is outside 0 to 1, 1 excluded"),
-                ));
+                let message = format!("{} is outside 0 to 1, 1 excluded", Number(value));
+                return Err(asked.wrong(key, message));
             }
         }
-        match (self.speedup, self.alpha) {
-            (None, None) => Err(StrategyError::MissingSpeedup { strategy: NAME }),
-            (None, Some(_)) => Ok(()),
-            (Some(_), Some(_)) => Err(setting(
-                "alpha",
-                "it follows from the target; give `alpha` or a speedup".to_owned(),
-            )),
-            (Some(speedup), None) => {
-                check_speedup(speedup)?;
-                kept_layers(n_layers, speedup)?;
-                let fewest = self.fewest(n_layers, self.start.unwrap_or(0.0));
-                if n_layers as f64 / speedup < fewest - 1e-9 {
-                    let most = (n_layers as f64 / fewest * 100.0).floor() / 100.0;
-                    return Err(setting(
-                        "speedup",
-                        format!(
-                            "{speedup} cannot be met with {} core layers{}; the largest possible speedup is {}",
-                            self.core_layers,
-                            self.start
-                                .map_or(String::new(), |start| format!(" and a start of {start}")),
-                            most.min(fastest(n_layers, self.lowest()))
-                        ),
-                    ));
-                }
-                Ok(())
+        match (asked.speedup, self.alpha) {
+            (None, Some(_)) => return Ok(()),
+            (Some(_), Some(_)) => {
+                let message = "it follows from the target; give `alpha` or a speedup";
+                return Err(asked.wrong("alpha", message));
             }
+            (_, None) => asked.kept()?,
+        };
+        let (speedup, fewest) = (
+            asked.target()?,
+            self.fewest(n_layers, self.start.unwrap_or(0.0)),
+        );
+        if n_layers as f64 / speedup >= fewest - 1e-9 {
+            return Ok(());
+        }
+        let most = (n_layers as f64 / fewest * 100.0).floor() / 100.0;
+        let start = self
+            .start
+            .map_or(String::new(), |start| format!(" and a start of {start}"));
+        let message = format!(
+            "{} cannot be met with {} core layers{start}; the largest possible speedup is {}",
+            Number(speedup),
+            self.core_layers,
+            most.min(fastest(n_layers, self.lowest()))
+        );
+        Err(asked.wrong("speedup", message))
+    }
+}
+
+impl Settings for PositionDecay {
+    fn definition(&self) -> Definition {
+        Definition {
+            speedup: true,
+            ..Definition::new(
+                "position-decay",
+                "fewer layers with each position, cut out of the middle (D3, arXiv 2503.08524)",
+            )
         }
     }
 
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
-        let wanted = self.speedup.map(|speedup| n_layers as f64 / speedup);
+    fn schedule_mut(&mut self) -> Option<&mut ScheduleLength> {
+        Some(&mut self.schedule_length)
+    }
+
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        self.check(asked)?;
+        let (n_layers, lowest, alpha) = (asked.n_layers, self.lowest(), self.alpha);
+        let wanted = asked.speedup.map(|speedup| n_layers as f64 / speedup);
         let start = self.start.unwrap_or_else(|| {
-            let lowest = self.lowest() as f64;
+            let flexible = (n_layers - lowest) as f64;
             let room = match wanted {
-                Some(wanted) if n_layers as f64 > lowest => {
-                    (wanted - lowest) / (n_layers as f64 - lowest)
-                }
+                Some(wanted) if flexible > 0.0 => (wanted - lowest as f64) / flexible,
                 _ => START,
             };
             // Half of what would leave the decay no time at all.
             (room / 2.0).clamp(0.0, START)
         });
-        Ok(Box::new(Decay {
+        Ok(ByPosition::boxed(
             n_layers,
-            lowest: self.lowest(),
-            start,
-            alpha: self.alpha,
-            wanted,
-            schedule_length: self.schedule_length,
-            first: 1,
-            rate: 1.0,
-        }))
+            self.schedule_length,
+            move |steps| {
+                let mut decay = Decay {
+                    n_layers,
+                    lowest,
+                    first: 1 + (start * steps as f64) as usize,
+                    rate: alpha.unwrap_or(1.0),
+                };
+                if let (None, Some(wanted)) = (alpha, wanted) {
+                    decay.solve(wanted, steps);
+                }
+                Box::new(move |step| {
+                    LayerSet::from_layers((0..decay.depth(step) - 1).chain([n_layers - 1]))
+                })
+            },
+        ))
     }
 }
 
+/// An exponential fall from all layers to the lowest number.
 struct Decay {
     n_layers: usize,
     lowest: usize,
-    start: f64,
-    alpha: Option<f64>,
-    /// Mean layers over the schedule, where alpha follows from it.
-    wanted: Option<f64>,
-    schedule_length: ScheduleLength,
     /// The step from which on layers go.
     first: usize,
-    /// The alpha of this batch.
+    /// Layers of a step over those of the step before.
     rate: f64,
 }
 
 impl Decay {
-    fn depth(&self, rate: f64, step: usize) -> usize {
+    fn depth(&self, step: usize) -> usize {
         let after = (step + 1).saturating_sub(self.first);
-        let layers = self.n_layers as f64 * rate.powi(after.min(i32::MAX as usize) as i32);
+        let layers = self.n_layers as f64 * self.rate.powi(after.min(i32::MAX as usize) as i32);
         ((layers + 1e-9) as usize).clamp(self.lowest, self.n_layers)
     }
 
-    fn mean(&self, rate: f64, steps: usize) -> f64 {
-        let total: usize = (1..=steps).map(|step| self.depth(rate, step)).sum();
-        total as f64 / steps as f64
-    }
-
-    /// The largest rate whose mean is not above what is wanted.
-    fn solve(&self, wanted: f64, steps: usize) -> f64 {
-        let (mut low, mut high) = (0.0, 1.0);
-        if self.mean(1.0, steps) <= wanted + 1e-9 {
-            return 1.0;
+    /// Finds the largest rate whose mean is not above what is wanted.
+    fn solve(&mut self, wanted: f64, steps: usize) {
+        let mut suits = |rate: f64| {
+            self.rate = rate;
+            let total: usize = (1..=steps).map(|step| self.depth(step)).sum();
+            total as f64 / steps as f64 <= wanted + 1e-9
+        };
+        if suits(1.0) {
+            return;
         }
+        let (mut low, mut high) = (0.0, 1.0);
         for _ in 0..HALVINGS {
             let middle = 0.5 * (low + high);
-            match self.mean(middle, steps) <= wanted + 1e-9 {
+            match suits(middle) {
                 true => low = middle,
                 false => high = middle,
             }
         }
-        low
-    }
-
-    fn layers(&self, depth: usize) -> LayerSet {
-        LayerSet::from_layers((0..depth - 1).chain([self.n_layers - 1]))
-    }
-}
-
-impl Strategy for Decay {
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
-    fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
-        check_same_model(self.n_layers, shape)?;
-        let steps = self.schedule_length.steps(shape.max_new_tokens);
-        self.first = 1 + (self.start * steps as f64) as usize;
-        self.rate = match (self.alpha, self.wanted) {
-            (Some(alpha), _) => alpha,
-            (None, Some(wanted)) => self.solve(wanted, steps),
-            (None, None) => 1.0,
-        };
-        Ok(())
-    }
-
-    fn plan(&mut self, step: usize) -> StepPlan {
-        StepPlan::fixed(self.layers(self.depth(self.rate, step)))
-    }
-
-    fn reachable(&self) -> LayerSet {
-        self.layers(self.depth(self.rate, 1))
+        self.rate = low;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::{StrategySpec, testing::begun};
     use proptest::{prop_assert, proptest};
-
-    fn begun(
-        settings: &PositionDecay,
-        n_layers: usize,
-        max_new_tokens: usize,
-    ) -> Box<dyn Strategy> {
-        let mut strategy = settings.build(n_layers).unwrap();
-        let shape = BatchShape {
-            prompt_lens: vec![3],
-            n_layers,
-            max_new_tokens,
-        };
-        strategy.begin(&shape).unwrap();
-        strategy
-    }
 
     #[test]
     fn layers_fall_by_the_rate_after_the_start() {
-        let settings = PositionDecay {
-            alpha: Some(0.5),
-            start: Some(0.4),
-            core_layers: 2,
-            ..PositionDecay::default()
-        };
-        let mut strategy = begun(&settings, 8, 6);
+        let spec = "position-decay {alpha: 0.5, start: 0.4, core-layers: 2}";
+        let mut strategy = begun(spec, 8, 6);
         // Five steps, the first two of which run all layers.
         let sets: Vec<_> = (1..=6)
             .map(|step| strategy.plan(step).layers.to_vec())
@@ -283,12 +209,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_met_is_refused() {
-        let settings = PositionDecay {
-            speedup: Some(3.0),
-            start: Some(0.5),
-            ..PositionDecay::default()
-        };
-        let error = settings.validate(12).unwrap_err().to_string();
+        let spec: StrategySpec = "position-decay@3 {start: 0.5}".parse().unwrap();
+        let error = spec.validate(12).unwrap_err().to_string();
         assert!(
             error.contains("the largest possible speedup is 1.71"),
             "{error}"
@@ -305,8 +227,8 @@ mod tests {
         ) {
             let lowest = (core_layers + 1).max(2);
             let speedup = 1.0 + share * (n_layers as f64 / lowest as f64 - 1.0);
-            let settings = PositionDecay { speedup: Some(speedup), core_layers, ..PositionDecay::default() };
-            let mut strategy = begun(&settings, n_layers, max_new_tokens);
+            let spec = format!("position-decay@{speedup} {{core-layers: {core_layers}}}");
+            let mut strategy = begun(&spec, n_layers, max_new_tokens);
             let steps = max_new_tokens - 1;
             let mut before = strategy.reachable();
             let mut total = 0;

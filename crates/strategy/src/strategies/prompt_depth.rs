@@ -1,17 +1,12 @@
 //! `prompt-depth`: the depth of an answer follows from its prompt.
 
-use crate::budget::{MIN_KEPT, check_depth, check_speedup, kept_layers};
-use crate::registry::Settings;
-use crate::strategy::check_same_model;
-use crate::strict::Named;
-use crate::{
-    BatchShape, ExitSignal, Knob, LayerSet, Needs, PromptSignal, StepPlan, Strategy, StrategyError,
-    StrategySpec,
-};
+use crate::budget::{Number, check_speedup, kept_layers};
+use crate::names::Named;
+use crate::settings::{Asked, Common, Definition, Settings};
+use crate::strategy::ByPrompt;
+use crate::{ExitSignal, Knob, LayerSet, PromptSignal, Strategy, StrategyError, StrategySpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-const NAME: &str = "prompt-depth";
 
 /// The prefill says how sure the full network is of the first token; from that a depth is chosen out of a menu of unified
 /// depths (arXiv 2404.06954), and every further token of the answer runs those layers. The set being fixed after the
@@ -21,28 +16,22 @@ const NAME: &str = "prompt-depth";
 /// With doubt d in 0..1 and threshold t, entry floor(m d^((1 - t) / t)) of the m entries is taken, the fastest being the
 /// first: a threshold of 0 takes the fastest always, 1 the slowest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct PromptDepth {
     /// How sureness is measured: `softmax-margin`, `max-prob` or `entropy`.
-    #[serde(deserialize_with = "crate::strict::named")]
     signal: ExitSignal,
-    /// The target speedup, of the mean over all answers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    speedup: Option<f64>,
-    /// The threshold, in 0..1; found by calibration if not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    threshold: Option<f64>,
     /// Speedups of the depths to choose from; those that are too fast for the model are left out.
     menu: Vec<f64>,
 }
+
+/// Speedups of the depths to choose from, if none are given.
+pub(super) const MENU: [f64; 6] = [1.0, 1.5, 2.0, 3.0, 5.0, 8.0];
 
 impl Default for PromptDepth {
     fn default() -> Self {
         Self {
             signal: ExitSignal::default(),
-            speedup: None,
-            threshold: None,
-            menu: vec![1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+            menu: MENU.to_vec(),
         }
     }
 }
@@ -53,237 +42,133 @@ const SIGNALS: [ExitSignal; 3] = [
     ExitSignal::Entropy,
 ];
 
-/// Unified depths of these speedups that a model of this depth can run, the fastest first.
+/// Unified depths of these speedups that the model can run, the fastest first.
 pub(super) fn menu_of(
-    strategy: &'static str,
+    asked: &Asked<'_>,
     speedups: &[f64],
-    n_layers: usize,
 ) -> Result<Vec<StrategySpec>, StrategyError> {
-    for &speedup in speedups {
-        check_speedup(speedup)?;
-    }
-    let mut usable: Vec<f64> = speedups
-        .iter()
-        .copied()
-        .filter(|&speedup| kept_layers(n_layers, speedup).is_ok())
-        .collect();
+    let n_layers = asked.n_layers;
+    speedups.iter().try_for_each(|&s| check_speedup(s))?;
+    let mut usable = speedups.to_vec();
+    usable.retain(|&speedup| kept_layers(n_layers, speedup).is_ok());
     usable.sort_by(|a, b| b.total_cmp(a));
     usable.dedup();
     if usable.len() < 2 {
-        return Err(StrategyError::Setting {
-            strategy,
-            key: "menu",
-            message: format!(
-                "{} of its speedups suit a model of {n_layers} layers, and there must be two to choose from",
-                usable.len()
-            ),
-        });
+        let message = format!(
+            "{} of its speedups suit a model of {n_layers} layers, and there must be two to choose from",
+            usable.len()
+        );
+        return Err(asked.wrong("menu", message));
     }
-    Ok(usable
-        .into_iter()
-        .map(|speedup| StrategySpec::unified().with_target(speedup))
-        .collect())
-}
-
-impl PromptDepth {
-    fn sets(&self, n_layers: usize) -> Result<Vec<LayerSet>, StrategyError> {
-        menu_of(NAME, &self.menu, n_layers)?
-            .iter()
-            .map(|spec| Ok(spec.build(n_layers)?.reachable()))
-            .collect()
-    }
+    let unified = StrategySpec::unified();
+    Ok(usable.iter().map(|&s| unified.with_target(s)).collect())
 }
 
 impl Settings for PromptDepth {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn about(&self) -> &'static str {
-        "the depth of an answer is chosen from a menu by how sure the prefill is"
+    fn definition(&self) -> Definition {
+        Definition {
+            variant_key: Some("signal"),
+            speedup: true,
+            threshold: true,
+            ..Definition::new(
+                "prompt-depth",
+                "the depth of an answer is chosen from a menu by how sure the prefill is",
+            )
+        }
     }
 
     fn variants(&self) -> Vec<&'static str> {
-        SIGNALS.iter().map(|signal| signal.name()).collect()
+        SIGNALS.map(ExitSignal::name).to_vec()
     }
 
     fn variant(&self) -> Option<&'static str> {
         Some(self.signal.name())
     }
 
-    fn set_variant(&mut self, variant: &'static str) {
+    fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
         self.signal = ExitSignal::by_name(variant).unwrap_or_default();
     }
 
-    fn speedup(&self) -> Option<f64> {
-        self.speedup
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.speedup)
-    }
-
-    fn threshold(&self) -> Option<f64> {
-        self.threshold
-    }
-
-    fn threshold_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.threshold)
-    }
-
     fn knob(&self) -> Option<Knob> {
-        (self.speedup.is_some() && self.threshold.is_none()).then_some(Knob {
+        Some(Knob {
             lo: 0.0,
             hi: 1.0,
             rises_with_depth: true,
         })
     }
 
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        check_depth(NAME, n_layers, MIN_KEPT)?;
-        let setting = |key, message| StrategyError::Setting {
-            strategy: NAME,
-            key,
-            message,
-        };
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        let (n_layers, strategy) = (asked.n_layers, asked.name);
         if !SIGNALS.contains(&self.signal) {
-            return Err(setting(
-                "signal",
-                format!(
-                    "`{}` says nothing of a prompt; use {}",
-                    self.signal,
-                    SIGNALS.map(ExitSignal::name).join(", ")
-                ),
-            ));
+            let message = format!(
+                "`{}` says nothing of a prompt; use {}",
+                self.signal,
+                SIGNALS.map(ExitSignal::name).join(", ")
+            );
+            return Err(asked.wrong("signal", message));
         }
-        if let Some(threshold) = self.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
-            return Err(setting(
-                "threshold",
-                format!("{threshold} is outside 0 to 1"),
-            ));
-        }
-        match (self.speedup, self.threshold) {
-            (None, None) => return Err(StrategyError::MissingSpeedup { strategy: NAME }),
-            (Some(speedup), _) => kept_layers(n_layers, speedup).map(drop)?,
+        let threshold = asked.checked_threshold()?;
+        match (asked.speedup, threshold) {
             (None, Some(_)) => {}
+            _ => asked.kept().map(drop)?,
         }
-        let sets = self.sets(n_layers)?;
+        let menu = menu_of(asked, &self.menu)?;
+        let sets = menu
+            .iter()
+            .map(|spec| Ok(spec.build(n_layers)?.reachable()))
+            .collect::<Result<Vec<LayerSet>, StrategyError>>()?;
         let fewest = sets.iter().map(LayerSet::len).min().unwrap_or(n_layers);
-        match self.speedup {
-            Some(speedup) if n_layers as f64 / speedup + 1e-9 < fewest as f64 => Err(setting(
-                "menu",
-                format!(
-                    "its fastest depth has {fewest} of {n_layers} layers, so speedup {speedup} cannot be met; add a \
-                     faster one"
-                ),
-            )),
-            _ => Ok(()),
+        if let Some(speedup) = asked.speedup
+            && n_layers as f64 / speedup + 1e-9 < fewest as f64
+        {
+            let message = format!(
+                "its fastest depth has {fewest} of {n_layers} layers, so speedup {} cannot be met; add a faster one",
+                Number(speedup)
+            );
+            return Err(asked.wrong("menu", message));
         }
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
-        let threshold = self
-            .threshold
-            .ok_or(StrategyError::NotCalibrated { strategy: NAME })?;
-        Ok(Box::new(Menu {
+        let threshold = threshold.ok_or(StrategyError::NotCalibrated { strategy })?;
+        let signal = self.signal;
+        Ok(Box::new(ByPrompt {
             n_layers,
-            signal: self.signal,
-            threshold,
-            sets: self.sets(n_layers)?,
+            signal: PromptSignal::Confidence(signal),
+            before: sets[sets.len() - 1],
+            reachable: sets
+                .iter()
+                .fold(LayerSet::empty(), |all, set| all.union(*set)),
+            choose: move |found: &[f64]| match (signal, found) {
+                (ExitSignal::Entropy, &[doubt]) => Some(choose(&sets, threshold, doubt)),
+                (_, &[sureness]) => Some(choose(&sets, threshold, 1.0 - sureness)),
+                _ => None,
+            },
             rows: Vec::new(),
         }))
     }
 }
 
-struct Menu {
-    n_layers: usize,
-    signal: ExitSignal,
-    threshold: f64,
-    /// The fastest first.
-    sets: Vec<LayerSet>,
-    rows: Vec<LayerSet>,
-}
-
-impl Menu {
-    fn choose(&self, signal: f64) -> LayerSet {
-        let doubt = match self.signal {
-            ExitSignal::Entropy => signal,
-            _ => 1.0 - signal,
-        };
-        let last = self.sets.len() - 1;
-        // A signal that is not a number is all doubt.
-        let doubt = if doubt.is_nan() {
-            1.0
-        } else {
-            doubt.clamp(0.0, 1.0)
-        };
-        let share = match self.threshold {
-            0.0 => 0.0,
-            1.0 => 1.0,
-            t => doubt.powf((1.0 - t) / t),
-        };
-        self.sets[((share * self.sets.len() as f64) as usize).min(last)]
-    }
-}
-
-impl Strategy for Menu {
-    fn needs(&self) -> Needs {
-        Needs {
-            prompt_signal: Some(PromptSignal::Confidence(self.signal)),
-            ..Needs::default()
-        }
-    }
-
-    fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
-        // Until its prompt is known a row runs the slowest depth.
-        self.rows = vec![self.sets[self.sets.len() - 1]; shape.prompt_lens.len()];
-        check_same_model(self.n_layers, shape)
-    }
-
-    fn observe_prompt(&mut self, row: usize, signal: &[f64]) {
-        if let ([signal], true) = (signal, row < self.rows.len()) {
-            self.rows[row] = self.choose(*signal);
-        }
-    }
-
-    fn plan(&mut self, _step: usize) -> StepPlan {
-        StepPlan::fixed(
-            self.rows
-                .iter()
-                .fold(LayerSet::empty(), |all, row| all.union(*row)),
-        )
-    }
-
-    fn row_layers(&self, row: usize) -> Option<LayerSet> {
-        self.rows.get(row).copied()
-    }
-
-    fn reachable(&self) -> LayerSet {
-        self.sets
-            .iter()
-            .fold(LayerSet::empty(), |all, set| all.union(*set))
-    }
+/// Of layer sets, the fastest first, the one for a prompt that leaves this much doubt.
+fn choose(sets: &[LayerSet], threshold: f64, doubt: f64) -> LayerSet {
+    // A signal that is not a number is all doubt.
+    let doubt = match doubt.is_nan() {
+        true => 1.0,
+        false => doubt.clamp(0.0, 1.0),
+    };
+    let share = match threshold {
+        0.0 => 0.0,
+        1.0 => 1.0,
+        t => doubt.powf((1.0 - t) / t),
+    };
+    sets[((share * sets.len() as f64) as usize).min(sets.len() - 1)]
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::{StrategySpec, testing::begun};
     use proptest::prelude::{prop_assert, proptest};
 
     fn depths(threshold: f64, signals: &[f64]) -> Vec<usize> {
-        let settings = PromptDepth {
-            threshold: Some(threshold),
-            menu: vec![1.0, 2.0, 4.0],
-            ..PromptDepth::default()
-        };
-        let mut strategy = settings.build(12).unwrap();
-        let shape = BatchShape {
-            prompt_lens: vec![1; signals.len()],
-            n_layers: 12,
-            max_new_tokens: 4,
-        };
-        strategy.begin(&shape).unwrap();
+        let spec = format!("prompt-depth {{threshold: {threshold:e}, menu: [1, 2, 4]}}");
+        let mut strategy = begun(&spec, 12, 4);
         for (row, &signal) in signals.iter().enumerate() {
             strategy.observe_prompt(row, &[signal]);
         }
@@ -304,20 +189,14 @@ mod tests {
 
     #[test]
     fn a_menu_needs_a_choice_and_the_target() {
-        let settings = |menu: &[f64], speedup| PromptDepth {
-            menu: menu.to_vec(),
-            speedup: Some(speedup),
-            ..PromptDepth::default()
+        let valid = |text: &str| {
+            let spec: StrategySpec = text.parse().unwrap();
+            spec.validate(12).map_err(|error| error.to_string())
         };
-        assert!(settings(&[1.0, 2.0], 2.0).validate(12).is_ok());
-        let error = |menu: &[f64], speedup| {
-            settings(menu, speedup)
-                .validate(12)
-                .unwrap_err()
-                .to_string()
-        };
-        assert!(error(&[2.0, 2.0, 9.0], 2.0).contains("there must be two"));
-        assert!(error(&[1.0, 2.0], 3.0).contains("add a faster one"));
+        assert_eq!(valid("prompt-depth@2 {menu: [1, 2]}"), Ok(()));
+        let error = |text: &str| valid(text).unwrap_err();
+        assert!(error("prompt-depth@2 {menu: [2, 2, 9]}").contains("there must be two"));
+        assert!(error("prompt-depth@3 {menu: [1, 2]}").contains("add a faster one"));
     }
 
     proptest! {

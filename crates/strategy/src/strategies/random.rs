@@ -1,15 +1,11 @@
 //! `random`: a seeded random subset, the null that a chosen set has to beat.
 
-use crate::budget::required_layers;
-use crate::registry::{Kind, Settings};
-use crate::strategy::FixedLayers;
-use crate::{LayerSet, Prefill, Strategy, StrategyError};
+use crate::settings::{Asked, Definition, Settings};
+use crate::{LayerSet, Strategy, StrategyError};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-const NAME: &str = "random";
 
 /// Keeps the first and the last layer, as `unified` does, and K - 2 of the others at random, with
 /// K = floor(L / speedup): what is left of the comparison is only where the inner layers lie.
@@ -17,33 +13,18 @@ const NAME: &str = "random";
 /// One seed gives the same set on every machine, the same at every step and for every row; and its set for a higher
 /// speedup is a subset of its set for a lower one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Random {
-    /// The target speedup.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    speedup: Option<f64>,
-    /// Which layers the prompt runs through.
-    #[serde(
-        default,
-        deserialize_with = "crate::strict::named",
-        skip_serializing_if = "Prefill::is_full"
-    )]
-    prefill: Prefill,
     /// Which of the random sets; 0 if not given.
-    #[serde(default)]
     seed: u64,
     /// How many sets an experiment runs, of seeds `seed` on, to show the band in which sets lie that nobody chose; 1 if
     /// not given.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(skip_serializing_if = "is_one")]
     seeds: u64,
 }
 
 /// More sets than this are a slip of the pen.
 const MAX_SEEDS: u64 = 1000;
-
-fn one() -> u64 {
-    1
-}
 
 fn is_one(seeds: &u64) -> bool {
     *seeds == 1
@@ -51,12 +32,56 @@ fn is_one(seeds: &u64) -> bool {
 
 impl Default for Random {
     fn default() -> Self {
+        Self { seed: 0, seeds: 1 }
+    }
+}
+
+impl Random {
+    /// One strategy for each seed, where there are several.
+    pub(crate) fn members(&self) -> Option<impl Iterator<Item = Self> + use<>> {
+        let last = self.seed.checked_add(self.seeds.checked_sub(1)?)?;
+        let seeds = self.seed..=last;
+        (2..=MAX_SEEDS)
+            .contains(&self.seeds)
+            .then(|| seeds.map(|seed| Self { seed, seeds: 1 }))
+    }
+
+    /// What it has in common with other seeds.
+    pub(crate) fn first(&self) -> Self {
         Self {
-            speedup: None,
-            prefill: Prefill::Full,
             seed: 0,
-            seeds: 1,
+            seeds: self.seeds,
         }
+    }
+
+    fn check(&self, asked: &Asked<'_>) -> Result<(), StrategyError> {
+        let Self { seed, seeds } = *self;
+        if !(1..=MAX_SEEDS).contains(&seeds) {
+            let message = format!("{seeds} is outside 1 to {MAX_SEEDS}");
+            return Err(asked.wrong("seeds", message));
+        }
+        let largest = u64::MAX - (seeds - 1);
+        if seed > largest {
+            let message = format!(
+                "there are no {seeds} seeds from {seed} on; the largest for that many is {largest}"
+            );
+            return Err(asked.wrong("seed", message));
+        }
+        Ok(())
+    }
+}
+
+impl Settings for Random {
+    fn definition(&self) -> Definition {
+        Definition::fixed(
+            "random",
+            "both ends and a seeded random subset: the null that a chosen set has to beat",
+        )
+    }
+
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        self.check(asked)?;
+        asked.fixed(|n_layers, kept| layers(n_layers, kept, self.seed))
     }
 }
 
@@ -73,68 +98,10 @@ fn layers(n_layers: usize, kept: usize, seed: u64) -> LayerSet {
     LayerSet::from_layers([0, n_layers - 1].into_iter().chain(inner))
 }
 
-impl Settings for Random {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn about(&self) -> &'static str {
-        "both ends and a seeded random subset: the null that a chosen set has to beat"
-    }
-
-    fn speedup(&self) -> Option<f64> {
-        self.speedup
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.speedup)
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        required_layers(NAME, n_layers, self.speedup)?;
-        match (1..=MAX_SEEDS).contains(&self.seeds) {
-            true => Ok(()),
-            false => Err(StrategyError::Setting {
-                strategy: NAME,
-                key: "seeds",
-                message: format!("{} is outside 1 to {MAX_SEEDS}", self.seeds),
-            }),
-        }
-    }
-
-    fn band(&self) -> Option<Kind> {
-        Some(Kind::Random(Self {
-            seed: 0,
-            ..self.clone()
-        }))
-    }
-
-    fn members(&self) -> Option<Vec<Kind>> {
-        let member = |seed| {
-            Kind::Random(Self {
-                seed,
-                seeds: 1,
-                ..self.clone()
-            })
-        };
-        let last = self.seed.saturating_add(self.seeds);
-        (self.seeds > 1).then(|| (self.seed..last).map(member).collect())
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
-        let kept = required_layers(NAME, n_layers, self.speedup)?;
-        Ok(FixedLayers::boxed(
-            n_layers,
-            layers(n_layers, kept, self.seed),
-            self.prefill,
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{LayerSet, layers};
+    use crate::StrategySpec;
     use proptest::prelude::*;
 
     #[test]
@@ -155,6 +122,37 @@ mod tests {
             counts[1..11].iter().all(|n| (700..900).contains(n)),
             "{counts:?}"
         );
+    }
+
+    #[test]
+    fn a_band_that_ends_behind_the_last_seed_is_refused() {
+        let spec = |seed: u64, seeds: u64| -> StrategySpec {
+            let text = format!("random@2 {{seed: {seed}, seeds: {seeds}}}");
+            text.parse().unwrap()
+        };
+        let last = spec(u64::MAX - 2, 3);
+        assert_eq!(last.validate(8), Ok(()));
+        let members: Vec<_> = last
+            .members()
+            .unwrap()
+            .iter()
+            .map(|m| m.to_string())
+            .collect();
+        assert_eq!(members.len(), 3);
+        assert_eq!(members[2], "random@2 {seed: 18446744073709551615}");
+        for too_far in [spec(u64::MAX, 3), spec(u64::MAX - 1, 3)] {
+            assert_eq!(too_far.members(), None);
+            let error = too_far.validate(8).unwrap_err().to_string();
+            assert!(
+                error.contains("the largest for that many is 18446744073709551613"),
+                "{error}"
+            );
+        }
+        assert_eq!(spec(u64::MAX, 1).validate(8), Ok(()));
+        for none in [0, 1001] {
+            let error = spec(0, none).validate(8).unwrap_err().to_string();
+            assert!(error.contains("is outside 1 to 1000"), "{error}");
+        }
     }
 
     proptest! {

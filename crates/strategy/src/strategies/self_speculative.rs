@@ -1,36 +1,17 @@
 //! `self-speculative`: some of the layers draft, all of them verify (Draft & Verify, Zhang et al. 2023, arXiv 2309.08168;
 //! LayerSkip, Elhoushi et al. 2024, arXiv 2404.16710).
 
-use crate::budget::{MIN_KEPT, check_depth};
-use crate::registry::Settings;
+use super::Kind;
+use crate::budget::Number;
+use crate::settings::{Asked, Common, Definition, Settings};
 use crate::{
-    BatchMode, BatchShape, DraftLimit, Knob, LayerSet, Needs, Prefill, Scoring, StepPlan, Strategy,
-    StrategyError, StrategySpec, Verdict, Verification,
+    BatchShape, DraftLimit, LayerSet, Needs, Prefill, StepPlan, Strategy, StrategyError,
+    StrategySpec, Verdict, Verification,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-const NAME: &str = "self-speculative";
 const MAX_DRAFT: usize = 64;
-/// Strategies that may draft: those whose layers do not depend on the position, since rows of a batch move on by
-/// different numbers of tokens.
-const DRAFTS: [&str; 14] = [
-    "unified",
-    "top",
-    "bottom",
-    "middle",
-    "random",
-    "every-other",
-    "drop-list",
-    "block-influence",
-    "angular",
-    "sleb",
-    "perplexity",
-    "sublayer-drop",
-    "early-exit",
-    "shallow-deep",
-];
-
 /// The setting of LayerSkip's released code for Llama-2-7B: the lowest quarter of the layers drafts six tokens at a time.
 const LAYERSKIP: &str = "layerskip";
 
@@ -71,24 +52,79 @@ impl Default for SelfSpeculative {
     }
 }
 
-impl Settings for SelfSpeculative {
-    fn name(&self) -> &'static str {
-        NAME
+impl SelfSpeculative {
+    /// The strategy that drafts.
+    pub(crate) fn draft(&self) -> &StrategySpec {
+        &self.draft
     }
 
-    fn about(&self) -> &'static str {
-        "some layers draft, all verify: the tokens of the full network (LayerSkip, arXiv 2404.16710)"
+    pub(crate) fn draft_mut(&mut self) -> &mut StrategySpec {
+        &mut self.draft
+    }
+
+    fn check(&self, asked: &Asked<'_>) -> Result<(), StrategyError> {
+        let draft = &*self.draft;
+        let wrong = |key, message: String| Err(asked.wrong(key, message));
+        if !draft.definition().drafts {
+            let drafts = drafts().collect::<Vec<_>>().join(", ");
+            return wrong(
+                "draft",
+                format!("`{}` cannot draft; {drafts} can", draft.name()),
+            );
+        }
+        if draft.members().is_some() {
+            let message = format!(
+                "`{draft}` stands for several strategies, and one drafts; leave out `seeds` and give a `seed`"
+            );
+            return wrong("draft", message);
+        }
+        if matches!(&draft.kind, Kind::EarlyExit(own) if own.goes_by_position()) {
+            let message = format!(
+                "`{draft}` goes by the position, and the rows of a batch draft at different ones; leave that setting out"
+            );
+            return wrong("draft", message);
+        }
+        if !(1..=MAX_DRAFT).contains(&self.draft_length) {
+            let message = format!("{} is outside 1 to {MAX_DRAFT}", self.draft_length);
+            return wrong("draft-length", message);
+        }
+        match self.stop_below.filter(|p| !(0.0..=1.0).contains(p)) {
+            Some(bad) => wrong("stop-below", format!("{} is outside 0 to 1", Number(bad))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The strategies that may draft.
+fn drafts() -> impl Iterator<Item = &'static str> {
+    let definitions = Kind::all().into_iter().map(|kind| kind.own().definition());
+    definitions
+        .filter(|definition| definition.drafts)
+        .map(|definition| definition.name)
+}
+
+impl Settings for SelfSpeculative {
+    fn definition(&self) -> Definition {
+        Definition {
+            variant_key: Some("draft"),
+            no_beams: Some("a draft is verified against one greedy continuation"),
+            no_sampling: Some("a draft is verified against the most likely tokens"),
+            ..Definition::new(
+                "self-speculative",
+                "some layers draft, all verify: the tokens of the full network (LayerSkip, arXiv 2404.16710)",
+            )
+        }
     }
 
     fn variants(&self) -> Vec<&'static str> {
-        DRAFTS.into_iter().chain([LAYERSKIP]).collect()
+        drafts().chain([LAYERSKIP]).collect()
     }
 
     fn variant(&self) -> Option<&'static str> {
         Some(self.draft.name())
     }
 
-    fn set_variant(&mut self, variant: &'static str) {
+    fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
         let (variant, target) = match variant {
             LAYERSKIP => {
                 self.draft_length = 6;
@@ -104,110 +140,15 @@ impl Settings for SelfSpeculative {
         }
     }
 
-    fn speedup(&self) -> Option<f64> {
-        self.draft.target_speedup()
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        self.draft.speedup_mut()
-    }
-
-    fn threshold(&self) -> Option<f64> {
-        self.draft.threshold()
-    }
-
-    fn threshold_mut(&mut self) -> Option<&mut Option<f64>> {
-        self.draft.threshold_mut()
-    }
-
-    fn draft(&self) -> Option<&StrategySpec> {
-        Some(&self.draft)
-    }
-
-    fn draft_mut(&mut self) -> Option<&mut StrategySpec> {
-        Some(&mut self.draft)
-    }
-
-    fn knob(&self) -> Option<Knob> {
-        self.draft.knob()
-    }
-
-    fn scoring(&self, n_layers: usize) -> Option<Scoring> {
-        self.draft.scoring(n_layers)
-    }
-
-    fn order_mut(&mut self) -> Option<&mut Option<Vec<usize>>> {
-        self.draft.order_mut()
-    }
-
-    fn batch_mode(&self) -> BatchMode {
-        self.draft.batch_mode()
-    }
-
-    fn no_beams(&self) -> Option<&'static str> {
-        Some("a draft is verified against one greedy continuation")
-    }
-
-    fn no_sampling(&self) -> Option<&'static str> {
-        Some("a draft is verified against the most likely tokens")
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        check_depth(NAME, n_layers, MIN_KEPT)?;
-        let setting = |key, message| StrategyError::Setting {
-            strategy: NAME,
-            key,
-            message,
-        };
-        if !DRAFTS.contains(&self.draft.name()) {
-            return Err(setting(
-                "draft",
-                format!(
-                    "`{}` cannot draft; {} can",
-                    self.draft.name(),
-                    DRAFTS.join(", ")
-                ),
-            ));
-        }
-        if self.draft.members().is_some() {
-            return Err(setting(
-                "draft",
-                format!(
-                    "`{}` stands for several strategies, and one drafts; leave out `seeds` and give a `seed`",
-                    *self.draft
-                ),
-            ));
-        }
-        if self.draft.goes_by_position() {
-            return Err(setting(
-                "draft",
-                format!(
-                    "`{}` goes by the position, and the rows of a batch draft at different ones; leave that setting out",
-                    *self.draft
-                ),
-            ));
-        }
-        if !(1..=MAX_DRAFT).contains(&self.draft_length) {
-            return Err(setting(
-                "draft-length",
-                format!("{} is outside 1 to {MAX_DRAFT}", self.draft_length),
-            ));
-        }
-        if let Some(bad) = self.stop_below.filter(|p| !(0.0..=1.0).contains(p)) {
-            return Err(setting("stop-below", format!("{bad} is outside 0 to 1")));
-        }
-        self.draft.validate(n_layers)
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        self.check(asked)?;
         let first = DraftLimit {
             tokens: self.draft_length,
             least_probability: self.stop_below.unwrap_or(0.0),
         };
         Ok(Box::new(Speculation {
-            n_layers,
-            draft: self.draft.build(n_layers)?,
+            n_layers: asked.n_layers,
+            draft: self.draft.build(asked.n_layers)?,
             first,
             limit: first,
             rule: match (self.adaptive, self.stop_below) {
@@ -311,15 +252,11 @@ impl Strategy for Speculation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::begun;
 
     #[test]
     fn the_length_follows_what_stands() {
-        let settings = SelfSpeculative {
-            draft: Box::new("top@2".parse().unwrap()),
-            adaptive: true,
-            ..SelfSpeculative::default()
-        };
-        let mut strategy = settings.build(8).unwrap();
+        let mut strategy = begun("self-speculative:top@2 {adaptive: true}", 8, 8);
         let tokens = |strategy: &mut Box<dyn Strategy>, drafted, accepted| {
             strategy.verified(outcome(drafted, accepted));
             strategy.draft().unwrap().tokens
@@ -351,13 +288,8 @@ mod tests {
 
     #[test]
     fn the_probability_follows_what_stands() {
-        let settings = SelfSpeculative {
-            draft: Box::new("top@2".parse().unwrap()),
-            draft_length: 8,
-            stop_below: Some(0.8),
-            adaptive: true,
-        };
-        let mut strategy = settings.build(8).unwrap();
+        let text = "self-speculative:top@2 {draft-length: 8, stop-below: 0.8, adaptive: true}";
+        let mut strategy = begun(text, 8, 8);
         let least = |strategy: &dyn Strategy| strategy.draft().unwrap().least_probability;
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} is not {b}");
         // Averages of 0.5, 0.75 and 0.875 are below 0.9.
@@ -371,10 +303,7 @@ mod tests {
         strategy.verified(outcome(8, 8));
         close(least(strategy.as_ref()), 0.802);
         assert_eq!(strategy.draft().unwrap().tokens, 8);
-        let wrong = SelfSpeculative {
-            stop_below: Some(1.5),
-            ..settings
-        };
+        let wrong: StrategySpec = text.replace("0.8", "1.5").parse().unwrap();
         let error = wrong.validate(8).unwrap_err().to_string();
         assert!(error.contains("`stop-below`") && error.contains("1.5 is outside 0 to 1"));
     }

@@ -1,14 +1,11 @@
 //! `skip-decode`: depth by position (SkipDecode, Del Corro et al. 2023, arXiv 2307.02628).
 
-use crate::budget::{MIN_KEPT, check_depth, check_speedup, fastest, required_layers};
-use crate::registry::Settings;
-use crate::schedule::ScheduleLength;
-use crate::strategy::check_same_model;
-use crate::{BatchShape, LayerSet, Needs, StepPlan, Strategy, StrategyError};
+use crate::budget::{MIN_KEPT, check_speedup, fastest};
+use crate::schedule::{ByPosition, ScheduleLength};
+use crate::settings::{Asked, Definition, Settings};
+use crate::{LayerSet, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-const NAME: &str = "skip-decode";
 
 /// Every row runs the same number of layers n at a position, and n falls linearly over the generated tokens. A step runs
 /// the lowest `warmup-layers` and the topmost of the n that remain, so each step's layers are a subset of the step's
@@ -22,9 +19,6 @@ const NAME: &str = "skip-decode";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SkipDecode {
-    /// The target speedup.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    speedup: Option<f64>,
     /// Layers at the bottom that every step runs.
     warmup_layers: usize,
     /// Generated tokens over which the depth falls.
@@ -41,7 +35,6 @@ pub(crate) struct SkipDecode {
 impl Default for SkipDecode {
     fn default() -> Self {
         Self {
-            speedup: None,
             warmup_layers: 1,
             schedule_length: ScheduleLength::MaxNew,
             max_layers: None,
@@ -58,114 +51,98 @@ enum Ends {
 }
 
 impl SkipDecode {
-    fn ends(&self, n_layers: usize) -> Result<Ends, StrategyError> {
-        check_depth(NAME, n_layers, MIN_KEPT)?;
-        let setting = |key, message| StrategyError::Setting {
-            strategy: NAME,
-            key,
-            message,
-        };
-        self.schedule_length.check(NAME)?;
+    fn ends(&self, asked: &Asked<'_>) -> Result<Ends, StrategyError> {
+        let n_layers = asked.n_layers;
+        self.schedule_length.check(asked)?;
         // A step runs the warm-up layers and at least one more.
         let lowest = self.warmup_layers.saturating_add(1).max(MIN_KEPT);
         if lowest > n_layers {
-            return Err(setting(
-                "warmup-layers",
-                format!(
-                    "{} of {n_layers} layers leave none to skip; it must be at most {}",
-                    self.warmup_layers,
-                    n_layers - 1
-                ),
-            ));
+            let message = format!(
+                "{} of {n_layers} layers leave none to skip; it must be at most {}",
+                self.warmup_layers,
+                n_layers - 1
+            );
+            return Err(asked.wrong("warmup-layers", message));
         }
-        match (self.max_layers, self.min_layers) {
+        let (key, message) = match (self.max_layers, self.min_layers) {
+            (Some(_), Some(min)) if min < lowest => (
+                "min-layers",
+                format!(
+                    "{min} is too few with {} warm-up layers; it must be at least {lowest}",
+                    self.warmup_layers
+                ),
+            ),
+            (Some(max), Some(min)) if max < min || max > n_layers => (
+                "max-layers",
+                format!(
+                    "{max} must lie between min-layers, {min}, and the model's {n_layers} layers"
+                ),
+            ),
             (Some(max), Some(min)) => {
-                self.speedup.map_or(Ok(()), check_speedup)?;
-                if min < lowest {
-                    return Err(setting(
-                        "min-layers",
-                        format!(
-                            "{min} is too few with {} warm-up layers; it must be at least {lowest}",
-                            self.warmup_layers
-                        ),
-                    ));
-                }
-                if max < min || max > n_layers {
-                    return Err(setting(
-                        "max-layers",
-                        format!(
-                            "{max} must lie between min-layers, {min}, and the model's {n_layers} layers"
-                        ),
-                    ));
-                }
-                Ok(Ends::Given { max, min })
+                asked.speedup.map_or(Ok(()), check_speedup)?;
+                return Ok(Ends::Given { max, min });
             }
             (None, None) => {
-                let kept = required_layers(NAME, n_layers, self.speedup)?;
-                if kept < lowest {
-                    return Err(setting(
-                        "warmup-layers",
-                        format!(
-                            "{} warm-up layers and one more are more than the {kept} of {n_layers} that this speedup leaves; \
-                             the largest possible speedup with them is {}",
-                            self.warmup_layers,
-                            fastest(n_layers, lowest)
-                        ),
-                    ));
+                let kept = asked.kept()?;
+                if kept >= lowest {
+                    let mean = n_layers as f64 / asked.target()?;
+                    return Ok(Ends::FromMean { mean, lowest });
                 }
-                let mean = n_layers as f64 / self.speedup.unwrap_or(1.0);
-                Ok(Ends::FromMean { mean, lowest })
+                let message = format!(
+                    "{} warm-up layers and one more are more than the {kept} of {n_layers} that this speedup leaves; the \
+                     largest possible speedup with them is {}",
+                    self.warmup_layers,
+                    fastest(n_layers, lowest)
+                );
+                ("warmup-layers", message)
             }
-            (Some(_), None) => Err(setting(
+            (Some(_), None) => (
                 "max-layers",
                 "give min-layers too, or neither and a speedup".to_owned(),
-            )),
-            (None, Some(_)) => Err(setting(
+            ),
+            (None, Some(_)) => (
                 "min-layers",
                 "give max-layers too, or neither and a speedup".to_owned(),
-            )),
-        }
+            ),
+        };
+        Err(asked.wrong(key, message))
     }
 }
 
 impl Settings for SkipDecode {
-    fn name(&self) -> &'static str {
-        NAME
+    fn definition(&self) -> Definition {
+        Definition {
+            speedup: true,
+            ..Definition::new(
+                "skip-decode",
+                "fewer layers with each position (SkipDecode, arXiv 2307.02628)",
+            )
+        }
     }
 
-    fn about(&self) -> &'static str {
-        "fewer layers with each position (SkipDecode, arXiv 2307.02628)"
+    fn schedule_mut(&mut self) -> Option<&mut ScheduleLength> {
+        Some(&mut self.schedule_length)
     }
 
-    fn speedup(&self) -> Option<f64> {
-        self.speedup
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.speedup)
-    }
-
-    fn goes_by_position(&self) -> bool {
-        true
-    }
-
-    fn expected_length_mut(&mut self) -> Option<&mut ScheduleLength> {
-        let open = self.schedule_length == ScheduleLength::Expected;
-        open.then_some(&mut self.schedule_length)
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        self.ends(n_layers).map(drop)
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        Ok(Box::new(Schedule {
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        let (n_layers, warmup) = (asked.n_layers, self.warmup_layers);
+        let ends = self.ends(asked)?;
+        Ok(ByPosition::boxed(
             n_layers,
-            warmup_layers: self.warmup_layers,
-            schedule_length: self.schedule_length,
-            ends: self.ends(n_layers)?,
-            ramp: Ramp::flat(n_layers),
-        }))
+            self.schedule_length,
+            move |steps| {
+                let ramp = match ends {
+                    Ends::Given { max, min } => Ramp { max, min, steps },
+                    Ends::FromMean { mean, lowest } => {
+                        Ramp::with_mean(mean, lowest, n_layers, steps)
+                    }
+                };
+                Box::new(move |step| {
+                    let top = ramp.at(step) - warmup;
+                    LayerSet::from_layers((0..warmup).chain(n_layers - top..n_layers))
+                })
+            },
+        ))
     }
 }
 
@@ -238,71 +215,15 @@ impl Ramp {
     }
 }
 
-/// The strategy over one batch after another. Before the first, every layer runs.
-struct Schedule {
-    n_layers: usize,
-    warmup_layers: usize,
-    schedule_length: ScheduleLength,
-    ends: Ends,
-    ramp: Ramp,
-}
-
-impl Schedule {
-    fn layers(&self, n: usize) -> LayerSet {
-        let top = n - self.warmup_layers;
-        LayerSet::from_layers((0..self.warmup_layers).chain(self.n_layers - top..self.n_layers))
-    }
-}
-
-impl Strategy for Schedule {
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
-    fn begin(&mut self, shape: &BatchShape) -> Result<(), StrategyError> {
-        check_same_model(self.n_layers, shape)?;
-        let steps = self.schedule_length.steps(shape.max_new_tokens);
-        self.ramp = match self.ends {
-            Ends::Given { max, min } => Ramp { max, min, steps },
-            Ends::FromMean { mean, lowest } => Ramp::with_mean(mean, lowest, self.n_layers, steps),
-        };
-        Ok(())
-    }
-
-    fn plan(&mut self, step: usize) -> StepPlan {
-        StepPlan::fixed(self.layers(self.ramp.at(step)))
-    }
-
-    fn reachable(&self) -> LayerSet {
-        self.layers(self.ramp.at(1))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::begun;
     use proptest::{prop_assert, prop_assume, proptest};
-
-    fn begun(settings: &SkipDecode, n_layers: usize, max_new_tokens: usize) -> Box<dyn Strategy> {
-        let mut strategy = settings.build(n_layers).unwrap();
-        strategy
-            .begin(&BatchShape {
-                prompt_lens: vec![3],
-                n_layers,
-                max_new_tokens,
-            })
-            .unwrap();
-        strategy
-    }
 
     #[test]
     fn given_ends_make_the_line_between_them() {
-        let settings = SkipDecode {
-            max_layers: Some(6),
-            min_layers: Some(3),
-            ..SkipDecode::default()
-        };
-        let mut strategy = begun(&settings, 8, 5);
+        let mut strategy = begun("skip-decode {max-layers: 6, min-layers: 3}", 8, 5);
         let sets: Vec<_> = (1..=6).map(|t| strategy.plan(t).layers.to_vec()).collect();
         assert_eq!(sets[0], [0, 3, 4, 5, 6, 7]);
         assert_eq!(sets[1], [0, 4, 5, 6, 7]);
@@ -326,12 +247,9 @@ mod tests {
 
     #[test]
     fn a_run_of_one_token_has_a_plan() {
-        let settings = SkipDecode {
-            speedup: Some(2.0),
-            ..SkipDecode::default()
-        };
         for max_new_tokens in [0, 1, 2] {
-            assert_eq!(begun(&settings, 12, max_new_tokens).plan(1).layers.len(), 6);
+            let plan = begun("skip-decode@2", 12, max_new_tokens).plan(1);
+            assert_eq!(plan.layers.len(), 6);
         }
     }
 
@@ -346,8 +264,8 @@ mod tests {
             let lowest = (warmup_layers + 1).max(2);
             prop_assume!(lowest <= n_layers);
             let speedup = 1.0 + share * (n_layers as f64 / lowest as f64 - 1.0);
-            let settings = SkipDecode { speedup: Some(speedup), warmup_layers, ..SkipDecode::default() };
-            let mut strategy = begun(&settings, n_layers, max_new_tokens);
+            let spec = format!("skip-decode@{speedup} {{warmup-layers: {warmup_layers}}}");
+            let mut strategy = begun(&spec, n_layers, max_new_tokens);
             let steps = (max_new_tokens - 1).max(1);
             let mut before = strategy.reachable();
             prop_assert!(before.is_subset(&LayerSet::full(n_layers)));

@@ -1,66 +1,39 @@
 //! `unified`: Unified Layer Skipping (Liu, Meng, Zhou 2024, arXiv 2404.06954).
 
-use crate::budget::{fastest, required_layers};
-use crate::registry::Settings;
-use crate::strategy::FixedLayers;
-use crate::strict::Named;
-use crate::{LayerSet, Prefill, Strategy, StrategyError};
+use crate::budget::{Number, fastest};
+use crate::names::{Named, named};
+use crate::settings::{Asked, Common, Definition, Settings};
+use crate::{LayerSet, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-const NAME: &str = "unified";
 
 /// The number of layers follows from the target speedup alone, K = floor(L / speedup), and the layers are
 /// spread over the depth. The first and the last layer always run (arXiv 2404.06954).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Unified {
     /// Which layers are kept.
-    #[serde(default, deserialize_with = "crate::strict::named")]
     rule: Rule,
-    /// The target speedup.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    speedup: Option<f64>,
-    /// Which layers the prompt runs through.
-    #[serde(
-        default,
-        deserialize_with = "crate::strict::named",
-        skip_serializing_if = "Prefill::is_full"
-    )]
-    prefill: Prefill,
 }
 
-/// How K layers are spread over L.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-enum Rule {
-    /// The rule of the authors' released code: the first and the last layer, and every multiple of
-    /// floor(L / (K - 1)) from the bottom up until there are K. All slack collects in one hole under the last layer:
-    /// below 2x it keeps the lowest K - 1 layers and the last.
-    #[default]
-    Published,
-    /// Layer j of K is round(j (L - 1) / (K - 1)), halves to the even layer: no hole is more than a layer
-    /// larger than another.
-    Even,
-    /// The first and the last layer, and from the bottom up those whose index is a multiple of the target, until there
-    /// are K. Needs a whole number as the target.
-    Modulo,
-    /// The "unified skipping" baseline of AdaSkip's released code (arXiv 2501.02336), another algorithm by the same name:
-    /// with n layers to skip, those whose index is 1 modulo floor(L / n) go. It may skip more than n, the last layer too, and
-    /// cannot skip more than half.
-    Adaskip,
-}
-
-impl Named for Rule {
-    const ALL: &'static [Self] = &[Self::Published, Self::Even, Self::Modulo, Self::Adaskip];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Published => "published",
-            Self::Even => "even",
-            Self::Modulo => "modulo",
-            Self::Adaskip => "adaskip",
-        }
+named! {
+    /// How K layers are spread over L.
+    enum Rule {
+        /// The rule of the authors' released code: the first and the last layer, and every multiple of
+        /// floor(L / (K - 1)) from the bottom up until there are K. All slack collects in one hole under the last layer:
+        /// below 2x it keeps the lowest K - 1 layers and the last.
+        #[default]
+        Published = "published",
+        /// Layer j of K is round(j (L - 1) / (K - 1)), halves to the even layer: no hole is more than a layer
+        /// larger than another.
+        Even = "even",
+        /// The first and the last layer, and from the bottom up those whose index is a multiple of the target, until there
+        /// are K. Needs a whole number as the target.
+        Modulo = "modulo",
+        /// The "unified skipping" baseline of AdaSkip's released code (arXiv 2501.02336), another algorithm by the same name:
+        /// with n layers to skip, those whose index is 1 modulo floor(L / n) go. It may skip more than n, the last layer too,
+        /// and cannot skip more than half.
+        Adaskip = "adaskip",
     }
 }
 
@@ -96,71 +69,45 @@ fn divide_half_even(a: usize, b: usize) -> usize {
 }
 
 impl Settings for Unified {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn about(&self) -> &'static str {
-        "layers spread over the whole depth, from the target alone (Unified Layer Skipping, arXiv 2404.06954)"
+    fn definition(&self) -> Definition {
+        Definition {
+            variant_key: Some("rule"),
+            ..Definition::fixed(
+                "unified",
+                "layers spread over the whole depth, from the target alone (Unified Layer Skipping, arXiv 2404.06954)",
+            )
+        }
     }
 
     fn variants(&self) -> Vec<&'static str> {
-        Rule::ALL.iter().map(|rule| rule.name()).collect()
+        Rule::names()
     }
 
     fn variant(&self) -> Option<&'static str> {
         Some(self.rule.name())
     }
 
-    fn set_variant(&mut self, variant: &'static str) {
+    fn set_variant(&mut self, variant: &'static str, _: &mut Common) {
         self.rule = Rule::by_name(variant).unwrap_or_default();
     }
 
-    fn speedup(&self) -> Option<f64> {
-        self.speedup
-    }
-
-    fn speedup_mut(&mut self) -> Option<&mut Option<f64>> {
-        Some(&mut self.speedup)
-    }
-
-    fn validate(&self, n_layers: usize) -> Result<(), StrategyError> {
-        let kept = required_layers(NAME, n_layers, self.speedup)?;
-        match self.speedup {
-            Some(speedup) if self.rule == Rule::Adaskip && 2 * kept < n_layers => {
-                Err(StrategyError::Setting {
-                    strategy: NAME,
-                    key: "speedup",
-                    message: format!(
-                        "rule `adaskip` cannot skip more than half of the layers, so {speedup} is too fast; the largest \
-                         possible speedup for {n_layers} layers is {}",
-                        fastest(n_layers, n_layers.div_ceil(2))
-                    ),
-                })
-            }
-            Some(speedup) if self.rule == Rule::Modulo && speedup.fract() != 0.0 => {
-                Err(StrategyError::Setting {
-                    strategy: NAME,
-                    key: "speedup",
-                    message: format!(
-                        "rule `modulo` needs a whole number, not {speedup}; the nearest is {}",
-                        speedup.round()
-                    ),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn build(&self, n_layers: usize) -> Result<Box<dyn Strategy>, StrategyError> {
-        self.validate(n_layers)?;
-        let kept = required_layers(NAME, n_layers, self.speedup)?;
-        let speedup = self.speedup.unwrap_or(1.0);
-        Ok(FixedLayers::boxed(
-            n_layers,
-            self.rule.layers(n_layers, kept, speedup),
-            self.prefill,
-        ))
+    fn build(&self, asked: &Asked<'_>) -> Result<Box<dyn Strategy>, StrategyError> {
+        let (n_layers, kept, speedup) = (asked.n_layers, asked.kept()?, asked.target()?);
+        let refused = match self.rule {
+            Rule::Adaskip if 2 * kept < n_layers => format!(
+                "rule `adaskip` cannot skip more than half of the layers, so {} is too fast; the largest possible speedup \
+                 for {n_layers} layers is {}",
+                Number(speedup),
+                fastest(n_layers, n_layers.div_ceil(2))
+            ),
+            Rule::Modulo if speedup.fract() != 0.0 => format!(
+                "rule `modulo` needs a whole number, not {}; the nearest is {}",
+                Number(speedup),
+                speedup.round()
+            ),
+            _ => return asked.fixed(|n_layers, kept| self.rule.layers(n_layers, kept, speedup)),
+        };
+        Err(asked.wrong("speedup", refused))
     }
 }
 

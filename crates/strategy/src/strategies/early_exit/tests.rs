@@ -1,25 +1,26 @@
 //! Thresholds, checks and published settings.
 
-use super::*;
-use crate::{BatchShape, LayerSet, Verdict};
+use crate::testing::begun;
+use crate::{ExitSignal, KvFill, LayerSet, StrategyError, StrategySpec, Verdict};
 
-fn with(signal: ExitSignal, threshold: f64) -> EarlyExit {
-    EarlyExit {
-        signal,
-        threshold: Some(threshold),
-        ..EarlyExit::default()
-    }
+fn spec(text: &str) -> StrategySpec {
+    text.parse().unwrap()
+}
+
+/// What is wrong with a strategy for a model of some layers.
+fn error(text: &str, n_layers: usize) -> String {
+    spec(text).validate(n_layers).unwrap_err().to_string()
 }
 
 fn verdict(signal: ExitSignal, threshold: f64, value: f64) -> Verdict {
-    let mut strategy = with(signal, threshold).build(4).unwrap();
-    strategy.observe(1, 0, value)
+    let text = format!("early-exit:{signal} {{threshold: {threshold}}}");
+    begun(&text, 4, 100).observe(1, 0, value)
 }
 
 #[test]
 fn the_ends_of_the_threshold_are_exact() {
     let values = [-1.0, -0.1, 0.0, 1e-300, 0.5, 1.0, 1.000_000_1];
-    for signal in ExitSignal::ALL {
+    for &signal in ExitSignal::ALL {
         let (never, always) = match signal {
             ExitSignal::Entropy => (0.0, 1.0),
             _ => (1.0, 0.0),
@@ -33,17 +34,11 @@ fn the_ends_of_the_threshold_are_exact() {
 
 #[test]
 fn a_decaying_threshold_falls_to_nine_tenths() {
-    let settings = EarlyExit {
-        decay: Some(4.0),
-        ..with(ExitSignal::MaxProb, 0.8)
+    let decaying = |threshold: f64| {
+        let text = format!("early-exit:max-prob {{decay: 4, threshold: {threshold}}}");
+        begun(&text, 4, 100)
     };
-    let mut strategy = settings.build(4).unwrap();
-    let shape = BatchShape {
-        prompt_lens: vec![1],
-        n_layers: 4,
-        max_new_tokens: 100,
-    };
-    strategy.begin(&shape).unwrap();
+    let mut strategy = decaying(0.8);
     let mut exits = |step: usize, value: f64| {
         strategy.plan(step);
         strategy.observe(1, 0, value) == Verdict::Exit
@@ -52,49 +47,32 @@ fn a_decaying_threshold_falls_to_nine_tenths() {
     assert!(!exits(1, 0.7968) && exits(1, 0.7970));
     assert!(!exits(50, 0.7308) && exits(50, 0.7309));
     assert!(!exits(100, 0.7214) && exits(100, 0.7215));
-    let never = EarlyExit {
-        decay: Some(4.0),
-        ..with(ExitSignal::MaxProb, 1.0)
-    };
-    let mut never = never.build(4).unwrap();
-    never.begin(&shape).unwrap();
+    let mut never = decaying(1.0);
     never.plan(100);
     assert_eq!(never.observe(1, 0, 1.0), Verdict::Continue);
-    let entropy = EarlyExit {
-        decay: Some(4.0),
-        ..with(ExitSignal::Entropy, 0.5)
-    };
-    assert!(entropy.validate(4).is_err());
+    let entropy = error("early-exit:entropy {decay: 4, threshold: 0.5}", 4);
+    assert!(entropy.contains("makes `entropy` exit later"), "{entropy}");
 }
 
 /// They have no part in the outcome, but no part in a panic either.
 #[test]
 fn settings_beside_layer_thresholds_are_checked() {
-    let settings = |first_exit, check_every| EarlyExit {
-        layer_thresholds: Some(BTreeMap::from([(2, 0.5)])),
-        first_exit,
-        check_every,
-        ..EarlyExit::default()
-    };
-    assert!(settings(2, 1).build(6).is_ok());
-    let error = |first_exit, check_every| {
-        let built = settings(first_exit, check_every).build(6);
-        built.err().unwrap().to_string()
-    };
-    assert!(error(2, 0).contains("0 layers between checks"));
-    assert!(error(0, 1).contains("0 of 6 layers before the first check"));
+    let with = |settings: &str| format!("early-exit {{layer-thresholds: {{2: 0.5}}, {settings}}}");
+    assert!(spec(&with("first-exit: 2")).build(6).is_ok());
+    let error = |settings: &str| error(&with(settings), 6);
+    assert!(error("check-every: 0").contains("0 layers between checks"));
+    assert!(error("first-exit: 0").contains("0 of 6 layers before the first check"));
 }
 
 #[test]
 fn published_settings() {
-    let long = |text: &str| text.parse::<crate::StrategySpec>().unwrap().to_string();
+    let long = |text: &str| spec(text).to_string();
     assert_eq!(long("early-exit:calm@2"), "early-exit@2 {decay: 4.0}");
     assert_eq!(
         long("early-exit:lite@2"),
         "early-exit:max-prob@2 {first-exit: 8, check-every: 4}"
     );
-    let lite: crate::StrategySpec = "early-exit:lite@2".parse().unwrap();
-    let checks = lite.explain(32, 8).unwrap().checks;
+    let checks = spec("early-exit:lite@2").explain(32, 8).unwrap().checks;
     assert_eq!(checks, [7, 11, 15, 19, 23, 27]);
 }
 
@@ -119,13 +97,11 @@ fn between_them_the_comparison_is_strict() {
 
 #[test]
 fn checks_start_after_first_exit_and_end_before_the_last_layer() {
-    let checks = |first_exit, check_every| {
-        let settings = EarlyExit {
-            first_exit,
-            check_every,
-            ..with(ExitSignal::Cosine, 0.5)
-        };
-        let plan = settings.build(6).unwrap().plan(1);
+    let checks = |first_exit: usize, check_every: usize| {
+        let text = format!(
+            "early-exit:cosine {{threshold: 0.5, first-exit: {first_exit}, check-every: {check_every}}}"
+        );
+        let plan = begun(&text, 6, 8).plan(1);
         assert_eq!(plan.layers, LayerSet::full(6));
         plan.checks.to_vec()
     };
@@ -138,30 +114,28 @@ fn checks_start_after_first_exit_and_end_before_the_last_layer() {
 
 #[test]
 fn the_knob_is_there_until_it_is_set() {
-    let mut settings = EarlyExit {
-        speedup: Some(2.0),
-        ..EarlyExit::default()
-    };
-    assert!(settings.knob().is_some_and(|knob| knob.rises_with_depth));
-    settings.signal = ExitSignal::Entropy;
-    assert!(settings.knob().is_some_and(|knob| !knob.rises_with_depth));
+    let rises = |text: &str| spec(text).knob().map(|knob| knob.rises_with_depth);
+    assert_eq!(rises("early-exit@2"), Some(true));
+    assert_eq!(rises("early-exit:entropy@2"), Some(false));
+    for settled in [
+        "early-exit@2 {threshold: 0.4}",
+        "early-exit:patience@2 {patience: 2}",
+        "early-exit@2 {layer-thresholds: {2: 0.5}}",
+    ] {
+        assert_eq!(rises(settled), None, "{settled}");
+        assert!(spec(settled).build(12).is_ok(), "{settled}");
+    }
+    let strategy = "early-exit";
     assert_eq!(
-        settings.build(12).err(),
-        Some(StrategyError::NotCalibrated { strategy: NAME })
+        spec("early-exit@2").build(12).err(),
+        Some(StrategyError::NotCalibrated { strategy })
     );
-    settings.threshold = Some(0.4);
-    assert_eq!(settings.knob(), None);
-    assert!(settings.build(12).is_ok());
 }
 
 #[test]
 fn patience_waits_for_votes_in_a_row() {
-    let settings = EarlyExit {
-        signal: ExitSignal::Patience,
-        patience: Some(2),
-        ..EarlyExit::default()
-    };
-    let mut strategy = settings.build(12).unwrap();
+    let patient = |patience: usize| format!("early-exit:patience {{patience: {patience}}}");
+    let mut strategy = begun(&patient(2), 12, 8);
     let mut exit_at = |votes: &[u32]| {
         strategy.plan(1);
         let mut layers = 1..;
@@ -173,56 +147,45 @@ fn patience_waits_for_votes_in_a_row() {
     assert_eq!(exit_at(&[7, 7, 7, 7]), Some(2));
     assert_eq!(exit_at(&[7, 7, 8, 8, 8]), Some(4));
     assert_eq!(exit_at(&[7, 8, 7, 8, 8]), None);
-    let wrong = EarlyExit {
-        patience: Some(2),
-        ..EarlyExit::default()
-    };
-    assert!(wrong.validate(12).is_err());
+    assert!(error("early-exit {patience: 2}", 12).contains("give it with `signal: patience`"));
     // Two checks in a model of four layers: the second can agree with the first.
-    let with = |patience| EarlyExit {
-        patience: Some(patience),
-        ..settings.clone()
-    };
-    let mut once = with(1).build(4).unwrap();
+    let mut once = begun(&patient(1), 4, 8);
     once.plan(1);
     assert_eq!(once.observe(1, 0, 5.0), Verdict::Continue);
     assert_eq!(once.observe(2, 0, 5.0), Verdict::Exit);
     for never in [0, 2, 99] {
-        let error = with(never).build(4).err().unwrap().to_string();
+        let error = error(&patient(never), 4);
         assert!(error.contains("of 2 checks; it must be 1 to 1"), "{error}");
     }
 }
 
 #[test]
 fn each_layer_may_have_its_threshold() {
-    let settings = |thresholds: &[(usize, f64)]| EarlyExit {
-        layer_thresholds: Some(thresholds.iter().copied().collect()),
-        ..EarlyExit::default()
-    };
-    let mut strategy = settings(&[(2, 0.9), (4, 0.5)]).build(6).unwrap();
+    let with = |thresholds: &str| format!("early-exit {{layer-thresholds: {{{thresholds}}}}}");
+    let mut strategy = begun(&with("2: 0.9, 4: 0.5"), 6, 8);
     assert_eq!(strategy.plan(1).checks.to_vec(), [1, 3]);
     assert_eq!(strategy.observe(1, 0, 0.8), Verdict::Continue);
     assert_eq!(strategy.observe(3, 0, 0.8), Verdict::Exit);
-    for wrong in [&[][..], &[(0, 0.5)], &[(6, 0.5)], &[(2, 1.5)]] {
-        assert!(settings(wrong).validate(6).is_err(), "{wrong:?}");
+    for (wrong, reason) in [
+        ("", "there is none"),
+        ("0: 0.5", "after 1 to 5 of 6 layers"),
+        ("6: 0.5", "after 1 to 5 of 6 layers"),
+        ("2: 1.5", "1.5, after 2 layers, is outside 0 to 1"),
+    ] {
+        let error = error(&with(wrong), 6);
+        assert!(error.contains(reason), "{error}");
     }
-    let both = EarlyExit {
-        threshold: Some(0.5),
-        ..settings(&[(2, 0.9)])
-    };
-    assert!(both.validate(6).is_err());
+    let both = "early-exit {threshold: 0.5, layer-thresholds: {2: 0.9}}";
+    assert!(error(both, 6).contains("give one of them"));
 }
 
 #[test]
 fn holes_that_are_read_must_be_filled() {
-    let settings = |kv_fill| EarlyExit {
-        kv_fill,
-        ..with(ExitSignal::MaxProb, 0.5)
-    };
+    let with = |fill: KvFill| format!("early-exit {{threshold: 0.5, kv-fill: {fill}}}");
     for fill in KvFill::OF_EXITS {
-        assert_eq!(settings(fill).build(6).unwrap().needs().kv_fill, fill);
+        assert_eq!(begun(&with(fill), 6, 8).needs().kv_fill, fill);
     }
-    let error = settings(KvFill::None).validate(6).unwrap_err().to_string();
+    let error = error(&with(KvFill::None), 6);
     assert!(
         error.contains("use propagate, copy, mask, deferred"),
         "{error}"
