@@ -42,7 +42,7 @@ pub(crate) struct Point {
     pub(crate) y_range: Option<(f64, f64)>,
 }
 
-pub(crate) fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
+pub(crate) fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn {
     root.fill(&WHITE)?;
     let (plot, legend) = root.split_horizontally(AREA.0 - LEGEND_WIDTH);
     let points = || chart.series.iter().flat_map(|series| &series.points);
@@ -132,7 +132,7 @@ pub(crate) fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> 
     draw_legend(&legend, chart)
 }
 
-fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn<()> {
+fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn {
     let names = chart.series.iter().map(|series| series.name.as_str());
     let band = (!chart.band.is_empty()).then_some("95% of random sets");
     let guide = chart.guide.as_ref().map(|(name, _)| name.as_str());
@@ -187,4 +187,3 @@ pub(crate) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     // A margin below zero would suggest that less than nothing is possible.
     (if lo >= 0.0 { low.max(0.0) } else { low })..hi + margin
 }
-

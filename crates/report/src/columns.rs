@@ -1,9 +1,9 @@
 //! Everything that there is to know of a row, in one table. A new figure is one entry of [`COLUMNS`].
 
+use crate::fields::{achieved, mebibytes, percent, short};
 use crate::row::Row;
 use crate::scores::Scored;
 use skipbench_engine::Ledger;
-use skipbench_metrics::Unit;
 
 /// A column: of `results.csv` and `results.parquet` always, of the tables for people where it says so.
 #[derive(Debug, Clone, Copy)]
@@ -146,8 +146,8 @@ pub const COLUMNS: &[Column] = &[
     text("strategy", |row| Some(row.record.strategy.name.clone()), "name of the strategy"),
     text("variant", |row| row.record.strategy.variant.clone(), "variant of the strategy"),
     text("label", |row| Some(row.label()), "short form of the strategy, as it was asked for")
-        .main("strategy", Format::Cell(named))
-        .cost("strategy", Format::Cell(named)),
+        .main("strategy", Format::Cell(|row| Some(row.name())))
+        .cost("strategy", Format::Cell(|row| Some(row.name()))),
     text("run", |row| Some(row.run.clone()), "run that the row is from")
         .where_varied("run", Format::Plain),
     text(
@@ -158,7 +158,7 @@ pub const COLUMNS: &[Column] = &[
     .where_varied("machine", Format::Cell(|row| Some(row.machine.to_string()))),
     count("batch_size", "rows", |row| Some(row.record.search.batch_size as u64), "rows of a batch"),
     count("beams", "", |row| Some(row.record.search.beams as u64), "beams of the search; 1 is greedy"),
-    number("target_speedup", "x", Row::target, "speedup that was asked for")
+    number("target_speedup", "x", |row| row.target(), "speedup that was asked for")
         .main("target", Format::Cell(|row| Some(format!("{}x", row.target()?)))),
     text(
         "executed",
@@ -187,7 +187,7 @@ pub const COLUMNS: &[Column] = &[
     number(
         "bound_speedup",
         "x",
-        Row::bound,
+        |row| row.bound(),
         "speedup that the bytes read allow; weights that fit in a cache can beat it",
     )
     .main("bound", Format::Ratio)
@@ -195,7 +195,7 @@ pub const COLUMNS: &[Column] = &[
     number(
         "achieved_speedup",
         "x",
-        Row::achieved,
+        |row| row.achieved(),
         "decode time of the full network over that of the strategy, interleaved, fixed length, with its 95% interval (t on \
          the log ratios of batches; none where there are too few of them); the row of the full network times it against \
          itself and shows the noise",
@@ -221,7 +221,7 @@ pub const COLUMNS: &[Column] = &[
     number(
         "tokens_per_s",
         "tokens/s",
-        Row::tokens_per_s,
+        |row| row.tokens_per_s(),
         "decoded tokens over decode time, of the row's own blocks, timed at its own moment; compare speeds by \
          `achieved_speedup`",
     )
@@ -229,7 +229,7 @@ pub const COLUMNS: &[Column] = &[
     number(
         "paper_tokens_per_s",
         "tokens/s",
-        Row::paper_tokens_per_s,
+        |row| row.paper_tokens_per_s(),
         "prompt and generated tokens over the whole time, the count of arXiv 2404.06954",
     ),
     score(METRIC, |score| Some(score.score), "score of all answers as one corpus, the main metric first and with its 95% bootstrap interval")
@@ -294,11 +294,11 @@ pub const COLUMNS: &[Column] = &[
         },
         "tokens that a row gets from one verification, on average",
     ),
-    number("draft_time", "share", Row::draft_time, "decode time that drafting took"),
+    number("draft_time", "share", |row| row.draft_time(), "decode time that drafting took"),
     number(
         "unexplained",
         "share",
-        Row::unexplained,
+        |row| row.unexplained(),
         "decode time that the bytes read in the timing pass (of fixed length, unlike that of `bound_speedup`) do not \
          explain, were all of the full network's time explained by its own; below zero where a cache serves them faster",
     )
@@ -306,12 +306,12 @@ pub const COLUMNS: &[Column] = &[
     number(
         "wasted_row_layers",
         "share",
-        wasted,
+        |row| row.wasted(),
         "layers that rows ran while they waited for others",
     )
-    .cost("wasted", Format::Cell(|row| wasted(row).filter(|&share| share > 0.0).map(percent))),
+    .cost("wasted", Format::Cell(|row| row.wasted().filter(|&share| share > 0.0).map(percent))),
     number("holes_read_per_token", "", holes, "keys and values read per decoded token, over all layers, that were made up or hidden")
-        .cost("holes read", Format::Cell(|row| holes(row).filter(|&h| h > 0.0).map(|h| format!("{h:.0}")))),
+        .cost("holes read", Format::Cell(|row| row.holes_read().filter(|&h| h > 0.0).map(|h| format!("{h:.0}")))),
     number(
         "kv_distance",
         "",
@@ -337,7 +337,7 @@ pub const COLUMNS: &[Column] = &[
     number(
         "joules_per_token",
         "J",
-        Row::joules_per_token,
+        |row| row.joules_per_token(),
         "energy of the processor and the GPU for a generated token, prefill included; nothing where it is not counted",
     )
     .cost("J/token", Format::Significant),
@@ -353,154 +353,3 @@ pub const COLUMNS: &[Column] = &[
     text("measured_at", |row| Some(row.record.measured().at.clone()), "date and time of the timing, or of the answers where nothing was timed"),
     text("weights", |row| Some(short(&row.record.model.weights).to_owned()), "first digits of the SHA-256 of all weight files"),
 ];
-
-/// Metrics that always have columns in files, so that results of different experiments can be stacked.
-const METRICS: [&str; 6] = ["bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum"];
-
-/// A column of a file or table: an entry of [`COLUMNS`], or what becomes of one for one metric.
-#[derive(Clone)]
-pub(crate) struct Field<'m> {
-    pub(crate) column: &'static Column,
-    pub(crate) metric: Option<&'m str>,
-}
-
-/// Names of the metrics of some rows, in order of appearance.
-pub(crate) fn metrics<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<&'a str> {
-    let mut names: Vec<&str> = Vec::new();
-    for name in rows.flat_map(|row| &row.record.task.metrics) {
-        if !names.contains(&name.as_str()) {
-            names.push(name);
-        }
-    }
-    names
-}
-
-/// All columns of a file.
-pub(crate) fn file_fields<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<Field<'a>> {
-    let more = metrics(rows).into_iter().filter(|name| !METRICS.contains(name));
-    let metrics: Vec<&str> = METRICS.into_iter().chain(more).collect();
-    fields(&metrics)
-}
-
-/// All columns with these metrics; entries for metrics that follow each other take turns.
-pub(crate) fn fields<'m>(metrics: &[&'m str]) -> Vec<Field<'m>> {
-    let is_score = |column: &Column| matches!(column.get, Get::Score(_));
-    let same_kind = |a: &Column, b: &Column| is_score(a) && is_score(b);
-    let mut fields = Vec::new();
-    for run in COLUMNS.chunk_by(same_kind) {
-        let names: Vec<Option<&str>> = match is_score(&run[0]) {
-            true => metrics.iter().copied().map(Some).collect(),
-            false => vec![None],
-        };
-        for metric in names {
-            fields.extend(run.iter().map(|column| Field { column, metric }));
-        }
-    }
-    fields
-}
-
-impl Field<'_> {
-    pub(crate) fn named(&self, pattern: &str) -> String {
-        pattern.replace(METRIC, self.metric.unwrap_or_default())
-    }
-
-    fn score<'r>(&self, row: &'r Row<'_>) -> Option<&'r Scored> {
-        row.score(self.metric?)
-    }
-
-    /// The number that a file holds.
-    pub(crate) fn number(&self, row: &Row<'_>) -> Option<f64> {
-        match self.column.get {
-            Get::Text(_) => None,
-            Get::Count(of) => of(row).map(|count| count as f64),
-            Get::Number(of) => of(row),
-            Get::Score(of) => self.score(row).and_then(of),
-        }
-    }
-
-    /// The cell of a table; `is_main` for the main metric.
-    pub(crate) fn cell(&self, row: &Row<'_>, format: Format, is_main: bool) -> Option<String> {
-        match (format, self.column.get) {
-            (Format::Cell(of), _) => of(row),
-            (Format::Score, _) => Some(scored(self.score(row)?, is_main)),
-            (Format::Plain, Get::Text(of)) => of(row),
-            (Format::Plain, _) => Some(self.number(row)?.to_string()),
-            (Format::Ratio, _) => Some(format!("{:.2}x", self.number(row)?)),
-            (Format::Fixed(digits), _) => Some(format!("{:.digits$}", self.number(row)?)),
-            (Format::Significant, _) => Some(significant(self.number(row)?)),
-            (Format::Percent, _) => Some(percent(self.number(row)?)),
-        }
-    }
-}
-
-fn named(row: &Row<'_>) -> Option<String> {
-    let label = row.label();
-    Some(match row.record.failure {
-        Some(_) => format!("{label} (failed)"),
-        None => label,
-    })
-}
-
-fn achieved(row: &Row<'_>) -> Option<String> {
-    let ratio = row.achieved()?;
-    Some(match row.interval() {
-        Some((lo, hi)) => format!("{ratio:.2}x [{lo:.2}, {hi:.2}]"),
-        None => format!("{ratio:.2}x"),
-    })
-}
-
-/// A difference from the full network counts where its corrected p-value is below this.
-const ALPHA: f64 = 0.05;
-
-fn scored(value: &Scored, is_main: bool) -> String {
-    let digits = match value.kind.unit() {
-        Unit::Percent => 1,
-        Unit::Fraction => 3,
-    };
-    let Scored { score, lo, hi, .. } = value;
-    let significant = if value.p_value.is_some_and(|p| p < ALPHA) { "*" } else { "" };
-    let within = if is_main && value.is_within_band { "°" } else { "" };
-    match is_main {
-        true => format!("{score:.digits$}{significant}{within} [{lo:.digits$}, {hi:.digits$}]"),
-        false => format!("{score:.digits$}{significant}"),
-    }
-}
-
-fn wasted(row: &Row<'_>) -> Option<f64> {
-    let ledger = &row.quality()?.ledger;
-    (ledger.row_layers > 0).then(|| ledger.wasted_row_layers as f64 / ledger.row_layers as f64)
-}
-
-fn holes(row: &Row<'_>) -> Option<f64> {
-    row.per_token(|quality| {
-        let audit = quality.kv_audit.as_ref();
-        audit.map_or(0, |audit| audit.approximate_reads + audit.masked_reads) as f64
-    })
-}
-
-/// Without a minus before a zero.
-fn percent(share: f64) -> String {
-    match (100.0 * share).round() {
-        0.0 => "0%".to_owned(),
-        percent => format!("{percent:.0}%"),
-    }
-}
-
-fn significant(value: f64) -> String {
-    let digits = match value {
-        value if value >= 100.0 => 0,
-        value if value >= 10.0 => 1,
-        value if value >= 1.0 => 2,
-        _ => 3,
-    };
-    format!("{value:.digits$}")
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.0}", bytes as f64 / f64::from(1 << 20))
-}
-
-/// Enough of a digest to tell two apart.
-pub(crate) fn short(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
-}

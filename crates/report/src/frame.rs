@@ -1,7 +1,8 @@
 //! `results.csv` and `results.parquet`.
 
-use crate::columns::{Field, Get, file_fields};
+use crate::columns::Get;
 use crate::error::Result;
+use crate::fields::{Field, file_fields};
 use crate::row::Row;
 use polars::prelude::*;
 

@@ -1,6 +1,6 @@
 //! The head of a report: what was run, where, when and with what.
 
-use crate::columns::short;
+use crate::fields::short;
 use crate::row::Row;
 use skipbench_machine::Machine;
 use skipbench_record::Run;
@@ -28,8 +28,14 @@ impl Head {
         let of_runs = |of: fn(&Run) -> String| distinct(runs.iter().map(of));
         let binaries = distinct(rows.iter().map(|row| &row.record.measured().binary));
         let mut facts = vec![
-            ("experiment".to_owned(), of_runs(|run| run.info.name.clone()).join("; ")),
-            ("models".to_owned(), distinct(rows.iter().map(|row| model(row))).join("; ")),
+            (
+                "experiment".to_owned(),
+                of_runs(|run| run.info.name.clone()).join("; "),
+            ),
+            (
+                "models".to_owned(),
+                distinct(rows.iter().map(|row| model(row))).join("; "),
+            ),
         ];
         facts.extend(machines.iter().enumerate().map(|(index, machine)| {
             let name = match machines.len() {
@@ -41,12 +47,19 @@ impl Head {
         facts.extend([
             ("made with".to_owned(), binaries.join("; ")),
             ("date".to_owned(), dates(rows)),
-            ("seed".to_owned(), of_runs(|run| run.info.seed.to_string()).join("; ")),
+            (
+                "seed".to_owned(),
+                of_runs(|run| run.info.seed.to_string()).join("; "),
+            ),
         ]);
         facts.retain(|(_, value)| !value.is_empty());
         let written = runs.iter().flat_map(|run| run.info.notes.iter().cloned());
         let mut notes = distinct(written);
-        notes.extend(runs.iter().zip(names).filter_map(|(run, name)| missing(run, name)));
+        notes.extend(
+            runs.iter()
+                .zip(names)
+                .filter_map(|(run, name)| missing(run, name)),
+        );
         Self {
             title: of_runs(|run| run.info.title.clone()).join(" | "),
             facts,

@@ -19,11 +19,7 @@ pub fn heatmap(path: &Path, title: &str, shares: &[Vec<f64>]) -> Result<Vec<Path
     image::save(path, |area| draw(area, title, shares))
 }
 
-fn draw(
-    root: &DrawingArea<SVGBackend<'_>, Shift>,
-    title: &str,
-    shares: &[Vec<f64>],
-) -> Drawn {
+fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, shares: &[Vec<f64>]) -> Drawn {
     root.fill(&WHITE)?;
     let (plot, scale) = root.split_horizontally(image::AREA.0 - SCALE_WIDTH);
     let layers = shares.iter().map(Vec::len).max().unwrap_or(0).max(1);

@@ -83,11 +83,14 @@ pub(crate) fn png(name: &str, svg: &str) -> Result<Vec<u8>> {
         font_family: FONT.to_owned(),
         ..usvg::Options::default()
     };
-    let tree = usvg::Tree::from_str(svg, &options).map_err(|error| failed(name, error.to_string()))?;
+    let tree =
+        usvg::Tree::from_str(svg, &options).map_err(|error| failed(name, error.to_string()))?;
     let pixels = |length: u32| (length as f32 * PNG_SCALE) as u32;
     let mut picture = tiny_skia::Pixmap::new(pixels(SIZE.0), pixels(SIZE.1))
         .ok_or_else(|| failed(name, "no memory for its pixels".to_owned()))?;
     let scale = tiny_skia::Transform::from_scale(PNG_SCALE, PNG_SCALE);
     resvg::render(&tree, scale, &mut picture.as_mut());
-    picture.encode_png().map_err(|error| failed(name, error.to_string()))
+    picture
+        .encode_png()
+        .map_err(|error| failed(name, error.to_string()))
 }

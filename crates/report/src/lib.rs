@@ -7,6 +7,7 @@
 mod chart;
 mod columns;
 mod error;
+mod fields;
 mod frame;
 mod head;
 mod heatmap;
@@ -28,4 +29,4 @@ pub use heatmap::heatmap;
 pub use loss::{LossSeries, loss_plot};
 pub use report::Report;
 pub use row::Row;
-pub use scores::Scored;
+pub use scores::{BAND, Scored};

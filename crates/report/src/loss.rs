@@ -25,7 +25,7 @@ pub fn loss_plot(path: &Path, series: &[LossSeries]) -> Result<Vec<PathBuf>> {
     image::save(path, |area| draw(area, series))
 }
 
-fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -> Drawn<()> {
+fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -> Drawn {
     root.fill(&WHITE)?;
     let curves: Vec<Vec<(f64, f64)>> = series
         .iter()

@@ -135,7 +135,10 @@ fn quality(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
 }
 
 fn achieved(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
-    let largest = group.iter().filter_map(Row::target).max_by(f64::total_cmp)?;
+    let largest = group
+        .iter()
+        .filter_map(Row::target)
+        .max_by(f64::total_cmp)?;
     let series = styles.series(group.iter(), |row| {
         Some(Point {
             x: row.target()?,
@@ -162,7 +165,9 @@ fn achieved(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
 fn throughput(groups: &[Vec<Row<'_>>], styles: &Styles) -> Vec<(String, Chart)> {
     let rows = || groups.iter().flatten();
     let distance = |target: &f64| (target - 2.0).abs();
-    let target = rows().filter_map(Row::target).min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    let target = rows()
+        .filter_map(Row::target)
+        .min_by(|a, b| distance(a).total_cmp(&distance(b)));
     let mut charts: Vec<(String, Chart)> = Vec::new();
     for first in rows() {
         let of = |row: &Row<'_>| {
@@ -222,5 +227,7 @@ fn file_name(what: &str, row: &Row<'_>) -> String {
 /// A name that every file system takes.
 fn safe(name: &str) -> String {
     let is_safe = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
-    name.chars().map(|c| if is_safe(c) { c } else { '_' }).collect()
+    name.chars()
+        .map(|c| if is_safe(c) { c } else { '_' })
+        .collect()
 }

@@ -35,7 +35,9 @@ impl<'a> Report<'a> {
         for (run, name) in runs.iter().zip(&names) {
             for record in &run.records {
                 let graded = Graded::new(row(record, name, &machines), run)?;
-                let group = groups.iter_mut().find(|group| group[0].row.group() == graded.row.group());
+                let group = groups
+                    .iter_mut()
+                    .find(|group| group[0].row.group() == graded.row.group());
                 match group {
                     Some(group) => group.push(graded),
                     None => groups.push(vec![graded]),
@@ -66,13 +68,18 @@ impl<'a> Report<'a> {
 
     /// `table.md`
     pub fn markdown(&self) -> String {
-        text::markdown(&self.head, &self.tables(Kind::Main), &self.tables(Kind::Cost))
+        text::markdown(
+            &self.head,
+            &self.tables(Kind::Main),
+            &self.tables(Kind::Cost),
+        )
     }
 
     /// `table.tex`
     pub fn latex(&self) -> String {
-        let (main, cost) = (self.tables(Kind::Main), self.tables(Kind::Cost));
-        text::latex(&[main, cost].concat())
+        let mut tables = self.tables(Kind::Main);
+        tables.extend(self.tables(Kind::Cost));
+        text::latex(&tables)
     }
 
     /// Writes `results.csv`, `results.parquet`, `table.md`, `table.tex`, `plots/*.svg` with a `.png` beside each, and a
@@ -111,7 +118,10 @@ impl<'a> Report<'a> {
         let files = [
             ("results.csv", frame.csv()?),
             ("table.md", self.markdown().into_bytes()),
-            ("report.html", html::page(&self.head, &main, &cost, plots)?.into_bytes()),
+            (
+                "report.html",
+                html::page(&self.head, &main, &cost, plots)?.into_bytes(),
+            ),
         ];
         make_folder(&dir.join("plots"))?;
         let mut paths = write_all(dir, files)?;
@@ -124,19 +134,32 @@ impl<'a> Report<'a> {
     }
 
     fn tables(&self, kind: Kind) -> Vec<Table> {
-        self.groups.iter().map(|group| Table::new(kind, group)).collect()
+        self.groups
+            .iter()
+            .map(|group| Table::new(kind, group))
+            .collect()
     }
+}
+
+fn achieved(blocks: &[skipbench_engine::Block]) -> Option<skipbench_engine::Speedup> {
+    let pairs: Vec<_> = blocks
+        .iter()
+        .map(|b| (b.batch, b.full.decode_s(), b.strategy.decode_s()))
+        .collect();
+    speedup(&pairs, 1)
 }
 
 fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
     let machine = &record.measured().machine;
-    let index = machines.iter().position(|other| other.differences(machine).is_empty());
+    let index = machines
+        .iter()
+        .position(|other| other.differences(machine).is_empty());
     let timing = record.timing.as_ref();
     let mut row = Row {
         run: run.to_owned(),
         record,
         machine: index.map_or(0, |index| index + 1),
-        speedup: timing.and_then(|timing| speedup(&timing.blocks)),
+        speedup: timing.and_then(|timing| achieved(&timing.blocks)),
         scores: Vec::new(),
         same_as_full: None,
         band: None,
@@ -154,7 +177,11 @@ fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
 
 /// What a run is called: the name of its experiment, or its folder where several have that name.
 fn run_name(run: &Run, runs: &[Run]) -> String {
-    match runs.iter().filter(|other| other.info.name == run.info.name).count() {
+    match runs
+        .iter()
+        .filter(|other| other.info.name == run.info.name)
+        .count()
+    {
         1 => run.info.name.clone(),
         _ => run.dir.display().to_string(),
     }
@@ -165,7 +192,10 @@ fn machines(runs: &[Run]) -> Vec<&Machine> {
     let mut machines: Vec<&Machine> = Vec::new();
     for record in runs.iter().flat_map(|run| &run.records) {
         let machine = &record.measured().machine;
-        if !machines.iter().any(|other| other.differences(machine).is_empty()) {
+        if !machines
+            .iter()
+            .any(|other| other.differences(machine).is_empty())
+        {
             machines.push(machine);
         }
     }

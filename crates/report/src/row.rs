@@ -1,6 +1,6 @@
 //! A record with what is derived from it.
 
-use crate::scores::Scored;
+use crate::scores::{Scored, percentile};
 use skipbench_engine::{Block, Cost, Ledger, Speedup, Times};
 use skipbench_record::{Quality, Record};
 
@@ -33,6 +33,14 @@ impl Row<'_> {
         match (self.band, self.sets) {
             (Some(band), Some(sets)) => format!("{band} ({sets} sets)"),
             _ => self.record.strategy.label.clone(),
+        }
+    }
+
+    /// The label, with a word where there is no result.
+    pub(crate) fn name(&self) -> String {
+        match self.record.failure {
+            Some(_) => format!("{} (failed)", self.label()),
+            None => self.label(),
         }
     }
 
@@ -101,9 +109,27 @@ impl Row<'_> {
         (share > 0.0).then_some(share)
     }
 
+    /// Share of the (token, layer) pairs that ran for rows which waited for others.
+    pub(crate) fn wasted(&self) -> Option<f64> {
+        let ledger = &self.quality()?.ledger;
+        let share = ledger.wasted_row_layers as f64 / ledger.row_layers as f64;
+        (ledger.row_layers > 0).then_some(share)
+    }
+
+    /// Made-up and hidden keys and values read for a decoded token.
+    pub(crate) fn holes_read(&self) -> Option<f64> {
+        self.per_token(|quality| {
+            let audit = quality.kv_audit.as_ref();
+            audit.map_or(0, |audit| audit.approximate_reads + audit.masked_reads) as f64
+        })
+    }
+
     pub(crate) fn bound(&self) -> Option<f64> {
         let quality = self.quality()?;
-        quality.ledger.bound_speedup().filter(|_| quality.decoded_tokens > 0)
+        quality
+            .ledger
+            .bound_speedup()
+            .filter(|_| quality.decoded_tokens > 0)
     }
 
     pub(crate) fn achieved(&self) -> Option<f64> {
@@ -138,6 +164,41 @@ impl Row<'_> {
         (seconds > 0.0).then(|| self.count(all) / seconds)
     }
 
+    /// Time to the first token of a batch.
+    pub(crate) fn ttft(&self) -> Option<Latency> {
+        Latency::of(
+            self.blocks()
+                .iter()
+                .map(|block| 1e3 * block.strategy.prefill_s),
+        )
+    }
+
+    /// Time in which every row of a batch gets a token: of a step, where it gives every row one.
+    pub(crate) fn tpot(&self) -> Option<Latency> {
+        let steps = self.blocks().iter().flat_map(|block| {
+            let tokens = block.decoded_tokens as f64 / block.rows.max(1) as f64;
+            let times = &block.strategy;
+            let scale = 1e3 * times.step_s.len() as f64 / tokens.max(1.0);
+            times.step_s.iter().map(move |seconds| scale * seconds)
+        });
+        Latency::of(steps)
+    }
+
+    /// Energy of the processor and the GPU for a generated token; `None` where one of those that computed is not counted.
+    pub(crate) fn joules_per_token(&self) -> Option<f64> {
+        let needs_gpu = self.record.measured().machine.gpu.is_some();
+        let (mut joules, mut tokens) = (0.0, 0);
+        for block in self.blocks() {
+            let energy = &block.strategy.energy;
+            if needs_gpu && energy.gpu_j.is_none() || energy.is_absent() {
+                continue;
+            }
+            joules += energy.processor_j.unwrap_or(0.0) + energy.gpu_j.unwrap_or(0.0);
+            tokens += block.rows + block.decoded_tokens;
+        }
+        (tokens > 0).then(|| joules / tokens as f64)
+    }
+
     /// Share of the decode time that drafting took.
     pub(crate) fn draft_time(&self) -> Option<f64> {
         self.quality()?.drafts?;
@@ -153,9 +214,30 @@ pub(crate) fn sorted<'a>(rows: &[Row<'a>]) -> Vec<Row<'a>> {
     sorted.sort_by(|a, b| {
         let key = |row: &Row<'_>| (!row.is_full(), row.record.strategy.is_oracle);
         let target = |row: &Row<'_>| row.target().unwrap_or(0.0);
-        key(a)
-            .cmp(&key(b))
-            .then(target(a).total_cmp(&target(b)))
+        key(a).cmp(&key(b)).then(target(a).total_cmp(&target(b)))
     });
     sorted
+}
+
+/// Times of one kind, milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Latency {
+    pub(crate) mean_ms: f64,
+    pub(crate) p50_ms: f64,
+    pub(crate) p95_ms: f64,
+    pub(crate) p99_ms: f64,
+}
+
+impl Latency {
+    fn of(times: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut sorted: Vec<f64> = times.collect();
+        sorted.sort_by(f64::total_cmp);
+        let count = sorted.len();
+        (count > 0).then(|| Self {
+            mean_ms: sorted.iter().sum::<f64>() / count as f64,
+            p50_ms: percentile(&sorted, 0.5),
+            p95_ms: percentile(&sorted, 0.95),
+            p99_ms: percentile(&sorted, 0.99),
+        })
+    }
 }

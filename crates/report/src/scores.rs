@@ -101,7 +101,9 @@ fn resampling(run: &Run) -> Resampling {
 }
 
 fn failures(answers: &[&Answer]) -> Option<String> {
-    let mut failed = answers.iter().filter_map(|answer| Some((&answer.id, answer.error.as_ref()?)));
+    let mut failed = answers
+        .iter()
+        .filter_map(|answer| Some((&answer.id, answer.error.as_ref()?)));
     let count = failed.clone().count();
     let (id, error) = failed.next()?;
     Some(format!(
@@ -157,7 +159,10 @@ fn mark_bands(rows: &mut [Graded<'_>], family: &[usize]) {
     for (&index, band) in family.iter().zip(bands) {
         rows[index].row.band = band;
     }
-    let members: Vec<Row<'_>> = family.iter().map(|&index| rows[index].row.clone()).collect();
+    let members: Vec<Row<'_>> = family
+        .iter()
+        .map(|&index| rows[index].row.clone())
+        .collect();
     for band in collapsed(&members).iter().filter(|row| row.sets.is_some()) {
         let others = family.iter().filter(|&&index| {
             let row = &rows[index].row;
@@ -187,7 +192,9 @@ fn mark_same(rows: &mut [Graded<'_>], family: &[usize], full: usize) {
             continue;
         }
         let pairs = answers.iter().zip(&reference);
-        let same = pairs.filter(|(answer, full)| answer.tokens == full.tokens).count();
+        let same = pairs
+            .filter(|(answer, full)| answer.tokens == full.tokens)
+            .count();
         let all = answers.len();
         row.same_as_full = Some(same as f64 / all as f64);
         if row.record.strategy.is_lossless && same < all {
@@ -261,7 +268,7 @@ pub(crate) fn collapsed<'a>(rows: &[Row<'a>]) -> Vec<Row<'a>> {
 }
 
 /// Between neighbours where it falls there; NaN of nothing.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else {
         return f64::NAN;
     };

@@ -1,6 +1,7 @@
 //! Tables for people: what the columns show of the rows of a group.
 
-use crate::columns::{COLUMNS, Column, Field, METRIC, Shown, fields, metrics};
+use crate::columns::{COLUMNS, Column, METRIC, Shown};
+use crate::fields::{Field, fields, metrics};
 use crate::row::{Row, sorted};
 
 /// Which of the two tables of a group.
@@ -41,7 +42,10 @@ impl Table {
         let rows = match kind {
             Kind::Main => sorted(group),
             // One set does not stand for the costs of a band.
-            Kind::Cost => sorted(group).into_iter().filter(|row| row.sets.is_none()).collect(),
+            Kind::Cost => sorted(group)
+                .into_iter()
+                .filter(|row| row.sets.is_none())
+                .collect(),
         };
         let metrics = metrics(rows.iter());
         let mut table = Self {
@@ -50,12 +54,20 @@ impl Table {
             rows: vec![Vec::new(); rows.len()],
             notes: Vec::new(),
             columns: Vec::new(),
-            has_tests: rows.iter().flat_map(|row| &row.scores).any(|score| score.p_value.is_some()),
+            has_tests: rows
+                .iter()
+                .flat_map(|row| &row.scores)
+                .any(|score| score.p_value.is_some()),
             has_band: rows.iter().any(|row| row.sets.is_some()),
         };
         for field in fields(&metrics) {
             if let Some(shown) = kind.shown(field.column) {
-                table.add(&field, shown, field.metric == metrics.first().copied(), &rows);
+                table.add(
+                    &field,
+                    shown,
+                    field.metric == metrics.first().copied(),
+                    &rows,
+                );
             }
         }
         if kind == Kind::Main {
@@ -65,14 +77,20 @@ impl Table {
     }
 
     fn add(&mut self, field: &Field<'_>, shown: Shown, is_main: bool, rows: &[Row<'_>]) {
-        let cells = rows.iter().map(|row| field.cell(row, shown.format, is_main));
+        let cells = rows
+            .iter()
+            .map(|row| field.cell(row, shown.format, is_main));
         let cells: Vec<Option<String>> = cells.collect();
         let is_empty = cells.iter().all(Option::is_none);
         let varies = cells.windows(2).any(|pair| pair[0] != pair[1]);
         if is_empty || shown.only_varied && !varies {
             return;
         }
-        let interval = if is_main && field.metric.is_some() { " [95%]" } else { "" };
+        let interval = if is_main && field.metric.is_some() {
+            " [95%]"
+        } else {
+            ""
+        };
         self.header.push(field.named(shown.header) + interval);
         for (row, cell) in self.rows.iter_mut().zip(cells) {
             row.push(one_line(&cell.unwrap_or_else(|| "-".to_owned())));
@@ -105,7 +123,11 @@ fn notes(rows: &[Row<'_>], table: &Table) -> Vec<String> {
         if table.shows("machine") {
             name.push_str(&format!(", machine {}", row.machine));
         }
-        let failure = row.record.failure.iter().map(|reason| format!("failed: {reason}"));
+        let failure = row
+            .record
+            .failure
+            .iter()
+            .map(|reason| format!("failed: {reason}"));
         let all = failure.chain(row.notes.iter().cloned());
         notes.extend(all.map(|note| one_line(&format!("{name}: {note}"))));
     }

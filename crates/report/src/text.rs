@@ -15,7 +15,9 @@ pub(crate) fn markdown(head: &Head, main: &[Table], cost: &[Table]) -> String {
         text.push_str(&format!("> {note}\n\n"));
     }
     for (kind, tables) in [(Kind::Main, main), (Kind::Cost, cost)] {
-        tables.iter().for_each(|table| markdown_table(&mut text, table));
+        tables
+            .iter()
+            .for_each(|table| markdown_table(&mut text, table));
         text.push_str(&legend(kind, tables));
         text.push_str("\n\n");
     }

@@ -182,20 +182,6 @@ impl StrategySpec {
         self.target_speedup().is_some() && without.validate(n_layers).is_err()
     }
 
-    /// Whether it is the full network.
-    pub fn is_full(&self) -> bool {
-        self.name() == "full"
-    }
-
-    /// What it has in common with the same strategy at other targets.
-    pub fn series(&self) -> String {
-        let mut spec = self.clone();
-        if let Some(slot) = spec.speedup_mut() {
-            *slot = None;
-        }
-        spec.to_string()
-    }
-
     /// Its exit threshold; `None` where none was given, and for a strategy that takes none.
     pub fn threshold(&self) -> Option<f64> {
         self.decider().common.threshold
