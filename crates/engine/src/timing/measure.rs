@@ -2,9 +2,9 @@
 
 use super::block::{Block, Times};
 use super::speedup::speedup;
-use crate::beam::Beam;
 use crate::error::Result;
-use crate::generate::{Engine, Options};
+use crate::generate::Engine;
+use crate::options::{Beam, Options};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
