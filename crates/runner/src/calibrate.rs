@@ -170,7 +170,8 @@ impl<'a> Calibration<'a> {
             return Ok(order.to_vec());
         }
         let model = self.engine.model();
-        let order = removal_order(model, scoring, self.answers()?).context("scoring layers")?;
+        let order =
+            removal_order(model, scoring, self.answers()?, &mut ()).context("scoring layers")?;
         scores.insert(&self.key, scoring, &order)?;
         Ok(order)
     }
