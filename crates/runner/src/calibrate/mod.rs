@@ -8,7 +8,7 @@ use crate::memo::Memo;
 use anyhow::{Context, bail};
 use search::{OUT_OF_REACH, Trend, bisect, is_missed, nearest, out_of_reach};
 use skipbench_engine::{
-    CalibrationText, Engine, Options, TimingPlan, measure, removal_order, speedup,
+    CalibrationText, Engine, Options, ScoreLog, TimingPlan, measure, removal_order, speedup,
 };
 use skipbench_record::{Calibration, Identity};
 use skipbench_strategy::{BatchMode, Knob, Scoring, StrategySpec};
@@ -180,10 +180,26 @@ impl Calibrator<'_> {
         if let Some(order) = self.memo.get(&key) {
             return Ok(order);
         }
-        let model = self.engine.model();
-        let order = removal_order(model, scoring, self.answers()?).context("scoring layers")?;
-        self.memo
-            .put(&key, format!("order of layers by {scoring:?}"), &order)?;
+        self.answers()?;
+        let mut log = ScoredLayers {
+            depends_on: match scoring {
+                // Both ask how likely the answers are without some layers.
+                Scoring::Perplexity | Scoring::Sleb { .. } => {
+                    self.depends_on.clone().with("scored by", "likelihood")
+                }
+                _ => self.depends_on.clone().with("scored by", scoring),
+            },
+            memo: &mut *self.memo,
+            say: self.say,
+            failed: None,
+        };
+        let texts = self.answers.as_deref().unwrap_or_default();
+        let order = removal_order(self.engine.model(), scoring, texts, &mut log);
+        if let Some(error) = log.failed {
+            return Err(error);
+        }
+        let order = order.context("scoring layers")?;
+        self.memo.put(&key, format!("order of layers by {scoring:?}"), &order)?;
         Ok(order)
     }
 
@@ -434,6 +450,49 @@ impl Calibrator<'_> {
                 })
             }),
         })
+    }
+}
+
+/// Keeps the score of each removal, and says how far the scoring is.
+struct ScoredLayers<'a> {
+    depends_on: Identity,
+    memo: &'a mut Memo,
+    say: &'a dyn Fn(String),
+    /// What kept a score from being written.
+    failed: Option<anyhow::Error>,
+}
+
+impl ScoredLayers<'_> {
+    fn key(&self, removed: &[usize], candidate: usize) -> Identity {
+        self.depends_on
+            .clone()
+            .with("removed", removed)
+            .with("candidate", candidate)
+    }
+}
+
+impl ScoreLog for ScoredLayers<'_> {
+    fn lookup(&mut self, removed: &[usize], candidate: usize) -> Option<f64> {
+        // JSON has no infinity: what gives no numbers has no score.
+        let found: Option<Option<f64>> = self.memo.get(&self.key(removed, candidate));
+        found.map(|score| score.unwrap_or(f64::INFINITY))
+    }
+
+    fn scored(
+        &mut self,
+        removed: &[usize],
+        candidate: usize,
+        score: f64,
+        done: usize,
+        total: usize,
+    ) {
+        (self.say)(format!("scoring layers, {done} of {total}"));
+        let about = format!("score of dropping layer {candidate} after {removed:?}");
+        let score = score.is_finite().then_some(score);
+        let kept = self.memo.put(&self.key(removed, candidate), about, score);
+        if let Err(error) = kept {
+            self.failed.get_or_insert(error);
+        }
     }
 }
 
