@@ -1,7 +1,7 @@
 //! Files that are written whole or not at all.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -36,13 +36,75 @@ pub fn write_whole_with<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
-    let temporary = temporary(path)?;
-    let written = write(&temporary).and_then(|()| Ok(put_in_place(&temporary, path)?));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
+    Ok(Staged::write(path, write)?.put_in_place()?)
+}
+
+/// A whole file under a temporary name, beside the one that it is to replace; removed if it is dropped. Where several
+/// files belong together, all are staged before the first is put in place.
+#[derive(Debug)]
+pub struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Writes and syncs the file for `path`; `write` is given the temporary name.
+    ///
+    /// # Errors
+    /// A missing or read-only folder, a full disk, and those of `write` unchanged.
+    pub fn write<E: From<io::Error>>(
+        path: &Path,
+        write: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let staged = Self {
+            temporary: temporary(path)?,
+            path: path.to_path_buf(),
+        };
+        write(&staged.temporary)?;
+        OpenOptions::new()
+            .write(true)
+            .open(&staged.temporary)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| cannot_write(path, &error))?;
+        Ok(staged)
     }
-    written
+
+    /// Replaces what stands at the path.
+    ///
+    /// # Errors
+    /// A folder that stands there, a file system that fails.
+    pub fn put_in_place(self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.path)
+            .and_then(|()| sync_folder(&self.path))
+            .map_err(|error| cannot_write(&self.path, &error))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Nothing is there once it is in place; and an error before this one is the one to report.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Takes `folder` for this process through the file `.lock` in it; `None` if another process has it. It is let go when
+/// the file is dropped, and when the process ends in whatever way.
+///
+/// # Errors
+/// A folder that is missing or cannot be written.
+pub fn lock(folder: &Path) -> io::Result<Option<File>> {
+    let path = folder.join(".lock");
+    let naming = |error| cannot_write(&path, &error);
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&path)
+        .map_err(naming)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(naming(error)),
+    }
 }
 
 /// Removes the temporary files that killed processes left in `folder`; gives their number. Call it while no other
@@ -78,16 +140,6 @@ fn is_temporary(path: &Path) -> bool {
         .and_then(|name| name.to_str())
         .and_then(|name| name.strip_suffix(SUFFIX)?.rsplit_once('.'))
         .is_some_and(|(_, process)| process.parse::<u32>().is_ok())
-}
-
-fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .open(temporary)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| fs::rename(temporary, path))
-        .and_then(|()| sync_folder(path))
-        .map_err(|error| cannot_write(path, &error))
 }
 
 /// Makes a rename to `path` survive a loss of power.
@@ -198,6 +250,34 @@ mod tests {
                 .kind(),
             io::ErrorKind::StorageFull
         );
+    }
+
+    #[test]
+    fn files_that_belong_together_are_put_in_place_together_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a", "b"].map(|name| dir.path().join(name));
+        let stage = |path: &Path, text: &str| {
+            Staged::write(path, |temporary| fs::write(temporary, text)).unwrap()
+        };
+        let staged = paths.each_ref().map(|path| stage(path, "dropped"));
+        assert_eq!(names(dir.path()).len(), 2);
+        drop(staged);
+        assert!(names(dir.path()).is_empty());
+        for staged in paths.each_ref().map(|path| stage(path, "placed")) {
+            staged.put_in_place().unwrap();
+        }
+        assert_eq!(names(dir.path()), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_folder_is_taken_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        assert!(held.is_some() && lock(dir.path()).unwrap().is_none());
+        drop(held);
+        assert!(lock(dir.path()).unwrap().is_some());
+        let error = lock(&dir.path().join("missing")).unwrap_err();
+        assert!(error.to_string().contains("missing"), "{error}");
     }
 
     #[test]

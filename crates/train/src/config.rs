@@ -2,6 +2,16 @@
 
 use crate::error::{Result, TrainError};
 use serde::{Deserialize, Serialize};
+use skipbench_strategy::MAX_LAYERS;
+
+/// No model has a dimension beyond this; what is below cannot overflow when multiplied.
+const MAX_SIZE: usize = 1 << 24;
+/// More pairs than this in a step are a slip of the pen.
+const MAX_BATCH_SIZE: usize = 1 << 16;
+/// And so are more steps than this.
+const MAX_STEPS: u64 = 1_000_000_000;
+/// AdamW moves a weight by about the rate in each step, and a weight is smaller than 1.
+const MAX_RATE: f64 = 1.0;
 
 /// Shape of a LLaMA model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,8 +135,43 @@ impl ModelShape {
         self.d_model / self.n_heads.max(1)
     }
 
+    /// Weights of the model.
+    fn weights(&self) -> f64 {
+        let [d, f, kv, vocab, layers] = [
+            self.d_model,
+            self.d_ff,
+            self.n_kv_heads * self.head_dim(),
+            self.vocab_size,
+            self.n_layers,
+        ]
+        .map(|size| size as f64);
+        let embeddings = if self.tied_head { 1.0 } else { 2.0 };
+        layers * (2.0 * d * d + 2.0 * d * kv + 3.0 * d * f + 2.0 * d)
+            + (embeddings * vocab + 1.0) * d
+    }
+
+    /// Bytes that training a checked shape holds whatever the batch: of each weight its value twice, its gradient twice,
+    /// two moments and an average, all f32; and the tables of the rotary positions.
+    pub fn state_bytes(&self) -> f64 {
+        4.0 * (7.0 * self.weights() + (self.max_positions * self.head_dim()) as f64)
+    }
+
+    /// Bytes of a step over `positions` of a batch, padding included, of which `counted` go through the head: what the
+    /// backward pass reads.
+    pub fn step_bytes(&self, positions: usize, counted: usize) -> f64 {
+        let [d, f, kv, vocab] = [
+            self.d_model,
+            self.d_ff,
+            self.n_kv_heads * self.head_dim(),
+            self.vocab_size,
+        ]
+        .map(|size| size as f64);
+        let layer = 10.0 * d + 2.0 * kv + 3.0 * f;
+        4.0 * (positions as f64 * self.n_layers as f64 * layer + 3.0 * counted as f64 * vocab)
+    }
+
     /// # Errors
-    /// A size that is zero or does not divide as it must.
+    /// A size that is zero, beyond all models, or does not divide as it must; a base or an epsilon that is no number.
     pub fn check(&self) -> Result<()> {
         let sizes = [
             ("vocab-size", self.vocab_size),
@@ -137,17 +182,35 @@ impl ModelShape {
             ("d-ff", self.d_ff),
             ("max-positions", self.max_positions),
         ];
-        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(TrainError::Config(format!("`{name}` must be at least 1")));
+        if let Some((name, size)) = sizes
+            .iter()
+            .find(|(_, size)| !(1..=MAX_SIZE).contains(size))
+        {
+            return Err(wrong(format!(
+                "`{name}` is {size}; it must be 1 to {MAX_SIZE}"
+            )));
+        }
+        if self.n_layers > MAX_LAYERS {
+            return Err(wrong(format!(
+                "`n-layers` is {}; it must be 1 to {MAX_LAYERS}",
+                self.n_layers
+            )));
+        }
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let reals = [("rope-theta", self.rope_theta), ("norm-eps", self.norm_eps)];
+        if let Some((name, value)) = reals.iter().find(|(_, value)| !positive(*value)) {
+            return Err(wrong(format!(
+                "`{name}` is {value:e}; it must be a finite number above 0"
+            )));
         }
         if !self.d_model.is_multiple_of(2 * self.n_heads) {
-            return Err(TrainError::Config(format!(
+            return Err(wrong(format!(
                 "`d-model` {} does not divide into {} heads of even width",
                 self.d_model, self.n_heads
             )));
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            return Err(TrainError::Config(format!(
+            return Err(wrong(format!(
                 "{} query heads cannot share {} key-value heads",
                 self.n_heads, self.n_kv_heads
             )));
@@ -174,41 +237,77 @@ impl TrainConfig {
     /// A step count, batch size or rate that cannot work.
     pub fn check(&self) -> Result<()> {
         let optimizer = &self.optimizer;
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        let wrong = [
-            (self.steps == 0, "`steps` must be at least 1"),
-            (self.batch_size == 0, "`batch-size` must be at least 1"),
-            (
-                self.checkpoint_every == 0,
-                "`checkpoint-every` must be at least 1",
-            ),
-            (
-                !positive(optimizer.learning_rate),
-                "`learning-rate` must be above 0",
-            ),
-            (
-                !positive(optimizer.clip_norm),
-                "`clip-norm` must be above 0",
-            ),
-            (
-                !(0.0..1.0).contains(&optimizer.ema_decay),
-                "`ema-decay` must be from 0 up to, not including, 1",
-            ),
+        let whole = |name, value: u64, most: u64| {
+            (!(1..=most).contains(&value))
+                .then(|| format!("`{name}` is {value}; it must be 1 to {most}"))
+        };
+        let real = |name, value: f64, fits: bool, range| {
+            (!fits).then(|| format!("`{name}` is {value:e}; it must be {range}"))
+        };
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        let below_one = "at least 0 and below 1";
+        let OptimizerConfig {
+            learning_rate: rate,
+            floor,
+            warm_up_steps: warm_up,
+            weight_decay: decay,
+            beta1,
+            beta2,
+            clip_norm: clip,
+            ema_decay: ema,
+        } = *optimizer;
+        let wrong_size = [
+            whole("steps", self.steps, MAX_STEPS),
+            whole("batch-size", self.batch_size as u64, MAX_BATCH_SIZE as u64),
+            whole("checkpoint-every", self.checkpoint_every, u64::MAX),
+            (warm_up > self.steps).then(|| {
+                format!(
+                    "`warm-up-steps` is {warm_up}, more than all {} steps",
+                    self.steps
+                )
+            }),
         ];
-        match wrong.into_iter().find(|(wrong, _)| *wrong) {
-            Some((_, message)) => Err(TrainError::Config(message.to_owned())),
+        let wrong_number = [
+            real(
+                "learning-rate",
+                rate,
+                rate > 0.0 && rate <= MAX_RATE,
+                "above 0 and at most 1",
+            ),
+            real("floor", floor, (0.0..=1.0).contains(&floor), "0 to 1"),
+            real(
+                "weight-decay",
+                decay,
+                (0.0..=1.0).contains(&decay),
+                "0 to 1",
+            ),
+            real("beta1", beta1, share(beta1), below_one),
+            real("beta2", beta2, share(beta2), below_one),
+            real(
+                "clip-norm",
+                clip,
+                clip.is_finite() && clip > 0.0,
+                "a finite number above 0",
+            ),
+            real("ema-decay", ema, share(ema), below_one),
+        ];
+        match wrong_size.into_iter().chain(wrong_number).flatten().next() {
+            Some(message) => Err(wrong(message)),
             None => Ok(()),
         }
     }
+}
+
+fn wrong(message: String) -> TrainError {
+    TrainError::Config(message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_rate_rises_then_falls_to_its_floor() {
-        let config = OptimizerConfig {
+    fn optimizer() -> OptimizerConfig {
+        OptimizerConfig {
             learning_rate: 1.0,
             floor: 0.1,
             warm_up_steps: 10,
@@ -217,10 +316,105 @@ mod tests {
             beta2: 0.95,
             clip_norm: 1.0,
             ema_decay: 0.0,
-        };
+        }
+    }
+
+    #[test]
+    fn the_rate_rises_then_falls_to_its_floor() {
+        let config = optimizer();
         assert!((config.rate(0, 100) - 0.1).abs() < 1e-12);
         assert!((config.rate(10, 100) - 1.0).abs() < 1e-12);
         assert!((config.rate(55, 100) - 0.55).abs() < 1e-12);
         assert!((config.rate(100, 100) - 0.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_schedule_that_cannot_work_is_refused_by_its_key() {
+        type Spoil = fn(&mut TrainConfig);
+        let spoilt: [(&str, Spoil); 14] = [
+            ("`steps` is 0", |config| config.steps = 0),
+            ("`steps`", |config| config.steps = u64::MAX),
+            ("`batch-size` is 0", |config| config.batch_size = 0),
+            ("`batch-size`", |config| config.batch_size = usize::MAX),
+            ("`checkpoint-every`", |config| config.checkpoint_every = 0),
+            ("`warm-up-steps` is 101", |config| {
+                config.optimizer.warm_up_steps = 101
+            }),
+            ("`learning-rate` is NaN", |config| {
+                config.optimizer.learning_rate = f64::NAN
+            }),
+            ("`learning-rate` is inf", |config| {
+                config.optimizer.learning_rate = f64::INFINITY
+            }),
+            ("`learning-rate` is 1e300", |config| {
+                config.optimizer.learning_rate = 1e300
+            }),
+            ("`floor`", |config| config.optimizer.floor = -0.1),
+            ("`weight-decay` is NaN", |config| {
+                config.optimizer.weight_decay = f64::NAN
+            }),
+            ("`beta2` is 1e0", |config| config.optimizer.beta2 = 1.0),
+            ("`clip-norm`", |config| {
+                config.optimizer.clip_norm = f64::INFINITY
+            }),
+            ("`ema-decay`", |config| config.optimizer.ema_decay = 1.0),
+        ];
+        let good = TrainConfig {
+            steps: 100,
+            batch_size: 4,
+            seed: 0,
+            loss_on: LossOn::Response,
+            checkpoint_every: 10,
+            optimizer: optimizer(),
+        };
+        assert!(good.check().is_ok());
+        for (named, spoil) in spoilt {
+            let mut config = good.clone();
+            spoil(&mut config);
+            let message = config.check().unwrap_err().to_string();
+            assert!(message.contains(named), "{named}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_shape_that_cannot_work_is_refused_by_its_key() {
+        let good = ModelShape {
+            vocab_size: 300,
+            d_model: 16,
+            n_layers: 4,
+            n_heads: 2,
+            n_kv_heads: 1,
+            d_ff: 32,
+            rope_theta: 1e4,
+            norm_eps: 1e-5,
+            max_positions: 64,
+            tied_head: false,
+        };
+        assert!(good.check().is_ok());
+        type Spoil = fn(&mut ModelShape);
+        let spoilt: [(&str, Spoil); 8] = [
+            ("`d-ff` is 0", |shape| shape.d_ff = 0),
+            ("`vocab-size`", |shape| shape.vocab_size = usize::MAX),
+            ("`n-layers` is 257", |shape| shape.n_layers = 257),
+            ("`n-heads`", |shape| shape.n_heads = usize::MAX / 2 + 1),
+            ("`rope-theta` is NaN", |shape| shape.rope_theta = f64::NAN),
+            ("`norm-eps`", |shape| shape.norm_eps = 0.0),
+            ("`d-model` 18", |shape| shape.d_model = 18),
+            ("3 key-value heads", |shape| shape.n_kv_heads = 3),
+        ];
+        for (named, spoil) in spoilt {
+            let mut shape = good.clone();
+            spoil(&mut shape);
+            let message = shape.check().unwrap_err().to_string();
+            assert!(message.contains(named), "{named}: {message}");
+        }
+        let huge = ModelShape {
+            vocab_size: MAX_SIZE,
+            d_model: MAX_SIZE,
+            d_ff: MAX_SIZE,
+            ..good
+        };
+        assert!(huge.check().is_ok() && huge.state_bytes() > 1e15);
+        assert!(huge.step_bytes(MAX_SIZE, MAX_SIZE) > 1e15);
     }
 }

@@ -1,6 +1,8 @@
 //! Batches of token ids, and the layers that each of their tokens runs.
 
 use crate::config::LossOn;
+use crate::error::{Result, TrainError};
+use skipbench_strategy::LayerSet;
 
 /// A prompt and its answer, as token ids; the answer ends with the end of sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,9 +13,38 @@ pub struct Pair {
     pub response: Vec<u32>,
 }
 
-/// Whether response token `t` (0 is the token that the prompt predicts) of `row` runs `layer`:
-/// `runs(layer, row, t)`. Token 0 is always full depth and never asked for.
-pub type Depths<'a> = &'a dyn Fn(usize, usize, usize) -> bool;
+/// Which sub-layers each token of a batch runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Depths {
+    /// Those that the prompts run; they give response token 0.
+    pub prompt: LayerSet,
+    /// `[row][t - 1]`: those that the state which predicts response token `t` runs.
+    pub responses: Vec<Vec<LayerSet>>,
+    /// Where the keys and values come from that a later token finds at a layer which this one skipped.
+    pub fill: Fill,
+}
+
+/// Keys and values of skipped layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// The state that passes the layer by gives them, as in CALM (arXiv 2207.07061); nothing else is possible, and nothing
+    /// is filled, where no later token runs a layer that an earlier one skipped.
+    Passed,
+    /// The layer runs on the token after all, for its keys and values alone, as in FREE (arXiv 2310.05424). For tokens that
+    /// leave: what one runs are the layers up to some layer.
+    Deferred,
+}
+
+/// Which tokens of a batch run a sub-layer; padding, which no result depends on, goes with the others.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Runs {
+    /// All of them.
+    All,
+    /// None of them.
+    None,
+    /// `[rows * seq]`: these.
+    Some(Vec<bool>),
+}
 
 /// Pairs laid out as `[rows, seq]`, padded on the right.
 #[derive(Debug, Clone)]
@@ -71,21 +102,66 @@ impl Batch {
         self.lens.iter().sum()
     }
 
-    /// For `layer`, whether each of `[rows * seq]` positions runs it; `None` where all do. Prompts run every layer;
-    /// so does padding, which no result depends on.
-    pub(crate) fn mask(&self, layer: usize, depths: Depths<'_>) -> Option<Vec<bool>> {
+    /// Prompt tokens of each row.
+    pub fn prompt_lens(&self) -> &[usize] {
+        &self.prompt_lens
+    }
+
+    /// The tokens for which `runs` holds of the layers that they run, and their number.
+    pub(crate) fn tokens_where(
+        &self,
+        depths: &Depths,
+        runs: impl Fn(&LayerSet) -> bool,
+    ) -> (Runs, usize) {
+        let prompt_runs = runs(&depths.prompt);
         let mut mask = vec![true; self.rows * self.seq];
-        let mut skipped = false;
-        for row in 0..self.rows {
+        let mut running = 0;
+        for (row, responses) in depths.responses.iter().enumerate() {
+            let first = row * self.seq;
             // The input at `prompt_len - 1 + t` is the state that predicts response token `t`.
-            let last_prompt = self.prompt_lens[row].saturating_sub(1);
-            for position in last_prompt + 1..self.lens[row] {
-                let runs = depths(layer, row, position - last_prompt);
-                mask[row * self.seq + position] = runs;
-                skipped |= !runs;
+            let prompt_len = self.prompt_lens[row].min(self.lens[row]);
+            mask[first..first + prompt_len].fill(prompt_runs);
+            let tokens = &mut mask[first + prompt_len..first + self.lens[row]];
+            for (token, layers) in tokens.iter_mut().zip(responses) {
+                *token = runs(layers);
+            }
+            let tokens = &mask[first..first + self.lens[row]];
+            running += tokens.iter().filter(|runs| **runs).count();
+        }
+        let runs = match running {
+            0 => Runs::None,
+            _ if running == self.tokens() => Runs::All,
+            _ => Runs::Some(mask),
+        };
+        (runs, running)
+    }
+
+    /// Refuses depths of another batch, and those that no token can run.
+    pub(crate) fn check(&self, depths: &Depths) -> Result<()> {
+        let wrong = |message: String| Err(TrainError::Config(message));
+        if depths.responses.len() != self.rows {
+            return wrong(format!(
+                "depths of {} rows for a batch of {}",
+                depths.responses.len(),
+                self.rows
+            ));
+        }
+        for (row, responses) in depths.responses.iter().enumerate() {
+            let tokens = self.lens[row].saturating_sub(self.prompt_lens[row]);
+            if responses.len() < tokens {
+                return wrong(format!(
+                    "row {row} has depths for {} of {tokens} response tokens",
+                    responses.len()
+                ));
+            }
+            let is_exit = |layers: &LayerSet| *layers == LayerSet::full(layers.len());
+            if depths.fill == Fill::Deferred && !responses.iter().all(is_exit) {
+                return wrong(format!(
+                    "row {row} skips layers below one that it runs, which `deferred` does not cover"
+                ));
             }
         }
-        skipped.then_some(mask)
+        Ok(())
     }
 }
 
@@ -113,14 +189,46 @@ mod tests {
     }
 
     #[test]
-    fn only_response_tokens_after_the_first_can_skip() {
+    fn prompts_and_responses_run_what_the_depths_say() {
         let batch = Batch::new(
             &[pair(&[1, 5, 6], &[7, 2]), pair(&[1], &[9, 8, 2])],
             LossOn::Response,
         );
-        let never = |_, _, _| false;
-        let mask = batch.mask(0, &never).unwrap();
-        assert_eq!(mask, [true, true, true, false, true, false, false, true]);
-        assert_eq!(batch.mask(0, &|_, _, _| true), None);
+        let [none, both] = [LayerSet::empty(), LayerSet::full(1)];
+        let depths = |prompt, first: &[LayerSet], second: &[LayerSet]| Depths {
+            prompt,
+            responses: vec![first.to_vec(), second.to_vec()],
+            fill: Fill::Passed,
+        };
+        let runs = |depths: &Depths| batch.tokens_where(depths, |layers| layers.has_mlp(0));
+        let (mask, running) = runs(&depths(both, &[none], &[both, none]));
+        let wanted = [true, true, true, false, true, true, false, true];
+        assert_eq!((mask, running), (Runs::Some(wanted.to_vec()), 5));
+        let (mask, running) = runs(&depths(none, &[both], &[none, both]));
+        let wanted = [false, false, false, true, false, false, true, true];
+        assert_eq!((mask, running), (Runs::Some(wanted.to_vec()), 2));
+        assert_eq!(runs(&depths(both, &[both], &[both, both])), (Runs::All, 7));
+        assert_eq!(runs(&depths(none, &[none], &[none, none])), (Runs::None, 0));
+    }
+
+    #[test]
+    fn depths_of_another_batch_are_refused() {
+        let batch = Batch::new(&[pair(&[1, 5], &[7, 8, 2])], LossOn::Response);
+        let error = |responses, fill| {
+            let prompt = LayerSet::full(3);
+            let depths = Depths {
+                prompt,
+                responses,
+                fill,
+            };
+            batch.check(&depths).err().map(|error| error.to_string())
+        };
+        let sets = |layers: &[usize]| vec![LayerSet::from_layers(layers.iter().copied()); 2];
+        assert_eq!(error(vec![sets(&[0, 2])], Fill::Passed), None);
+        assert_eq!(error(vec![sets(&[0, 1])], Fill::Deferred), None);
+        assert!(error(vec![sets(&[0, 2])], Fill::Deferred).is_some_and(|e| e.contains("row 0")));
+        assert!(error(Vec::new(), Fill::Passed).is_some_and(|e| e.contains("0 rows")));
+        let short = vec![sets(&[0])[..1].to_vec()];
+        assert!(error(short, Fill::Passed).is_some_and(|e| e.contains("1 of 2")));
     }
 }

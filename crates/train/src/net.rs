@@ -2,9 +2,9 @@
 
 use crate::attention::{Attention, Rope};
 use crate::config::ModelShape;
-use crate::data::{Batch, Depths};
+use crate::data::{Batch, Depths, Fill, Runs};
 use crate::error::{Result, TrainError};
-use crate::ops::{Blend, CrossEntropy, RmsNorm, SwiGlu};
+use crate::ops::{Blend, CrossEntropy, RmsNorm, SwiGlu, to_vec};
 use candle_core::{DType, Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +21,24 @@ pub struct Net {
     names: Vec<String>,
     vars: HashMap<String, Var>,
     rope: Arc<Rope>,
+}
+
+/// What a forward pass gives.
+#[derive(Debug)]
+pub struct Pass {
+    /// Mean cross-entropy of the counted tokens: a scalar with gradients.
+    pub loss: Tensor,
+    /// What ran, layer by layer.
+    pub ran: Vec<LayerUse>,
+}
+
+/// Tokens of a batch, padding left out, that ran the parts of a layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerUse {
+    /// Tokens that ran its attention.
+    pub attention: usize,
+    /// Tokens that ran its MLP.
+    pub mlp: usize,
 }
 
 /// Name and shape of every weight, in order.
@@ -148,24 +166,18 @@ impl Net {
         &self.vars[name]
     }
 
-    /// Mean cross-entropy of the counted tokens of `batch`: a scalar with gradients.
+    /// Runs `batch`, each of its tokens through the sub-layers that `depths` names, or through all.
     ///
     /// # Errors
-    /// A batch that has more positions than the model, or counts no token.
-    pub fn loss(&self, batch: &Batch, depths: Option<Depths<'_>>) -> Result<Tensor> {
-        if batch.seq > self.shape.max_positions {
-            return Err(TrainError::Config(format!(
-                "a pair of {} tokens does not fit into `max-positions` {}",
-                batch.seq + 1,
-                self.shape.max_positions
-            )));
-        }
+    /// A batch that has more positions than the model, or counts no token; depths of another batch.
+    pub fn pass(&self, batch: &Batch, depths: Option<&Depths>) -> Result<Pass> {
+        self.check(batch)?;
         if batch.counted.is_empty() {
             return Err(TrainError::Config(
                 "a batch has no response token to learn from".to_owned(),
             ));
         }
-        let hidden = self.hidden(batch, depths)?;
+        let (hidden, ran) = self.hidden(batch, depths)?;
         // Only the positions that count go through the head.
         let counted = Tensor::new(batch.counted.as_slice(), &Device::Cpu)?;
         let hidden = hidden.index_select(&counted, 0)?;
@@ -175,29 +187,94 @@ impl Net {
             false => "lm_head.weight",
         };
         let logits = self.linear(&hidden, head)?;
-        Ok(logits.apply_op1(CrossEntropy {
+        let loss = logits.apply_op1(CrossEntropy {
             targets: batch.targets.clone(),
-        })?)
+        })?;
+        Ok(Pass { loss, ran })
     }
 
-    /// Hidden states before the final norm: `[rows * seq, d_model]`.
-    pub(crate) fn hidden(&self, batch: &Batch, depths: Option<Depths<'_>>) -> Result<Tensor> {
-        let ids = Tensor::new(batch.inputs.as_slice(), &Device::Cpu)?;
-        let mut hidden = self
-            .var("model.embed_tokens.weight")
-            .index_select(&ids, 0)?;
+    /// Cosine of the output of each sub-layer to its input, mean over the tokens of each prompt, at full depth:
+    /// `[row][2 * n_layers]`, attention of layer 0, MLP of layer 0, attention of layer 1, and so on (AdaSkip,
+    /// arXiv 2501.02336).
+    ///
+    /// # Errors
+    /// A batch that has more positions than the model.
+    pub fn prompt_similarity(&self, batch: &Batch) -> Result<Vec<Vec<f64>>> {
+        self.check(batch)?;
+        let mut similarity = vec![Vec::new(); batch.rows];
+        let mut state = self.embed(batch)?.detach();
         for layer in 0..self.shape.n_layers {
-            let new = self.layer(layer, &hidden, batch.seq)?;
-            let mask = depths.and_then(|depths| batch.mask(layer, depths));
-            hidden = match mask {
-                None => new,
-                Some(runs) => new.apply_op2(&hidden, Blend { runs })?,
-            };
+            for is_mlp in [false, true] {
+                let new = match is_mlp {
+                    false => self.attention(layer, &state, batch.seq)?,
+                    true => self.mlp(layer, &state)?,
+                }
+                .detach();
+                let cosines = cosines(&to_vec(&state)?, &to_vec(&new)?, self.shape.d_model);
+                for (row, &len) in batch.prompt_lens().iter().enumerate() {
+                    let prompt = &cosines[row * batch.seq..][..len.min(batch.seq)];
+                    similarity[row].push(prompt.iter().sum::<f64>() / prompt.len().max(1) as f64);
+                }
+                state = new;
+            }
         }
-        Ok(hidden)
+        Ok(similarity)
     }
 
-    fn layer(&self, layer: usize, hidden: &Tensor, seq: usize) -> Result<Tensor> {
+    fn check(&self, batch: &Batch) -> Result<()> {
+        if batch.seq > self.shape.max_positions {
+            return Err(TrainError::Config(format!(
+                "a pair of {} tokens does not fit into `max-positions` {}",
+                batch.seq + 1,
+                self.shape.max_positions
+            )));
+        }
+        Ok(())
+    }
+
+    fn embed(&self, batch: &Batch) -> Result<Tensor> {
+        let ids = Tensor::new(batch.inputs.as_slice(), &Device::Cpu)?;
+        Ok(self
+            .var("model.embed_tokens.weight")
+            .index_select(&ids, 0)?)
+    }
+
+    /// Hidden states before the final norm, `[rows * seq, d_model]`, and what ran.
+    fn hidden(&self, batch: &Batch, depths: Option<&Depths>) -> Result<(Tensor, Vec<LayerUse>)> {
+        depths.map_or(Ok(()), |depths| batch.check(depths))?;
+        let mut state = self.embed(batch)?;
+        // Where a token has left while its state goes on for the keys and values: what it left with.
+        let mut left = state.clone();
+        let mut ran = Vec::new();
+        for layer in 0..self.shape.n_layers {
+            let [attention, mlp] = match depths {
+                None => [(Runs::All, batch.tokens()), (Runs::All, batch.tokens())],
+                Some(depths) => [
+                    batch.tokens_where(depths, |layers| layers.has_attention(layer)),
+                    batch.tokens_where(depths, |layers| layers.has_mlp(layer)),
+                ],
+            };
+            ran.push(LayerUse {
+                attention: attention.1,
+                mlp: mlp.1,
+            });
+            if depths.is_some_and(|depths| depths.fill == Fill::Deferred) {
+                let attended = self.attention(layer, &state, batch.seq)?;
+                state = self.mlp(layer, &attended)?;
+                left = blend(mlp.0, &left, || Ok(state.clone()))?;
+            } else {
+                state = blend(attention.0, &state, || {
+                    self.attention(layer, &state, batch.seq)
+                })?;
+                state = blend(mlp.0, &state, || self.mlp(layer, &state))?;
+                left = state.clone();
+            }
+        }
+        Ok((left, ran))
+    }
+
+    /// `x + attention(norm(x))`; `hidden`: `[rows * seq, d_model]`.
+    fn attention(&self, layer: usize, hidden: &Tensor, seq: usize) -> Result<Tensor> {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         let attention = Attention {
             seq,
@@ -211,13 +288,17 @@ impl Net {
         let k = self.linear(&normed, &name("self_attn.k_proj"))?;
         let v = self.linear(&normed, &name("self_attn.v_proj"))?;
         let attended = q.apply_op3(&k, &v, attention)?;
-        let hidden = (hidden + self.linear(&attended, &name("self_attn.o_proj"))?)?;
+        Ok((hidden + self.linear(&attended, &name("self_attn.o_proj"))?)?)
+    }
 
-        let normed = self.norm(&hidden, &name("post_attention_layernorm"))?;
+    /// `x + mlp(norm(x))`; `hidden`: `[rows * seq, d_model]`.
+    fn mlp(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        let normed = self.norm(hidden, &name("post_attention_layernorm"))?;
         let gate = self.linear(&normed, &name("mlp.gate_proj"))?;
         let up = self.linear(&normed, &name("mlp.up_proj"))?;
         let inner = gate.apply_op2(&up, SwiGlu)?;
-        Ok((&hidden + self.linear(&inner, &name("mlp.down_proj"))?)?)
+        Ok((hidden + self.linear(&inner, &name("mlp.down_proj"))?)?)
     }
 
     fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
@@ -228,6 +309,27 @@ impl Net {
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
         Ok(x.matmul(&self.var(name).t()?)?)
     }
+}
+
+/// `new()` for the tokens that run, `old` for the others; `[rows * seq, d_model]`. What nobody runs is not computed.
+fn blend(runs: Runs, old: &Tensor, new: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+    match runs {
+        Runs::All => new(),
+        Runs::None => Ok(old.clone()),
+        Runs::Some(runs) => Ok(new()?.apply_op2(old, Blend { runs })?),
+    }
+}
+
+/// Of each row of `a` and `b`, both `[rows, d]`.
+fn cosines(a: &[f32], b: &[f32], d: usize) -> Vec<f64> {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        products.sum()
+    };
+    a.chunks_exact(d)
+        .zip(b.chunks_exact(d))
+        .map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE))
+        .collect()
 }
 
 /// A standard normal number (Box-Muller).
@@ -241,7 +343,7 @@ mod tests {
     use super::*;
     use crate::config::LossOn;
     use crate::data::Pair;
-    use crate::ops::to_vec;
+    use skipbench_strategy::LayerSet;
 
     fn shape(tied_head: bool) -> ModelShape {
         ModelShape {
@@ -281,19 +383,50 @@ mod tests {
         net
     }
 
+    /// The layers that `insert` puts into the set of each (row, response token).
+    fn depths(fill: Fill, prompt: LayerSet, insert: fn(&mut LayerSet, usize, usize)) -> Depths {
+        let set = |row, t| {
+            let mut set = LayerSet::empty();
+            insert(&mut set, row, t);
+            set
+        };
+        Depths {
+            prompt,
+            responses: [4, 2]
+                .iter()
+                .enumerate()
+                .map(|(row, &len)| (1..len).map(|t| set(row, t)).collect())
+                .collect(),
+            fill,
+        }
+    }
+
+    /// Whole layers, and of others the attention or the MLP alone.
+    fn mixed(set: &mut LayerSet, row: usize, t: usize) {
+        for layer in 0..3 {
+            match (layer + row + t) % 4 {
+                0 => set.insert(layer),
+                1 => set.insert_attention(layer),
+                2 => set.insert_mlp(layer),
+                _ => {}
+            }
+        }
+    }
+
     /// The slope of the loss along the gradient of each weight, against the difference quotient.
-    fn check_gradients(tied_head: bool, depths: Option<Depths<'_>>) {
+    fn check_gradients(tied_head: bool, depths: Option<&Depths>) {
         let net = net(tied_head);
         let batch = batch();
         let loss = |net: &Net| {
             f64::from(
-                net.loss(&batch, depths)
+                net.pass(&batch, depths)
                     .unwrap()
+                    .loss
                     .to_scalar::<f32>()
                     .unwrap(),
             )
         };
-        let grads = net.loss(&batch, depths).unwrap().backward().unwrap();
+        let grads = net.pass(&batch, depths).unwrap().loss.backward().unwrap();
         for name in net.names() {
             let var = net.var(name);
             let grad = grads.get(var).unwrap();
@@ -330,6 +463,48 @@ mod tests {
 
     #[test]
     fn gradients_are_right_where_layers_are_skipped() {
-        check_gradients(false, Some(&|layer, row, t| (layer + row + t) % 3 != 0));
+        let full = LayerSet::full(3);
+        check_gradients(false, Some(&depths(Fill::Passed, full, mixed)));
+        let exits = |set: &mut LayerSet, row: usize, t: usize| {
+            *set = LayerSet::full(1 + (row + t) % 3);
+        };
+        check_gradients(false, Some(&depths(Fill::Passed, full, exits)));
+        check_gradients(true, Some(&depths(Fill::Deferred, full, exits)));
+    }
+
+    #[test]
+    fn what_ran_is_counted_and_what_nobody_runs_has_no_gradient() {
+        let net = net(false);
+        let batch = batch();
+        let mut cut = LayerSet::full(3);
+        cut.remove_attention(1);
+        cut.remove_mlp(2);
+        let everywhere = depths(Fill::Passed, cut, |set, _, _| {
+            set.insert(0);
+            set.insert_mlp(1);
+            set.insert_attention(2);
+        });
+        let pass = net.pass(&batch, Some(&everywhere)).unwrap();
+        let use_of = |attention, mlp| LayerUse { attention, mlp };
+        assert_eq!(pass.ran, [use_of(10, 10), use_of(0, 10), use_of(10, 0)]);
+        let grads = pass.loss.backward().unwrap();
+        for name in net.names() {
+            let is_cut = [
+                "layers.1.self_attn",
+                "layers.1.input",
+                "layers.2.mlp",
+                "layers.2.post",
+            ]
+            .iter()
+            .any(|part| name.contains(part));
+            assert_eq!(grads.get(net.var(name)).is_none(), is_cut, "{name}");
+        }
+        let sometimes = depths(Fill::Passed, LayerSet::full(3), |set, row, t| {
+            if row == 0 && t == 2 {
+                set.insert_mlp(1);
+            }
+        });
+        let pass = net.pass(&batch, Some(&sometimes)).unwrap();
+        assert_eq!(pass.ran, [use_of(6, 6), use_of(6, 7), use_of(6, 6)]);
     }
 }

@@ -1,7 +1,7 @@
 //! AdamW (arXiv 1711.05101) over plain slices, with gradient clipping and an average of the weights.
 
 use crate::config::OptimizerConfig;
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 use crate::net::Net;
 use crate::ops::to_vec;
 use candle_core::backprop::GradStore;
@@ -50,41 +50,18 @@ impl AdamW {
         })
     }
 
-    /// One update; gives the gradient's global norm before clipping. `step` counts from 0. A gradient that is not
-    /// finite is refused before it touches a weight.
+    /// One update with gradients whose norm is finite. `step` counts from 0. A weight without a gradient stays as it is.
     pub(crate) fn step(
         &mut self,
         net: &Net,
-        grads: &GradStore,
+        gradients: &Gradients,
         rate: f64,
         step: u64,
-    ) -> Result<f64> {
-        let gradients = net
-            .names()
-            .iter()
-            .map(|name| match grads.get(net.var(name)) {
-                Some(grad) => Ok(to_vec(grad)?),
-                None => Ok(Vec::new()),
-            })
-            .collect::<Result<Vec<Vec<f32>>>>()?;
-        let norm = gradients
-            .par_iter()
-            .map(|grad| grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum())
-            .collect::<Vec<f64>>()
-            .iter()
-            .sum::<f64>()
-            .sqrt();
-        if !norm.is_finite() {
-            return Err(TrainError::Diverged {
-                step,
-                what: "gradient norm",
-                value: norm,
-            });
-        }
+    ) -> Result<()> {
         let update = Update {
             rate: rate as f32,
             decay: self.config.weight_decay as f32,
-            clip: (self.config.clip_norm / norm.max(self.config.clip_norm)) as f32,
+            clip: (self.config.clip_norm / gradients.norm.max(self.config.clip_norm)) as f32,
             betas: [self.config.beta1 as f32, self.config.beta2 as f32],
             corrections: [self.config.beta1, self.config.beta2]
                 .map(|beta| (1.0 - beta.powf((step + 1) as f64)) as f32),
@@ -96,7 +73,7 @@ impl AdamW {
         };
         self.weights
             .par_iter_mut()
-            .zip(&gradients)
+            .zip(&gradients.values)
             .zip(net.names())
             .for_each(|((weight, grad), name)| {
                 let is_matrix = !name.contains("norm");
@@ -110,7 +87,44 @@ impl AdamW {
                 &Device::Cpu,
             )?)?;
         }
-        Ok(norm)
+        Ok(())
+    }
+
+    /// Whether every weight and every average of one is a finite number.
+    pub(crate) fn is_finite(&self) -> bool {
+        self.weights.par_iter().all(|weight| {
+            let mut numbers = weight.value.iter().chain(&weight.average);
+            numbers.all(|number| number.is_finite())
+        })
+    }
+}
+
+/// Gradients of the weights, in the order of [`Net::names`].
+pub(crate) struct Gradients {
+    /// Empty for a weight that took no part.
+    values: Vec<Vec<f32>>,
+    /// Global norm.
+    pub(crate) norm: f64,
+}
+
+impl Gradients {
+    pub(crate) fn of(net: &Net, grads: &GradStore) -> Result<Self> {
+        let values = net
+            .names()
+            .iter()
+            .map(|name| match grads.get(net.var(name)) {
+                Some(grad) => Ok(to_vec(grad)?),
+                None => Ok(Vec::new()),
+            })
+            .collect::<Result<Vec<Vec<f32>>>>()?;
+        let norm = values
+            .par_iter()
+            .map(|grad| grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum())
+            .collect::<Vec<f64>>()
+            .iter()
+            .sum::<f64>()
+            .sqrt();
+        Ok(Self { values, norm })
     }
 }
 
@@ -141,8 +155,15 @@ impl Update {
                 first / self.corrections[0] / ((second / self.corrections[1]).sqrt() + EPS);
             weight.value[i] -= decay * weight.value[i] + self.rate * direction;
         }
-        for (average, value) in weight.average.iter_mut().zip(&weight.value) {
-            *average = self.average * *average + (1.0 - self.average) * value;
+        let averages = weight.average.iter_mut().zip(&weight.value);
+        if grad.is_empty() {
+            // In this form an average that has met its weight stays, bit for bit.
+            averages
+                .for_each(|(average, value)| *average += (1.0 - self.average) * (value - *average));
+        } else {
+            averages.for_each(|(average, value)| {
+                *average = self.average * *average + (1.0 - self.average) * value;
+            });
         }
     }
 }

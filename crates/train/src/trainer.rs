@@ -1,14 +1,13 @@
 //! The training loop.
 
-use crate::checkpoint;
 use crate::config::TrainConfig;
 use crate::data::{Batch, Depths};
 use crate::error::{Result, TrainError};
-use crate::export;
-use crate::net::Net;
-use crate::optimizer::AdamW;
+use crate::net::{LayerUse, Net};
+use crate::optimizer::{AdamW, Gradients};
+use crate::{checkpoint, export, settings};
 use candle_core::DType;
-use std::hash::Hasher;
+use serde_json::{Map, Value};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,56 +26,94 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Tokens of the batch, padding left out.
     pub tokens: usize,
+    /// What they ran, layer by layer.
+    pub ran: Vec<LayerUse>,
     /// Seconds of the step.
     pub step_s: f64,
+    /// Whether a checkpoint was written behind it.
+    pub saved: bool,
 }
 
-/// Whether to go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
-    /// Go on.
-    Continue,
-    /// Write a checkpoint and stop.
-    Stop,
+impl StepReport {
+    /// Layers that a token of the batch ran, in the mean; attention and MLP are half a layer each.
+    pub fn layers_per_token(&self) -> f64 {
+        let sub_layers: usize = self.ran.iter().map(|ran| ran.attention + ran.mlp).sum();
+        sub_layers as f64 / 2.0 / self.tokens.max(1) as f64
+    }
 }
 
-/// A training run in a folder: `checkpoint.safetensors` and `loss.csv` while it lasts.
+/// A training run in a folder: `checkpoint.safetensors` while it is unfinished, `loss.csv`, and `finished.json` once the
+/// result is exported.
 pub struct Trainer {
     config: TrainConfig,
+    settings: Value,
     net: Net,
     optimizer: AdamW,
     step: u64,
-    run: u64,
-    checkpoint: PathBuf,
-    log: PathBuf,
+    saved: Option<u64>,
+    dir: PathBuf,
 }
 
 impl Trainer {
-    /// Starts in `dir`, or resumes what was cut off there with the same config and `context`: whatever else determines
-    /// the batches (data, depths), in any form. `net` is where a new run starts.
+    /// Whether `dir` holds an unfinished run.
+    pub fn is_unfinished(dir: &Path) -> bool {
+        checkpoint_in(dir).exists()
+    }
+
+    /// The settings of the finished run of `dir`; `None` where none has finished.
     ///
     /// # Errors
-    /// A config that cannot work, a folder that cannot be written, a checkpoint of another run.
-    pub fn new(dir: &Path, config: &TrainConfig, context: &str, net: Net) -> Result<Self> {
+    /// A file that cannot be read, or is not what [`export`](Self::export) wrote.
+    pub fn finished(dir: &Path) -> Result<Option<Value>> {
+        let path = finished_in(dir);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(TrainError::io(&path)(error)),
+        };
+        match serde_json::from_slice(&text) {
+            Ok(settings) => Ok(Some(settings)),
+            Err(error) => Err(TrainError::Checkpoint {
+                path,
+                message: format!("is damaged ({error}); delete it"),
+            }),
+        }
+    }
+
+    /// Starts in `dir`, or goes on with what was cut off there with the same settings: `config`, the shape, and `context`,
+    /// which is whatever else determines the batches. `net` is where a new run starts.
+    ///
+    /// # Errors
+    /// A config that cannot work, a folder that cannot be written, a checkpoint that is damaged or of another run.
+    pub fn new(
+        dir: &Path,
+        config: &TrainConfig,
+        context: &Map<String, Value>,
+        net: Net,
+    ) -> Result<Self> {
         config.check()?;
         std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
         let mut optimizer = AdamW::new(&net, &config.optimizer)?;
-        let run = fingerprint(config, context, &net);
-        let checkpoint = dir.join("checkpoint.safetensors");
-        let log = dir.join("loss.csv");
-        let step = match checkpoint.is_file() {
-            true => checkpoint::load(&checkpoint, &net, &mut optimizer, run)?,
-            false => 0,
+        let settings = settings::of_run(config, net.shape(), context)?;
+        let saved = match Self::is_unfinished(dir) {
+            true => Some(checkpoint::load(
+                &checkpoint_in(dir),
+                &net,
+                &mut optimizer,
+                &settings,
+            )?),
+            false => None,
         };
-        keep_log(&log, step)?;
+        let step = saved.unwrap_or(0);
+        keep_log(&log_in(dir), step)?;
         Ok(Self {
             config: config.clone(),
+            settings,
             net,
             optimizer,
             step,
-            run,
-            checkpoint,
-            log,
+            saved,
+            dir: dir.to_path_buf(),
         })
     }
 
@@ -85,94 +122,90 @@ impl Trainer {
         self.step
     }
 
+    /// Whether every update is done.
+    pub fn is_done(&self) -> bool {
+        self.step >= self.config.steps
+    }
+
     /// The network as it stands.
     pub fn net(&self) -> &Net {
         &self.net
     }
 
-    /// Trains to the end of the schedule. `batch` gives the batch of a step and the layers its tokens run; being a
-    /// function of the step alone, it makes resuming exact.
+    /// One update, on the batch of [`step`](Self::step). Where the batch is a function of that number and of the network
+    /// alone, a resumed run ends with the same bytes. Writes a line of the log, and a checkpoint where one is due.
     ///
     /// # Errors
-    /// A loss that is not a number, a file that cannot be written.
-    pub fn run(
-        &mut self,
-        mut batch: impl FnMut(u64) -> (Batch, Option<Box<dyn Fn(usize, usize, usize) -> bool>>),
-        mut report: impl FnMut(&StepReport) -> Control,
-    ) -> Result<()> {
-        let mut log = std::fs::OpenOptions::new()
-            .append(true)
-            .open(&self.log)
-            .map_err(TrainError::io(&self.log))?;
-        while self.step < self.config.steps {
-            let start = Instant::now();
-            let (batch, depths) = batch(self.step);
-            let mut done = self.update(&batch, depths.as_deref())?;
-            done.step_s = start.elapsed().as_secs_f64();
-            writeln!(
-                log,
-                "{},{},{},{},{}",
-                done.step,
-                done.loss,
-                done.rate,
-                done.grad_norm,
-                done.tokens as f64 / done.step_s
-            )
-            .map_err(TrainError::io(&self.log))?;
-            let control = report(&done);
-            let last = self.step == self.config.steps;
-            if last
-                || control == Control::Stop
-                || self.step.is_multiple_of(self.config.checkpoint_every)
-            {
-                self.save()?;
-            }
-            if control == Control::Stop {
-                break;
-            }
+    /// A batch that cannot be run; a loss, gradient or weight that is no number, which leaves the last checkpoint as it is;
+    /// a file that cannot be written.
+    pub fn update(&mut self, batch: &Batch, depths: Option<&Depths>) -> Result<StepReport> {
+        let start = Instant::now();
+        let pass = self.net.pass(batch, depths)?;
+        let loss = pass.loss.to_scalar::<f32>()?;
+        if !loss.is_finite() {
+            return Err(self.diverged(self.step + 1, "loss", f64::from(loss)));
         }
-        Ok(())
-    }
-
-    fn update(&mut self, batch: &Batch, depths: Option<Depths<'_>>) -> Result<StepReport> {
-        let loss = self.net.loss(batch, depths)?;
-        let value = loss.to_scalar::<f32>()?;
-        if !value.is_finite() {
-            return Err(TrainError::Diverged {
-                step: self.step,
-                what: "loss",
-                value: f64::from(value),
-            });
+        let gradients = Gradients::of(&self.net, &pass.loss.backward()?)?;
+        if !gradients.norm.is_finite() {
+            return Err(self.diverged(self.step + 1, "gradient norm", gradients.norm));
         }
-        let grads = loss.backward()?;
         let rate = self.config.optimizer.rate(self.step, self.config.steps);
-        let grad_norm = self.optimizer.step(&self.net, &grads, rate, self.step)?;
+        self.optimizer
+            .step(&self.net, &gradients, rate, self.step)?;
         self.step += 1;
-        Ok(StepReport {
+        let mut report = StepReport {
             step: self.step,
-            loss: value,
+            loss,
             rate,
-            grad_norm,
+            grad_norm: gradients.norm,
             tokens: batch.tokens(),
-            step_s: 0.0,
-        })
+            ran: pass.ran,
+            step_s: start.elapsed().as_secs_f64(),
+            saved: false,
+        };
+        write_log(&log_in(&self.dir), &report)?;
+        if self.is_done() || self.step.is_multiple_of(self.config.checkpoint_every) {
+            self.save()?;
+            report.saved = true;
+        }
+        Ok(report)
     }
 
-    fn save(&self) -> Result<()> {
+    /// Writes a checkpoint, unless the last one is of this step.
+    ///
+    /// # Errors
+    /// A weight that is no number, a file that cannot be written. The checkpoint before stays.
+    pub fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.step) {
+            return Ok(());
+        }
+        if !self.optimizer.is_finite() {
+            return Err(self.diverged(self.step, "largest weight", f64::INFINITY));
+        }
         checkpoint::save(
-            &self.checkpoint,
+            &checkpoint_in(&self.dir),
             &self.net,
             &self.optimizer,
             self.step,
-            self.run,
-        )
+            &self.settings,
+        )?;
+        self.saved = Some(self.step);
+        Ok(())
     }
 
-    /// Writes the network, or the average of its weights where one is kept, as a Hugging Face folder.
+    /// Writes the finished network, or the average of its weights where one is kept, as a Hugging Face folder; then
+    /// removes the checkpoint. A cut-off at any point leaves a run that does the rest when it is resumed.
     ///
     /// # Errors
-    /// A folder that cannot be written.
-    pub fn export(&self, dir: &Path, tokenizer: &Tokenizer, dtype: DType) -> Result<()> {
+    /// A training that has not ended, a folder that cannot be written.
+    pub fn export(&mut self, dir: &Path, tokenizer: &Tokenizer, dtype: DType) -> Result<()> {
+        if !self.is_done() {
+            return Err(TrainError::Unfinished {
+                step: self.step,
+                steps: self.config.steps,
+            });
+        }
+        self.save()?;
         let values: Vec<&[f32]> = self
             .optimizer
             .weights
@@ -182,39 +215,177 @@ impl Trainer {
                 false => weight.average.as_slice(),
             })
             .collect();
-        export::export(dir, &self.net, &values, tokenizer, dtype)
+        export::export(dir, &self.net, &values, tokenizer, dtype)?;
+        let settings = format!("{:#}\n", self.settings);
+        skipbench_fs::write_whole(&finished_in(&self.dir), settings.as_bytes())?;
+        let checkpoint = checkpoint_in(&self.dir);
+        std::fs::remove_file(&checkpoint).map_err(TrainError::io(&checkpoint))?;
+        self.saved = None;
+        Ok(())
+    }
+
+    fn diverged(&self, step: u64, what: &'static str, value: f64) -> TrainError {
+        TrainError::Diverged {
+            step,
+            what,
+            value,
+            kept: self.saved,
+        }
     }
 }
 
-/// Names a run by its config, context and shape.
-fn fingerprint(config: &TrainConfig, context: &str, net: &Net) -> u64 {
-    // Stable by construction: the text is ours, and the hash has fixed keys.
-    #[expect(
-        deprecated,
-        reason = "SipHash with fixed keys is what a stable name needs"
-    )]
-    let mut hasher = std::hash::SipHasher::new();
-    hasher.write(format!("{config:?} {context} {:?}", net.shape()).as_bytes());
-    hasher.finish()
+fn checkpoint_in(dir: &Path) -> PathBuf {
+    dir.join("checkpoint.safetensors")
 }
 
-/// Drops log lines of steps that the checkpoint does not have.
+fn finished_in(dir: &Path) -> PathBuf {
+    dir.join("finished.json")
+}
+
+fn log_in(dir: &Path) -> PathBuf {
+    dir.join("loss.csv")
+}
+
+const HEADER: &str = "step,loss,learning_rate,grad_norm,tokens_per_s,layers_per_token";
+
+fn write_log(path: &Path, report: &StepReport) -> Result<()> {
+    let line = format!(
+        "{},{},{},{},{},{}\n",
+        report.step,
+        report.loss,
+        report.rate,
+        report.grad_norm,
+        report.tokens as f64 / report.step_s,
+        report.layers_per_token()
+    );
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(path)
+        .and_then(|mut log| log.write_all(line.as_bytes()))
+        .map_err(TrainError::io(path))
+}
+
+/// Keeps the log's whole lines of steps that the checkpoint has.
 fn keep_log(path: &Path, step: u64) -> Result<()> {
-    const HEADER: &str = "step,loss,learning_rate,grad_norm,tokens_per_s";
-    let old = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+    let old = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(TrainError::io(path)(error)),
     };
-    let kept = old.lines().skip(1).filter(|line| {
-        line.split(',')
-            .next()
-            .and_then(|number| number.parse::<u64>().ok())
-            .is_some_and(|number| number <= step)
+    // A cut-off may leave half a line, and a loss of power bytes that are no text.
+    let old = String::from_utf8_lossy(&old);
+    let kept = old.lines().filter(|line| {
+        let cells: Vec<Option<f64>> = line.split(',').map(|cell| cell.parse().ok()).collect();
+        cells.len() == HEADER.split(',').count()
+            && cells.iter().all(Option::is_some)
+            && cells[0].is_some_and(|number| number <= step as f64)
     });
     let text: String = std::iter::once(HEADER)
         .chain(kept)
         .map(|line| format!("{line}\n"))
         .collect();
-    std::fs::write(path, text).map_err(TrainError::io(path))
+    Ok(skipbench_fs::write_whole(path, text.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LossOn, ModelShape, OptimizerConfig, Pair};
+
+    fn start(dir: &Path) -> Trainer {
+        let shape = ModelShape {
+            vocab_size: 9,
+            d_model: 8,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            d_ff: 12,
+            rope_theta: 100.0,
+            norm_eps: 1e-5,
+            max_positions: 8,
+            tied_head: true,
+        };
+        let config = TrainConfig {
+            steps: 6,
+            batch_size: 1,
+            seed: 0,
+            loss_on: LossOn::All,
+            checkpoint_every: 3,
+            optimizer: OptimizerConfig {
+                learning_rate: 0.1,
+                floor: 0.1,
+                warm_up_steps: 0,
+                weight_decay: 0.0,
+                beta1: 0.9,
+                beta2: 0.95,
+                clip_norm: 1.0,
+                ema_decay: 0.9,
+            },
+        };
+        let net = Net::new(&shape, 1).unwrap();
+        Trainer::new(dir, &config, &Map::new(), net).unwrap()
+    }
+
+    fn step(trainer: &mut Trainer) -> Result<StepReport> {
+        let pair = Pair {
+            prompt: vec![1, 5],
+            response: vec![6, 2],
+        };
+        trainer.update(&Batch::new(&[pair], LossOn::All), None)
+    }
+
+    #[test]
+    fn a_training_that_blows_up_stops_and_its_last_checkpoint_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut trainer = start(dir.path());
+        let saved: Vec<bool> = (0..4).map(|_| step(&mut trainer).unwrap().saved).collect();
+        assert_eq!(saved, [false, false, true, false]);
+        let checkpoint = std::fs::read(checkpoint_in(dir.path())).unwrap();
+
+        trainer.optimizer.weights[0].value[0] = f32::INFINITY;
+        let message = trainer.save().unwrap_err().to_string();
+        assert!(
+            message.contains("largest weight at step 4") && message.contains("of step 3 is kept"),
+            "{message}"
+        );
+        let norm = trainer.net.var("model.norm.weight");
+        norm.set(&(norm.as_tensor() * f64::NAN).unwrap()).unwrap();
+        let message = step(&mut trainer).unwrap_err().to_string();
+        assert!(
+            message.contains("loss at step 5 is NaN") && message.contains("of step 3 is kept"),
+            "{message}"
+        );
+        assert_eq!(trainer.step(), 4);
+        assert!(std::fs::read(checkpoint_in(dir.path())).unwrap() == checkpoint);
+    }
+
+    #[test]
+    fn the_log_loses_what_is_torn_or_ahead_of_the_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = log_in(dir.path());
+        let mut bytes =
+            format!("{HEADER}\n1,5.0,0.1,1.0,9,2\n2,4.0,0.1,1.0,9,2\n3,4.0,0.1,1.0,9,2\n4,3.")
+                .into_bytes();
+        bytes.extend([0, 0xff]);
+        std::fs::write(&path, bytes).unwrap();
+        keep_log(&path, 2).unwrap();
+        let kept = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(
+            kept,
+            format!("{HEADER}\n1,5.0,0.1,1.0,9,2\n2,4.0,0.1,1.0,9,2\n")
+        );
+    }
+
+    #[test]
+    fn a_disk_that_is_full_or_read_only_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut trainer = start(dir.path());
+        std::fs::remove_file(log_in(dir.path())).unwrap();
+        std::fs::create_dir(log_in(dir.path())).unwrap();
+        let message = step(&mut trainer).unwrap_err().to_string();
+        assert!(message.contains("loss.csv"), "{message}");
+        std::fs::create_dir(checkpoint_in(dir.path())).unwrap();
+        let message = trainer.save().unwrap_err().to_string();
+        assert!(message.contains("checkpoint.safetensors"), "{message}");
+    }
 }
