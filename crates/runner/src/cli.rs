@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::commands;
+use crate::{commands, progress};
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -40,7 +40,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[derive(Debug, Parser)]
 #[command(name = "skipbench", version, propagate_version = true)]
 pub struct Cli {
-    /// Say more on stderr (-v progress of each step, -vv everything)
+    /// Say more on stderr (-v what is read, loaded and tried, -vv everything)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// What to do.
@@ -90,16 +90,18 @@ impl Command {
 
 /// Logs to stderr; `RUST_LOG` wins over `-v`.
 fn init_logging(verbose: u8) {
+    // A target is the path of a module, and a directive holds for every target that begins with it: `skipbench` stands for
+    // all crates of the project.
     let default = match verbose {
         0 => "warn",
-        1 => "skipbench=info",
-        _ => "debug",
+        1 => "warn,skipbench=info",
+        _ => "warn,skipbench=debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| progress::Stderr)
         .without_time()
         .init();
 }

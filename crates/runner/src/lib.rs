@@ -21,5 +21,8 @@ mod identity;
 mod input;
 mod load;
 mod memo;
+mod outputs;
+mod preview;
 mod progress;
 mod trace;
+mod yaml;

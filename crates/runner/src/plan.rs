@@ -85,7 +85,7 @@ impl Plan {
     /// # Errors
     /// Whatever is wrong with the YAML, a checkpoint folder, a task or a strategy.
     pub fn from_yaml(path: &Path) -> anyhow::Result<Self> {
-        let experiment = Experiment::read(path)?;
+        let experiment = Experiment::read(path, &[])?;
         let models = experiment
             .models
             .iter()

@@ -3,7 +3,7 @@
 use crate::digest;
 use crate::experiment::TaskEntry;
 use crate::load::{FilePairs, read_lines};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use skipbench_metrics::Metric;
 use skipbench_tasks::{DEFAULT_SEED, Split, Task};
 
@@ -35,7 +35,7 @@ impl TaskData {
     /// An unknown built-in task or metric, files that cannot be read or do not pair up.
     pub fn open(entry: &TaskEntry) -> anyhow::Result<Self> {
         match (&entry.builtin, &entry.source, &entry.reference) {
-            (Some(name), _, _) => Self::builtin(entry, name.parse()?),
+            (Some(task), _, _) => Self::builtin(entry, *task),
             (None, Some(source), Some(reference)) => {
                 let pairs = FilePairs::read(source, reference)?;
                 let template = entry.prompt.as_deref().unwrap_or("{source}");
@@ -115,16 +115,13 @@ impl TaskData {
     }
 }
 
+/// The metrics of a task, by default those of these names.
 fn metrics(entry: &TaskEntry, default: &[&str]) -> anyhow::Result<Vec<Metric>> {
-    let names: Vec<&str> = match entry.metrics.is_empty() {
-        true => default.to_vec(),
-        false => entry.metrics.iter().map(String::as_str).collect(),
-    };
-    names
-        .into_iter()
-        .map(|name| {
-            name.parse()
-                .with_context(|| format!("metric `{name}` of a task"))
-        })
-        .collect()
+    match entry.metrics.is_empty() {
+        true => Ok(default
+            .iter()
+            .map(|name| name.parse())
+            .collect::<Result<_, _>>()?),
+        false => Ok(entry.metrics.clone()),
+    }
 }

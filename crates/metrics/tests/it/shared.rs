@@ -7,13 +7,8 @@ use skipbench_metrics::{
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-fn folder() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/metric_parity_dev");
-    if !path.is_dir() {
-        println!("skipped: there is no {}", path.display());
-        return None;
-    }
-    Some(path)
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/metric_parity_dev")
 }
 
 fn json(path: &Path) -> Value {
@@ -95,8 +90,9 @@ fn metric(kind: &str, options: &Value) -> Metric {
 }
 
 #[test]
+#[cfg_attr(not(has_shared), ignore = "needs ../shared")]
 fn sacrebleus_unit_vectors() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let cases = json(&folder.join("sacrebleu_unit_vectors.json"));
     let cases = cases["cases"].as_array().unwrap();
     for case in cases {
@@ -122,8 +118,9 @@ fn sacrebleus_unit_vectors() {
 }
 
 #[test]
+#[cfg_attr(not(has_shared), ignore = "needs ../shared")]
 fn googles_rouge_vectors() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let cases = json(&folder.join("google_rouge_unit_vectors.json"));
     let cases = cases["cases"].as_array().unwrap();
     for case in cases {
@@ -153,10 +150,9 @@ fn googles_rouge_vectors() {
 }
 
 #[test]
+#[cfg_attr(not(has_shared), ignore = "needs ../shared")]
 fn systems_of_wmt17() {
-    let Some(folder) = folder().map(|folder| folder.join("wmt17_en_de")) else {
-        return;
-    };
+    let folder = folder().join("wmt17_en_de");
     let references = References::single(lines(&folder.join("ref.de.gz"))).unwrap();
     let expected = json(&folder.join("expected.json"));
     let bleu = |tokenizer, lowercase| {
@@ -195,10 +191,9 @@ fn systems_of_wmt17() {
 }
 
 #[test]
+#[cfg_attr(not(has_shared), ignore = "needs ../shared")]
 fn summaries_of_xsum() {
-    let Some(folder) = folder().map(|folder| folder.join("simcls_xsum")) else {
-        return;
-    };
+    let folder = folder().join("simcls_xsum");
     let hypotheses = Hypotheses::new(lines(&folder.join("hyp.txt.gz")));
     let references = References::single(lines(&folder.join("ref.txt.gz"))).unwrap();
     let expected = json(&folder.join("expected.json"));

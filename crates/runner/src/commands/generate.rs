@@ -1,9 +1,10 @@
 //! `skipbench generate`.
 
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment::{self, DeviceName, DtypeName, MAX_BATCH_SIZE};
+use crate::experiment::{self, DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS};
 use crate::input::{Prompt, read_prompts};
-use crate::progress;
+use crate::outputs::{self, Named};
+use crate::progress::{self, Progress};
 use crate::store::layer_counts;
 use crate::trace::{Heat, audit_json, trace_line};
 use anyhow::{Context, bail};
@@ -14,7 +15,6 @@ use skipbench_model::{
     Backend, CausalLm, Decoder, HoleReads, ModelConfig, TextTokenizer, Tokenize,
 };
 use skipbench_strategy::StrategySpec;
-use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,13 +38,13 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH_SIZE as i64))]
     batch_size: u32,
     /// Longest answer in tokens
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=MAX_NEW_TOKENS as i64))]
     max_new_tokens: u32,
     /// Always generate `max-new-tokens`
     #[arg(long)]
     ignore_eos: bool,
     /// Beams to search with; 1 is greedy decoding
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_BEAMS as i64))]
     beams: u32,
     /// Of a beam search: a finished answer's log-probability is divided by its length to this power; 1 if not given
     #[arg(long, allow_negative_numbers = true)]
@@ -111,6 +111,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         false => Backend::Auto,
     };
     let model = Decoder::load(&args.model, &device, args.dtype.map(Into::into), backend)?;
+    tracing::info!(
+        "loaded {}: {} layers",
+        args.model.display(),
+        model.sizes().n_layers
+    );
     let tokenizer = TextTokenizer::load(&args.model, model.sizes().vocab_size)?;
     let engine = Engine::new(&model);
     let mut options = options(args, &tokenizer);
@@ -120,6 +125,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         Some((path, texts)) => Some(tokenize(path, texts, &tokenizer, engine, &options)?),
         None => None,
     };
+    let tokens: usize = ids.iter().map(Vec::len).sum();
+    tracing::info!(
+        "{}: {} prompts of {tokens} tokens",
+        args.input.display(),
+        ids.len()
+    );
     let spec = calibrated(args, engine, texts.as_deref(), &ids, &options)
         .with_context(|| format!("strategy `{}`", args.strategy))?;
     let mut strategy = spec
@@ -127,12 +138,13 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("strategy `{}`", args.strategy))?;
 
     let mut trace = match &args.trace {
-        Some(path) => Some((path, BufWriter::new(create(path)?))),
+        Some(path) => Some((path, BufWriter::new(outputs::create(path)?))),
         None => None,
     };
     let mut heat = Heat::new(model.sizes().n_layers);
     let (mut audit, mut hole_reads) = (KvAudit::default(), HoleReads::default());
-    let bar = progress::bar(prompts.len() as u64, "generating");
+    progress::end_on_signals("stopped; the answers up to here are written");
+    let progress = Progress::new(prompts.len() as u64, "prompts");
     let mut out = std::io::stdout().lock();
     let batch_size = args.batch_size as usize;
     for (prompts, ids) in prompts.chunks(batch_size).zip(ids.chunks(batch_size)) {
@@ -150,7 +162,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
             if let Some((path, file)) = &mut trace {
                 for index in 0..row.tokens.len() {
                     let line = trace_line(&prompt.id, ids.len(), row, index);
-                    writeln!(file, "{line}").with_context(|| write_failed(path))?;
+                    writeln!(file, "{line}").with_context(|| outputs::failed(path))?;
                 }
             }
             heat.add(row);
@@ -163,11 +175,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         if let Some(sampling) = &mut options.sampling {
             sampling.first_row += ids.len() as u64;
         }
-        bar.inc(prompts.len() as u64);
+        progress.inc(prompts.len() as u64);
     }
-    bar.finish_and_clear();
+    drop(progress);
     if let Some((path, mut file)) = trace {
-        file.flush().with_context(|| write_failed(path))?;
+        file.flush().with_context(|| outputs::failed(path))?;
     }
     if let Some(path) = &args.heatmap {
         let title = format!("Layers that ran: {spec}");
@@ -180,7 +192,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
             &audit,
             hole_reads,
         );
-        std::fs::write(path, format!("{json:#}\n")).with_context(|| write_failed(path))?;
+        std::fs::write(path, format!("{json:#}\n")).with_context(|| outputs::failed(path))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -288,61 +300,34 @@ pub(super) fn tokenize(
         .collect()
 }
 
-/// Refuses a heatmap that is no picture, files that would overwrite one another, and files that cannot be written.
+/// Refuses a heatmap that is no picture, and files that would overwrite one another or cannot be written.
 fn check_files(args: &GenerateArgs) -> anyhow::Result<()> {
-    if let Some(heatmap) = &args.heatmap
-        && !heatmap
-            .extension()
-            .is_some_and(|e| e == "svg" || e == "png")
-    {
-        bail!(
+    let named = |option, path| Named { option, path };
+    let inputs: Vec<Named<'_>> = [
+        ("--input", Some(&args.input)),
+        ("--calibration", args.calibration.as_ref()),
+    ]
+    .into_iter()
+    .filter_map(|(option, path)| Some(named(option, path?)))
+    .collect();
+    let pictures = match &args.heatmap {
+        Some(heatmap) if !is_picture(heatmap) => bail!(
             "--heatmap {}: the name must end in `.svg` or `.png`; both are written",
             heatmap.display()
-        );
-    }
-    let pictures = args.heatmap.iter();
-    let pictures =
-        pictures.flat_map(|path| [path.with_extension("svg"), path.with_extension("png")]);
-    let written: Vec<PathBuf> = args
-        .trace
-        .iter()
-        .chain(&args.audit)
-        .cloned()
-        .chain(pictures)
-        .collect();
-    let read = [Some(&args.input), args.calibration.as_ref()];
-    for (index, path) in written.iter().enumerate() {
-        let mut others = written[..index].iter().chain(read.into_iter().flatten());
-        if others.any(|other| other == path) {
-            bail!(
-                "two of the files are {}; give each its own name",
-                path.display()
-            );
-        }
-    }
-    written.iter().try_for_each(|path| check_writable(path))
+        ),
+        Some(heatmap) => vec![heatmap.with_extension("svg"), heatmap.with_extension("png")],
+        None => Vec::new(),
+    };
+    let files = [("--trace", &args.trace), ("--audit", &args.audit)]
+        .into_iter()
+        .filter_map(|(option, path)| Some(named(option, path.as_ref()?)));
+    let pictures = pictures.iter().map(|path| named("--heatmap", path));
+    outputs::check(&inputs, &files.chain(pictures).collect::<Vec<_>>())
 }
 
-/// Says so before the work if a file cannot be written; what is there stays as it is.
-fn check_writable(path: &Path) -> anyhow::Result<()> {
-    let found = path.exists();
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .with_context(|| write_failed(path))?;
-    match found {
-        true => Ok(()),
-        false => std::fs::remove_file(path).with_context(|| write_failed(path)),
-    }
-}
-
-fn create(path: &Path) -> anyhow::Result<File> {
-    File::create(path).with_context(|| write_failed(path))
-}
-
-fn write_failed(path: &Path) -> String {
-    format!("cannot write {}", path.display())
+fn is_picture(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|end| end == "svg" || end == "png")
 }
 
 /// The strategy with what it lacks: a threshold, scores, an expected length.

@@ -2,7 +2,7 @@
 
 use super::{generate, print_json};
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment;
+use crate::experiment::{self, MAX_NEW_TOKENS};
 use crate::input::read_prompts;
 use anyhow::Context;
 use candle_core::Device;
@@ -34,8 +34,8 @@ pub struct LayersArgs {
     #[arg(long, requires = "model")]
     calibration: Option<PathBuf>,
     /// Longest answer in tokens, for strategies that go by position
-    #[arg(long, default_value_t = 64)]
-    max_new_tokens: usize,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=MAX_NEW_TOKENS as i64))]
+    max_new_tokens: u32,
     /// Print one JSON value
     #[arg(long)]
     json: bool,
@@ -54,7 +54,7 @@ pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
         (None, n_layers) => (spec.clone(), n_layers.unwrap_or_default()),
     };
     let explanation = spec
-        .explain(n_layers, args.max_new_tokens)
+        .explain(n_layers, args.max_new_tokens as usize)
         .with_context(|| format!("strategy `{spec}`"))?;
     if args.json {
         print_json(&explanation)?;
@@ -107,7 +107,7 @@ fn of_model(
         return Ok((spec.clone(), n_layers));
     }
     let options = Options {
-        max_new_tokens: args.max_new_tokens,
+        max_new_tokens: args.max_new_tokens as usize,
         eos_ids: tokenizer.eos_ids().to_vec(),
         ..Options::default()
     };

@@ -1,0 +1,510 @@
+//! The YAML experiment: models x tasks x strategies x target speedups x batch sizes.
+
+mod args;
+mod check;
+
+pub use args::{ExperimentArgs, Shard};
+pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
+
+use crate::yaml::Document;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use skipbench_metrics::Metric;
+use skipbench_strategy::{KvFill, StrategySpec};
+use skipbench_tasks::Task;
+use std::path::{Path, PathBuf};
+
+/// An experiment as written by a user. Relative paths are taken from the YAML file's folder.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(transform = whole_unless_extended)]
+pub struct Experiment {
+    /// Another experiment file, by its path from this one's folder, which this one is laid over: maps key by key, lists
+    /// and single values whole. Paths in it stay relative to its own folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extends: Option<PathBuf>,
+    /// Short name: the folder of the results and a column of the table.
+    pub name: String,
+    /// Heading of the report.
+    #[serde(default)]
+    pub title: Option<String>,
+    /// What a reader of the report must know, a sentence or two each.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// Checkpoints to run.
+    pub models: Vec<ModelEntry>,
+    /// Tasks to run them on.
+    pub tasks: Vec<TaskEntry>,
+    /// Strategies, as short forms (`unified:even`) or maps; one without a speedup is run at each of `speedups`.
+    pub strategies: Vec<StrategySpec>,
+    /// Target speedups.
+    #[serde(default = "default_speedups")]
+    pub speedups: Vec<f64>,
+    /// What a target speedup means: a share of the layers, or of the time on this machine.
+    #[serde(default, rename = "match")]
+    pub matching: Match,
+    /// KV fills to run every strategy with that leaves a choice and was given none; if not given, each keeps its own.
+    #[serde(default)]
+    pub kv_fills: Vec<KvFill>,
+    /// Batch sizes, in prompts.
+    #[serde(default = "default_batch_sizes")]
+    pub batch_sizes: Vec<usize>,
+    /// Beams to search with; 1 is greedy decoding.
+    #[serde(default = "default_beams")]
+    pub beams: Vec<usize>,
+    /// Of a beam search: a finished answer's log-probability is divided by its length to this power.
+    #[serde(default = "default_length_penalty")]
+    pub length_penalty: f64,
+    /// No n-gram of this length occurs twice in prompt and answer together; 0 for no such rule.
+    #[serde(default)]
+    pub no_repeat_ngram: usize,
+    /// Where to compute.
+    #[serde(default)]
+    pub device: DeviceName,
+    /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU.
+    #[serde(default)]
+    pub dtype: Option<DtypeName>,
+    /// Seed of orders, resamples and calibration.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// How to time.
+    #[serde(default)]
+    pub timing: TimingEntry,
+    /// Folder of the results; the default is `runs/<name>` in the current folder.
+    #[serde(default)]
+    pub out: Option<PathBuf>,
+    /// Where each value was written.
+    #[serde(skip)]
+    document: Document,
+}
+
+/// A checkpoint.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ModelEntry {
+    /// Name in tables; the default is the folder's.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Hugging Face folder.
+    pub path: PathBuf,
+}
+
+/// A task: built in, or text files with a segment a line.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TaskEntry {
+    /// Name in tables; the default is that of the built-in task.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// A built-in task: `translation` or `summarization`.
+    #[serde(default)]
+    #[schemars(schema_with = "task_schema")]
+    pub builtin: Option<Task>,
+    /// Source texts, a line each (`.gz` too).
+    #[serde(default)]
+    pub source: Option<PathBuf>,
+    /// Reference texts, a line each.
+    #[serde(default)]
+    pub reference: Option<PathBuf>,
+    /// Source texts on which thresholds are calibrated; never scored.
+    #[serde(default)]
+    pub calibration: Option<PathBuf>,
+    /// How a source becomes a prompt; `{source}` stands for it.
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// Prompts to score.
+    #[serde(default = "default_prompts")]
+    pub prompts: usize,
+    /// Prompts to calibrate on.
+    #[serde(default = "default_calibration_prompts")]
+    pub calibration_prompts: usize,
+    /// Longest answer in tokens.
+    #[serde(default = "default_max_new_tokens")]
+    pub max_new_tokens: usize,
+    /// Metrics; the first is the one that plots show.
+    #[serde(default, with = "metric_names")]
+    #[schemars(with = "Vec<String>")]
+    pub metrics: Vec<Metric>,
+}
+
+/// How the timing pass goes.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TimingEntry {
+    /// Batches of prompts that are timed, and of calibration prompts in a trial of `match: wallclock`; 0 leaves timing out.
+    #[serde(default = "default_timing_batches")]
+    pub batches: usize,
+    /// Times that each batch is run under both the full network and the strategy.
+    #[serde(default = "default_timing_repeats")]
+    pub repeats: usize,
+    /// Half width of a speedup's interval, as a share of the speedup (`1%` or `0.01`; 0.1% to 50%), until which batches are
+    /// repeated beyond `repeats`; if not given, each is run `repeats` times.
+    #[serde(
+        default,
+        deserialize_with = "share",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "share_schema")]
+    pub precision: Option<f64>,
+    /// The most times that `precision` has a batch run; if not given, the harness's own cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_repeats: Option<usize>,
+    /// Blocks run before the clock counts.
+    #[serde(default = "default_timing_warm_up")]
+    pub warm_up: usize,
+    /// Tokens per row, always exactly this many.
+    #[serde(default = "default_timing_new_tokens")]
+    pub new_tokens: usize,
+}
+
+/// What a target speedup means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Match {
+    /// A share of the layers, as in the papers.
+    #[default]
+    Layers,
+    /// A share of the decode time, measured on the calibration prompts: static strategies get as many layers as meet it,
+    /// dynamic ones the threshold.
+    Wallclock,
+}
+
+/// Where to compute.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceName {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The first CUDA GPU; needs a build with `--features cuda`.
+    Cuda,
+}
+
+impl DeviceName {
+    /// As in an experiment.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// Element type of the weights.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum DtypeName {
+    /// 32 bits.
+    F32,
+    /// Brain float, 16 bits.
+    Bf16,
+    /// IEEE half, 16 bits.
+    F16,
+}
+
+fn default_speedups() -> Vec<f64> {
+    vec![2.0]
+}
+fn default_batch_sizes() -> Vec<usize> {
+    vec![1]
+}
+fn default_beams() -> Vec<usize> {
+    vec![1]
+}
+fn default_length_penalty() -> f64 {
+    1.0
+}
+fn default_seed() -> u64 {
+    1
+}
+fn default_prompts() -> usize {
+    64
+}
+fn default_calibration_prompts() -> usize {
+    32
+}
+fn default_max_new_tokens() -> usize {
+    64
+}
+fn default_timing_batches() -> usize {
+    16
+}
+fn default_timing_repeats() -> usize {
+    2
+}
+fn default_timing_warm_up() -> usize {
+    2
+}
+fn default_timing_new_tokens() -> usize {
+    24
+}
+
+impl Default for TimingEntry {
+    fn default() -> Self {
+        Self {
+            batches: default_timing_batches(),
+            repeats: default_timing_repeats(),
+            precision: None,
+            max_repeats: None,
+            warm_up: default_timing_warm_up(),
+            new_tokens: default_timing_new_tokens(),
+        }
+    }
+}
+
+impl Experiment {
+    /// Reads an experiment with what it `extends`, sets `overrides` (`key.path=value`) in it, and makes its paths
+    /// independent of the folder of its file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, YAML that does not parse, an unknown or missing key, a value of the wrong kind or out of
+    /// its range: each with file, line and column.
+    pub fn read(path: &Path, overrides: &[String]) -> anyhow::Result<Self> {
+        let document = Document::read(path, overrides)?;
+        let mut experiment: Experiment = document.to()?;
+        experiment
+            .check()
+            .map_err(|misfit| document.fault(&misfit.path, misfit.message))?;
+        for (index, model) in experiment.models.iter_mut().enumerate() {
+            let folder = document.folder_of(&format!("models.{index}.path"));
+            model.path = folder.join(&model.path);
+        }
+        for (index, task) in experiment.tasks.iter_mut().enumerate() {
+            let files = [
+                ("source", &mut task.source),
+                ("reference", &mut task.reference),
+                ("calibration", &mut task.calibration),
+            ];
+            for (key, file) in files {
+                if let Some(file) = file {
+                    let folder = document.folder_of(&format!("tasks.{index}.{key}"));
+                    *file = folder.join(&*file);
+                }
+            }
+        }
+        experiment.document = document;
+        Ok(experiment)
+    }
+
+    /// The error that says where the value at a key path, such as `tasks.0`, was written, and what is wrong with it.
+    pub(crate) fn fault(&self, path: &str, error: impl Into<anyhow::Error>) -> anyhow::Error {
+        self.document.fault(path, format!("{:#}", error.into()))
+    }
+
+    /// Folder of the results.
+    pub fn out_dir(&self) -> PathBuf {
+        self.out
+            .clone()
+            .unwrap_or_else(|| Path::new("runs").join(&self.name))
+    }
+
+    /// Element type of the weights in memory, for a record.
+    pub(crate) fn dtype_name(&self) -> String {
+        match (self.dtype, self.device) {
+            (Some(DtypeName::F32), _) | (None, DeviceName::Cpu) => "f32",
+            (Some(DtypeName::Bf16), _) => "bf16",
+            (Some(DtypeName::F16), _) => "f16",
+            (None, DeviceName::Cuda) => "as stored",
+        }
+        .to_owned()
+    }
+}
+
+/// Parses YAML that messages call `path`.
+///
+/// # Errors
+/// YAML that does not parse or does not fit, with line, column and the nearest key where one is not known.
+pub fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<T> {
+    Document::parse(text, &path.display().to_string())?.to()
+}
+
+/// A strategy as given on the command line: the short form, or the long form as YAML writes it in one line.
+///
+/// # Errors
+/// A text that is neither.
+pub(crate) fn strategy(text: &str) -> Result<StrategySpec, String> {
+    let long = text
+        .split_once('{')
+        .map(|(head, _)| head.trim())
+        .is_some_and(|head| head.is_empty() || head.ends_with(':'));
+    match long {
+        true => Document::parse(text, "")
+            .and_then(|document| document.to())
+            .map_err(|error| error.to_string()),
+        false => text
+            .parse::<StrategySpec>()
+            .map_err(|error| error.to_string()),
+    }
+}
+
+/// A share of 1, written as a number or as percent.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Share {
+    Number(f64),
+    Text(String),
+}
+
+fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let Some(share) = Option::<Share>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    let text = match share {
+        Share::Number(number) => return Ok(Some(number)),
+        Share::Text(text) => text,
+    };
+    let percent = text.strip_suffix('%').map(str::trim_end);
+    match percent.and_then(|percent| percent.parse::<f64>().ok()) {
+        Some(percent) => Ok(Some(percent / 100.0)),
+        None => Err(D::Error::custom(format_args!(
+            "a share is written as percent or as a number, `1%` or `0.01`, not {text:?}"
+        ))),
+    }
+}
+
+fn share_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "anyOf": [
+            {"type": "number", "minimum": 0.001, "maximum": 0.5},
+            {"type": "string", "pattern": r"^[0-9.]+\s*%$"},
+            {"type": "null"},
+        ],
+    })
+}
+
+fn task_schema(_: &mut SchemaGenerator) -> Schema {
+    let names = Task::ALL.map(|task| Some(task.name()));
+    let names: Vec<Option<&str>> = names.into_iter().chain([None]).collect();
+    json_schema!({"enum": names})
+}
+
+/// Metrics by their names.
+mod metric_names {
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+    use skipbench_metrics::Metric;
+
+    struct Named(Metric);
+
+    impl<'de> Deserialize<'de> for Named {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let name = String::deserialize(deserializer)?;
+            name.parse().map(Self).map_err(D::Error::custom)
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Metric>, D::Error> {
+        let names = Vec::<Named>::deserialize(from)?;
+        Ok(names.into_iter().map(|named| named.0).collect())
+    }
+
+    pub(super) fn serialize<S: Serializer>(metrics: &[Metric], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(metrics.iter().map(ToString::to_string))
+    }
+}
+
+/// A file that extends another need not say what the other does.
+fn whole_unless_extended(schema: &mut Schema) {
+    if let Some(required) = schema.remove("required") {
+        let alternatives = serde_json::json!([{"required": required}, {"required": ["extends"]}]);
+        schema.insert("anyOf".to_owned(), alternatives);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(more: &str) -> Result<Experiment, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.yaml");
+        let text = format!(
+            "name: e\nmodels: [{{path: m}}]\ntasks: [{{builtin: translation}}]\nstrategies: [full]\n{more}"
+        );
+        std::fs::write(&path, text).unwrap();
+        Experiment::read(&path, &[]).map_err(|error| {
+            let text = format!("{error:#}");
+            text.replace(&format!("{}/", folder.path().display()), "")
+        })
+    }
+
+    #[test]
+    fn a_precision_is_percent_or_a_number() {
+        let precision = |text: &str| read(&format!("timing: {{precision: {text}}}\n"));
+        assert_eq!(precision("1%").unwrap().timing.precision, Some(0.01));
+        assert_eq!(
+            precision("\"2.5 %\"").unwrap().timing.precision,
+            Some(0.025)
+        );
+        assert_eq!(precision("0.05").unwrap().timing.precision, Some(0.05));
+        assert_eq!(precision("").unwrap().timing.precision, None);
+        for wrong in ["1", "0", "90%", "-1%", "one", ".nan", "%", "[1]"] {
+            let error = precision(wrong).unwrap_err();
+            assert!(error.starts_with("e.yaml:5:21: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_value_out_of_its_range_is_shown_where_it_stands() {
+        insta::assert_snapshot!(
+            [
+                "timing: {batches: 18446744073709551615}",
+                "timing: {batches: 99999999999}",
+                "timing:\n  repeats: 100000000000",
+                "timing: {batches: 10000, repeats: 10000}",
+                "timing: {repeats: 0}",
+                "timing: {new-tokens: 1}",
+                "timing: {warm-up: 99999999999}",
+                "timing: {precision: 1%, max-repeats: 1}",
+                "timing: {max-repeats: 8}",
+                "speedups: [2, 1e308]",
+                "speedups: [.nan]",
+                "speedups: [0.5]",
+                "speedups: 2",
+                "speedups: []",
+                "batch-sizes: [1, 0]",
+                "batch-sizes: [2, 1, 2]",
+                "beams: [65]",
+                "length-penalty: 1e308",
+                "match: wallclock\ntiming: {batches: 0}",
+                "out: \"\"",
+                "dtype: fp16",
+                "kv-fills: [propagte]",
+            ]
+            .map(|more| read(more).unwrap_err())
+            .join("\n\n")
+        );
+    }
+
+    #[test]
+    fn a_wrong_task_is_shown_where_it_stands() {
+        let task = |task: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("e.yaml");
+            let text =
+                format!("name: e\nmodels: [{{path: m}}]\ntasks:\n  - {task}\nstrategies: [full]\n");
+            std::fs::write(&path, text).unwrap();
+            let error = Experiment::read(&path, &[]).unwrap_err();
+            format!("{error:#}").replace(&format!("{}/", folder.path().display()), "")
+        };
+        insta::assert_snapshot!(
+            [
+                "{builtin: tranlation}",
+                "{builtin: translation, metrics: [bleu, blue]}",
+                "{builtin: translation, max-new-tokens: 4000000000}",
+                "{builtin: translation, prompts: 0}",
+                "{builtin: translation, prompt: \"{source}\"}",
+                "{source: a, reference: b}",
+                "{name: t, source: a}",
+                "{name: t, source: a, reference: b, prompt: \"translate\"}",
+            ]
+            .map(task)
+            .join("\n\n")
+        );
+    }
+}
