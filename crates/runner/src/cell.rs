@@ -1,7 +1,7 @@
 //! One cell: a quality pass to the natural end of sequence, then a timing pass of fixed length.
 
 use crate::binary;
-use crate::calibrate::Calibrated;
+use crate::calibrate::{Calibrated, Part};
 use crate::experiment::Experiment;
 use crate::plan::{Cell, ModelPlan, Plan};
 use crate::task::TaskData;
@@ -33,6 +33,8 @@ pub(crate) struct CellRun<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) cell: &'a Cell,
     pub(crate) loaded: &'a Loaded,
+    /// Hears how far it is.
+    pub(crate) part: Part<'a>,
 }
 
 impl<'a> CellRun<'a> {
@@ -171,7 +173,9 @@ impl<'a> CellRun<'a> {
         };
         reset_peak_memory();
         let load = LoadMeter::start();
-        timing.blocks = measure(self.engine(), spec, &plan, &mut |_, _| ())?;
+        timing.blocks = measure(self.engine(), spec, &plan, &mut |done, all| {
+            (self.part)("timed blocks", done as u64, all as u64);
+        })?;
         timing.notes.extend(other_load(load.others()));
         timing.peak_memory_bytes = peak_memory_bytes();
         record.timing = Some(timing);
@@ -404,6 +408,7 @@ impl CellRun<'_> {
         let batches = task.ids.chunks(cell.batch_size);
         for (ids, batch) in batches.zip(prompts.chunks(cell.batch_size)) {
             let seen = pass.answers.len();
+            (self.part)("answers", seen as u64, prompts.len() as u64);
             options.audit = kv_fill != KvFill::None && seen < AUDITED && options.beam.is_none();
             let outcomes = match engine.generate(batch, strategy.as_mut(), &options) {
                 Ok(generation) => pass.take(generation),

@@ -76,7 +76,7 @@ impl Command {
     /// Whatever is wrong with the input; the binary exits with 2.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Command::Run(args) => commands::run::run(args),
+            Command::Run(args) => commands::run::run(&args),
             Command::Plan(args) => commands::plan::run(args),
             Command::Layers(args) => commands::layers::run(args),
             Command::Generate(args) => commands::generate::run(&args),

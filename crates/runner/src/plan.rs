@@ -2,7 +2,7 @@
 
 use crate::cell;
 use crate::digest::CheckpointDigest;
-use crate::experiment::{Experiment, Match, ModelEntry};
+use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry};
 use crate::identity::{Asked, CellIdentity, this_machine};
 use crate::task::TaskData;
 use anyhow::{Context, bail};
@@ -11,7 +11,6 @@ use skipbench_machine::Machine;
 use skipbench_model::ModelConfig;
 use skipbench_record::{PlannedCell, RunInfo, VERSION};
 use skipbench_strategy::StrategySpec;
-use std::path::Path;
 
 /// Everything that an experiment runs, in order.
 #[derive(Debug)]
@@ -84,8 +83,8 @@ impl Plan {
     ///
     /// # Errors
     /// Whatever is wrong with the YAML, a checkpoint folder, a task or a strategy.
-    pub fn from_yaml(path: &Path) -> anyhow::Result<Self> {
-        let experiment = Experiment::read(path, &[])?;
+    pub fn of(args: &ExperimentArgs) -> anyhow::Result<Self> {
+        let experiment = args.read()?;
         let models = experiment
             .models
             .iter()
@@ -112,6 +111,10 @@ impl Plan {
             cells: Vec::new(),
         };
         plan.cells = plan.cells()?;
+        if let Some(shard) = args.shard {
+            let mut place = 0..;
+            plan.cells.retain(|_| place.next().is_some_and(|place| shard.holds(place)));
+        }
         Ok(plan)
     }
 

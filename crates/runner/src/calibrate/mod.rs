@@ -5,6 +5,7 @@ mod search;
 
 use crate::experiment::Match;
 use crate::memo::Memo;
+use crate::progress::Progress;
 use anyhow::{Context, bail};
 use search::{OUT_OF_REACH, Trend, bisect, is_missed, nearest, out_of_reach};
 use skipbench_engine::{
@@ -25,6 +26,9 @@ const TOLERANCE: f64 = 0.05;
 const TIMED_TOLERANCE: f64 = 0.01;
 /// Prompts of a file that a strategy is calibrated on outside an experiment.
 const PROMPTS: usize = 32;
+
+/// Hears how far a piece of work is: `done` of `total` parts of a name.
+pub(crate) type Part<'a> = &'a dyn Fn(&'static str, u64, u64);
 
 /// A strategy with everything found, and how.
 #[derive(Debug, Clone)]
@@ -61,6 +65,7 @@ pub(crate) fn on_prompts(
         ..options
     };
     let mut memo = Memo::default();
+    let progress = Progress::new(1, "calibration");
     Calibrator {
         engine,
         prompts: prompts[..prompts.len().min(PROMPTS)].to_vec(),
@@ -69,7 +74,7 @@ pub(crate) fn on_prompts(
         clocked_by: Identity::default(),
         memo: &mut memo,
         answers: None,
-        say: &|_| (),
+        part: &|name, done, total| progress.part(name, done, total),
     }
     .calibrate(spec, &Target::Layers { rows, search })
 }
@@ -124,8 +129,8 @@ pub(crate) struct Calibrator<'a> {
     pub(crate) memo: &'a mut Memo,
     /// The prompts with the full network's answers, once they are needed.
     pub(crate) answers: Option<Vec<CalibrationText>>,
-    /// Takes word of what is being tried.
-    pub(crate) say: &'a dyn Fn(String),
+    /// Hears how far it is.
+    pub(crate) part: Part<'a>,
 }
 
 impl Calibrator<'_> {
@@ -190,7 +195,7 @@ impl Calibrator<'_> {
                 _ => self.depends_on.clone().with("scored by", scoring),
             },
             memo: &mut *self.memo,
-            say: self.say,
+            part: self.part,
             failed: None,
         };
         let texts = self.answers.as_deref().unwrap_or_default();
@@ -216,7 +221,6 @@ impl Calibrator<'_> {
     fn answers(&mut self) -> anyhow::Result<&[CalibrationText]> {
         if self.answers.is_none() {
             self.need_text()?;
-            (self.say)("answers of the full network".to_owned());
             let mut full = StrategySpec::full().build(self.n_layers())?;
             let mut texts = Vec::with_capacity(self.prompts.len());
             for batch in self.prompts.chunks(BATCH) {
@@ -224,6 +228,8 @@ impl Calibrator<'_> {
                     .engine
                     .generate(batch, full.as_mut(), &self.options)
                     .context("calibration")?;
+                let all = self.prompts.len();
+                (self.part)("calibration answers", texts.len() as u64, all as u64);
                 for (prompt, row) in batch.iter().zip(generation.rows) {
                     texts.push(CalibrationText {
                         answer_start: prompt.len(),
@@ -298,7 +304,8 @@ impl Calibrator<'_> {
         if let Some(speed) = self.memo.get(&key) {
             return Ok(speed);
         }
-        let progress = &mut |done, all| (self.say)(format!("{spec}, timed block {done} of {all}"));
+        let part = self.part;
+        let progress = &mut |done, all| part("timed blocks of a trial", done as u64, all as u64);
         let blocks = measure(self.engine, spec, timing, progress).context("calibration")?;
         let speed = speedup(&blocks)
             .context("`match: wallclock` needs a timing pass with at least two new tokens")?
@@ -335,7 +342,7 @@ impl Calibrator<'_> {
         let mut trial = 0;
         let points = bisect(knob, wanted, Trend::Grows, (close, TRIALS), |threshold| {
             trial += 1;
-            (self.say)(format!("threshold of {spec}, trial {trial}"));
+            (self.part)("trials", trial, TRIALS as u64);
             self.layers(&tried.with_threshold(threshold), rows, search)
         })?;
         let (threshold, layers) = nearest(&points, wanted);
@@ -373,7 +380,7 @@ impl Calibrator<'_> {
         let mut trial = 0;
         let points = bisect(knob, target, Trend::Shrinks, limits, |threshold| {
             trial += 1;
-            (self.say)(format!("threshold of {spec}, timed trial {trial}"));
+            (self.part)("timed trials", trial, TIMED_TRIALS as u64);
             self.speed(&spec.with_threshold(threshold), timing)
         })?;
         let (threshold, speed) = nearest(&points, target);
@@ -416,10 +423,6 @@ impl Calibrator<'_> {
                 true => 0,
                 false => (low + high) / 2,
             };
-            (self.say)(format!(
-                "layers of {spec}, timed trial {}",
-                points.len() + 1
-            ));
             let depth = self.complete(&of_depth(possible[middle]))?;
             let speed = self.speed(&depth, timing)?;
             points.push((possible[middle] as f64, speed));
@@ -457,7 +460,7 @@ impl Calibrator<'_> {
 struct ScoredLayers<'a> {
     depends_on: Identity,
     memo: &'a mut Memo,
-    say: &'a dyn Fn(String),
+    part: Part<'a>,
     /// What kept a score from being written.
     failed: Option<anyhow::Error>,
 }
@@ -486,7 +489,7 @@ impl ScoreLog for ScoredLayers<'_> {
         done: usize,
         total: usize,
     ) {
-        (self.say)(format!("scoring layers, {done} of {total}"));
+        (self.part)("layers scored", done as u64, total as u64);
         let about = format!("score of dropping layer {candidate} after {removed:?}");
         let score = score.is_finite().then_some(score);
         let kept = self.memo.put(&self.key(removed, candidate), about, score);

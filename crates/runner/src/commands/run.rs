@@ -1,42 +1,37 @@
 //! `skipbench run`.
 
-use crate::calibrate::{Calibrated, Calibrator, Target, runnable};
+use crate::calibrate::{Calibrated, Calibrator, Part, Target, runnable};
 use crate::cell::{self, CellRun, Loaded};
+use crate::experiment::ExperimentArgs;
 use crate::identity::{clocked_by, computed_by, on_text};
 use crate::memo::Memo;
 use crate::plan::{Cell, ModelPlan, Plan};
-use crate::progress;
+use crate::progress::{Progress, end_on_signals};
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
-use indicatif::ProgressBar;
 use skipbench_engine::{Engine, Options, TimingPlan};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_record::{Answer, Folder, Prompt, Record, Run, Standing};
 use skipbench_report::Report;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Arguments of `skipbench run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// YAML experiment
-    experiment: PathBuf,
-    /// Folder of the results, instead of the experiment's own
-    #[arg(long)]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    experiment: ExperimentArgs,
 }
 
 /// Runs every cell that is not finished yet, then writes the report.
 ///
 /// # Errors
 /// Whatever is wrong with the input; a cell that fails is recorded and the others go on.
-pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let mut plan = Plan::from_yaml(&args.experiment)?;
-    if args.out.is_some() {
-        plan.experiment.out = args.out;
-    }
+pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    end_on_signals("stopped; the same command goes on where it stopped");
+    let plan = Plan::of(&args.experiment)?;
     let dir = plan.experiment.out_dir();
     let device = plan.experiment.device.open()?;
     let mut folder = Folder::open(&dir, &plan.info()?)?;
@@ -72,14 +67,15 @@ enum Work {
 /// Gives the number of cells that failed, or in which a prompt failed.
 fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Result<usize> {
     let mut memo = Memo::open(folder.dir())?;
-    let bar = progress::bar(plan.cells.len() as u64, "cells");
+    let progress = Progress::new(plan.cells.len() as u64, "cells");
+    let part = |name, done, total| progress.part(name, done, total);
     let mut failed = 0;
     for (index, model) in plan.models.iter().enumerate() {
         let mut todo = Vec::new();
         for cell in plan.cells.iter().filter(|cell| cell.model == index) {
-            match left(folder, cell, &bar) {
+            match left(folder, cell) {
                 Some(work) => todo.push((cell, work)),
-                None => bar.inc(1),
+                None => progress.skip(1),
             }
         }
         if todo.is_empty() {
@@ -92,14 +88,14 @@ fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Resul
                 continue;
             }
             folder.add_prompts(&prompts(plan, task))?;
-            let say = |what: String| bar.set_message(what);
-            let mut calibrator = calibrator(plan, model, task, &loaded, &mut memo, &say)?;
+            let mut calibrator = calibrator(plan, model, task, &loaded, &mut memo, &part)?;
             for (cell, work) in cells {
-                bar.set_message(cell.name());
+                progress.set_message(cell.name());
                 let run = CellRun {
                     plan,
                     cell,
                     loaded: &loaded,
+                    part: &part,
                 };
                 let outcome = run_cell(run, work, folder, &mut calibrator);
                 let (record, answers) = outcome.unwrap_or_else(|error| {
@@ -110,14 +106,14 @@ fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Resul
                 });
                 if let Some(reason) = why_failed(&record) {
                     failed += 1;
-                    bar.suspend(|| tracing::error!("{} failed: {reason}", cell.name()));
+                    tracing::error!("{} failed: {reason}", cell.name());
                 }
                 folder.append(&record, &answers)?;
-                bar.inc(1);
+                progress.inc(1);
             }
         }
     }
-    bar.finish_and_clear();
+    drop(progress);
     Ok(failed)
 }
 
@@ -134,17 +130,13 @@ fn why_failed(record: &Record) -> Option<String> {
 }
 
 /// What is left of a cell, saying why where it had been finished before.
-fn left(folder: &Folder, cell: &Cell, bar: &ProgressBar) -> Option<Work> {
+fn left(folder: &Folder, cell: &Cell) -> Option<Work> {
     let identity = &cell.identity;
     let name = cell.name();
     let say = |what: &str, changed: &[String]| {
         if !changed.is_empty() {
-            bar.suspend(|| {
-                tracing::warn!(
-                    "{name}: {what}, since this has changed: {}",
-                    changed.join(", ")
-                );
-            });
+            let changed = changed.join(", ");
+            tracing::warn!("{name}: {what}, since this has changed: {changed}");
         }
     };
     match folder.standing(&name, &identity.answers, identity.times.as_ref()) {
@@ -212,7 +204,7 @@ fn calibrator<'a>(
     task: usize,
     loaded: &'a Loaded,
     memo: &'a mut Memo,
-    say: &'a dyn Fn(String),
+    part: Part<'a>,
 ) -> anyhow::Result<Calibrator<'a>> {
     let (experiment, task) = (&plan.experiment, &plan.tasks[task]);
     let engine = Engine::new(loaded.model.as_ref());
@@ -232,7 +224,7 @@ fn calibrator<'a>(
         depends_on,
         memo,
         answers: None,
-        say,
+        part,
     })
 }
 
