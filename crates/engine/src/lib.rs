@@ -35,5 +35,8 @@ pub use generation::{DraftTally, Generation, RowOutput};
 pub use ledger::{Cost, Ledger};
 pub use scores::{CalibrationText, removal_order};
 pub use select::Sampling;
-pub use timing::{Block, Interval, Speedup, Times, TimingPlan, measure, speedup};
+pub use timing::{
+    Block, Drift, Interval, Latency, Outliers, SpeedChange, Speedup, Times, TimingPlan, Verdict,
+    compare_speed, energy_per_token, measure, speedup,
+};
 pub use trace::TokenTrace;

@@ -12,3 +12,4 @@ mod sampling;
 mod scores;
 mod speculate;
 mod support;
+mod timing;
