@@ -41,5 +41,8 @@ pub use generation::{DraftTally, Generation, RowOutput};
 pub use ledger::{Cost, Ledger};
 pub use options::{Beam, MAX_LENGTH_PENALTY, Options, Sampling};
 pub use scores::{CalibrationText, ScoreLog, removal_order};
-pub use timing::{Block, Interval, Speedup, Times, TimingPlan, measure, speedup};
+pub use timing::{
+    Block, Drift, Interval, Latency, Outliers, SpeedChange, Speedup, Times, TimingPlan, Verdict,
+    compare_speed, energy_per_token, measure, speedup,
+};
 pub use trace::TokenTrace;

@@ -1,10 +1,16 @@
 //! Speedup of a strategy over the full network, measured so that drift of the machine cancels out.
 
 mod block;
+mod change;
+mod diagnostics;
 mod measure;
+#[cfg(test)]
+mod simulation;
 mod speedup;
 mod student;
 
 pub use block::{Block, Times};
+pub use change::{SpeedChange, Verdict, compare_speed};
+pub use diagnostics::{Drift, Latency, Outliers, energy_per_token};
 pub use measure::{TimingPlan, measure};
 pub use speedup::{Interval, Speedup, speedup};

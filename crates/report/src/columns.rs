@@ -310,7 +310,7 @@ pub const COLUMNS: &[Column] = &[
         "layers that rows ran while they waited for others",
     )
     .cost("wasted", Format::Cell(|row| row.wasted().filter(|&share| share > 0.0).map(percent))),
-    number("holes_read_per_token", "", holes, "keys and values read per decoded token, over all layers, that were made up or hidden")
+    number("holes_read_per_token", "", |row| row.holes_read(), "keys and values read per decoded token, over all layers, that were made up or hidden")
         .cost("holes read", Format::Cell(|row| row.holes_read().filter(|&h| h > 0.0).map(|h| format!("{h:.0}")))),
     number(
         "kv_distance",

@@ -141,14 +141,6 @@ impl<'a> Report<'a> {
     }
 }
 
-fn achieved(blocks: &[skipbench_engine::Block]) -> Option<skipbench_engine::Speedup> {
-    let pairs: Vec<_> = blocks
-        .iter()
-        .map(|b| (b.batch, b.full.decode_s(), b.strategy.decode_s()))
-        .collect();
-    speedup(&pairs, 1)
-}
-
 fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
     let machine = &record.measured().machine;
     let index = machines
@@ -159,7 +151,7 @@ fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
         run: run.to_owned(),
         record,
         machine: index.map_or(0, |index| index + 1),
-        speedup: timing.and_then(|timing| achieved(&timing.blocks)),
+        speedup: timing.and_then(|timing| speedup(&timing.blocks)),
         scores: Vec::new(),
         same_as_full: None,
         band: None,

@@ -70,8 +70,50 @@ impl Times {
         }
     }
 
+    /// One decode step and nothing else.
+    #[cfg(test)]
+    pub(super) fn decoding(step_s: f64) -> Self {
+        Self {
+            prefill_s: 0.0,
+            step_s: vec![step_s],
+            draft_s: 0.0,
+            energy: Energy::default(),
+        }
+    }
+
     /// Seconds of all decode steps.
     pub fn decode_s(&self) -> f64 {
         self.step_s.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_kept_to_the_tenth_of_a_microsecond() {
+        let generation = Generation {
+            prefill_s: 0.123_456_789,
+            step_s: vec![0.000_000_14, 1.0],
+            ..Generation::default()
+        };
+        let times = Times::of(&generation, Energy::default());
+        assert_eq!(times.prefill_s, 0.123_456_8);
+        let text = serde_json::to_string(&times).unwrap();
+        assert_eq!(text, r#"{"prefill_s":0.1234568,"step_s":[1e-7,1.0]}"#);
+        assert_eq!(serde_json::from_str::<Times>(&text).unwrap(), times);
+    }
+
+    #[test]
+    fn blocks_of_older_records_are_read() {
+        let text = r#"{"batch": 3, "rows": 2, "prompt_tokens": 9, "decoded_tokens": 4, "bytes": 7, "full_bytes": 8,
+            "full": {"prefill_s": 1.0, "step_s": [4.0]}, "strategy": {"prefill_s": 1.0, "step_s": [1.0, 1.0], "draft_s": 0.5}}"#;
+        let block: Block = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (block.batch, block.pass, block.strategy.draft_s),
+            (3, 0, 0.5)
+        );
+        assert_eq!(block.log_ratio(), Some(2.0f64.ln()));
     }
 }

@@ -53,14 +53,35 @@ pub fn measure(
     plan: &TimingPlan,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Block>> {
+    let mut bench = Bench::new(engine, spec, plan)?;
+    run_passes(plan, &mut |place| bench.block(place), progress)
+}
+
+/// Where in the run a block stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) batch: usize,
+    pub(super) pass: usize,
+    pub(super) strategy_first: bool,
+}
+
+/// Runs the blocks of `plan` by `block`, in the order and as often as [`measure`] says.
+pub(super) fn run_passes(
+    plan: &TimingPlan,
+    block: &mut dyn FnMut(Place) -> Result<Block>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Block>> {
     let passes = match plan.precision {
         Some(_) => plan.repeats.max(plan.max_repeats),
         None => plan.repeats,
     };
     let most = passes.saturating_mul(plan.batches.len());
-    let mut bench = Bench::new(engine, spec, plan)?;
     for index in 0..plan.warm_up.min(most) {
-        bench.block(index % plan.batches.len(), 0, false)?;
+        block(Place {
+            batch: index % plan.batches.len(),
+            pass: 0,
+            strategy_first: false,
+        })?;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(plan.seed);
     let mut order: Vec<usize> = (0..plan.batches.len()).collect();
@@ -76,8 +97,11 @@ pub fn measure(
             }
         }
         for &batch in &order {
-            let strategy_first = begins_with_strategy[batch] ^ (pass % 2 == 1);
-            blocks.push(bench.block(batch, pass, strategy_first)?);
+            blocks.push(block(Place {
+                batch,
+                pass,
+                strategy_first: begins_with_strategy[batch] ^ (pass % 2 == 1),
+            })?);
             progress(blocks.len(), most);
         }
         if let Some(precision) = plan.precision
@@ -123,7 +147,12 @@ impl<'a> Bench<'a> {
         })
     }
 
-    fn block(&mut self, batch: usize, pass: usize, strategy_first: bool) -> Result<Block> {
+    fn block(&mut self, place: Place) -> Result<Block> {
+        let Place {
+            batch,
+            pass,
+            strategy_first,
+        } = place;
         let prompts = &self.plan.batches[batch];
         let run = |strategy: &mut Box<dyn Strategy>| {
             let generate = || {
@@ -152,5 +181,91 @@ impl<'a> Bench<'a> {
             full,
             strategy,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::EngineError;
+    use crate::timing::simulation::{Machine, NOISES, plan};
+
+    fn places(plan: &TimingPlan) -> Vec<Block> {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        Machine::new(&NOISES[0].1, plan).run(plan, 2.0, &mut rng)
+    }
+
+    #[test]
+    fn every_pass_times_every_batch_and_the_order_is_balanced() {
+        let blocks = places(&plan(6, 4));
+        for (pass, blocks) in blocks.chunks(6).enumerate() {
+            let mut batches: Vec<usize> = blocks.iter().map(|block| block.batch).collect();
+            batches.sort_unstable();
+            assert_eq!(batches, [0, 1, 2, 3, 4, 5]);
+            assert!(blocks.iter().all(|block| block.pass == pass));
+            let strategy_first = blocks.iter().filter(|block| block.strategy_first);
+            assert_eq!(strategy_first.count(), 3);
+        }
+        for batch in 0..6 {
+            let of_batch = blocks.iter().filter(|block| block.batch == batch);
+            let first: Vec<bool> = of_batch.map(|block| block.strategy_first).collect();
+            assert!(first.windows(2).all(|pair| pair[0] != pair[1]), "{first:?}");
+        }
+        let orders: Vec<Vec<usize>> = blocks
+            .chunks(6)
+            .map(|pass| pass.iter().map(|block| block.batch).collect())
+            .collect();
+        assert!(orders.iter().any(|order| *order != orders[0]));
+    }
+
+    #[test]
+    fn a_precision_ends_the_run_once_it_is_met() {
+        let until = |precision, max_repeats| {
+            let blocks = places(&TimingPlan {
+                precision: Some(precision),
+                max_repeats,
+                ..plan(12, 2)
+            });
+            let half_width = crate::timing::speedup(&blocks)
+                .unwrap()
+                .half_width()
+                .unwrap();
+            (blocks.len() / 12, half_width)
+        };
+        let (passes, half_width) = until(0.05, 100);
+        assert_eq!(passes, FIRST_LOOK, "+-{half_width}");
+        let (passes, half_width) = until(0.003, usize::MAX);
+        assert!(passes > FIRST_LOOK && half_width <= 0.003, "{passes}");
+        let (passes, half_width) = until(1e-6, 10);
+        assert!(passes == 10 && half_width > 1e-6);
+    }
+
+    #[test]
+    fn nothing_is_laid_out_by_the_number_of_passes() {
+        let endless = TimingPlan {
+            warm_up: 1,
+            ..plan(2, usize::MAX)
+        };
+        let (mut left, mut seen) = (5, Vec::new());
+        let blocks = places(&plan(2, 1));
+        let error = run_passes(
+            &endless,
+            &mut |_| {
+                left -= 1;
+                if left == 0 {
+                    Err(EngineError::NoTokens)
+                } else {
+                    Ok(blocks[0].clone())
+                }
+            },
+            &mut |done, most| seen.push((done, most)),
+        );
+        assert!(matches!(error, Err(EngineError::NoTokens)));
+        assert_eq!(
+            seen,
+            [(1, usize::MAX), (2, usize::MAX), (3, usize::MAX)],
+            "one was the warm-up"
+        );
+        assert_eq!(places(&plan(0, usize::MAX)).len(), 0);
     }
 }

@@ -148,3 +148,127 @@ pub(super) fn interval(mean: f64, standard_error: f64, degrees: f64) -> Interval
         hi: (mean + half).exp(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timing::simulation::{Machine, NOISES, plan};
+    use crate::timing::{Times, TimingPlan};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    fn pair(batch: usize, full_s: f64, strategy_s: f64) -> Block {
+        Block {
+            batch,
+            pass: 0,
+            strategy_first: false,
+            rows: 1,
+            prompt_tokens: 1,
+            decoded_tokens: 1,
+            bytes: 0,
+            full_bytes: 0,
+            full: Times::decoding(full_s),
+            strategy: Times::decoding(strategy_s),
+        }
+    }
+
+    #[test]
+    fn the_ratio_is_the_geometric_mean_of_medians_and_its_interval_holds_it() {
+        let batches = [[3.9, 4.0, 40.0], [0.9, 1.0, 0.01]];
+        let blocks: Vec<Block> = (0..6)
+            .map(|index| pair(index / 3, batches[index / 3][index % 3], 1.0))
+            .collect();
+        let found = speedup(&blocks).unwrap();
+        assert!(
+            (found.ratio - (4.0f64 * 0.9).sqrt()).abs() < 1e-12,
+            "{found:?}"
+        );
+        let interval = found.interval.unwrap();
+        // t with one degree of freedom; the standard error is half the difference of the logs.
+        let half = 12.7062 * (4.0f64 / 0.9).ln() / 2.0;
+        assert!((interval.hi / found.ratio / half.exp() - 1.0).abs() < 1e-3);
+        assert!((interval.lo * interval.hi / found.ratio.powi(2) - 1.0).abs() < 1e-9);
+        assert!((found.half_width().unwrap() / half.exp_m1() - 1.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn nothing_measured_gives_no_speedup() {
+        assert_eq!(speedup(&[]), None);
+        assert_eq!(speedup(&[pair(0, 0.0, 0.0), pair(1, 1.0, 0.0)]), None);
+        let one = speedup(&[pair(7, 2.0, 1.0), pair(7, 2.0, 1.0)]).unwrap();
+        assert_eq!((one.ratio, one.interval), (2.0, None));
+    }
+
+    #[test]
+    fn batches_that_agree_by_chance_do_not_make_an_interval_narrow() {
+        let blocks: Vec<Block> = [(0, 1.0), (0, 1.2), (0, 1.1), (1, 1.0), (1, 1.3), (1, 1.1)]
+            .map(|(batch, full_s)| pair(batch, full_s, 1.0))
+            .to_vec();
+        let half_width = speedup(&blocks).unwrap().half_width().unwrap();
+        assert!(half_width > 0.2, "the medians are alike: {half_width}");
+    }
+
+    /// Share of seeded runs whose interval holds the true speedup, and the mean half width.
+    fn coverage(noise: usize, plan: &TimingPlan, runs: u64) -> (f64, f64) {
+        let (mut held, mut width) = (0, 0.0);
+        for run in 0..runs {
+            let mut rng = ChaCha8Rng::seed_from_u64(run);
+            let blocks = Machine::new(&NOISES[noise].1, plan).run(plan, 1.3, &mut rng);
+            let found = speedup(&blocks).unwrap();
+            let interval = found.interval.unwrap();
+            held += u64::from(interval.lo <= 1.3 && 1.3 <= interval.hi);
+            width += found.half_width().unwrap();
+        }
+        (held as f64 / runs as f64, width / runs as f64)
+    }
+
+    #[test]
+    fn intervals_cover_at_every_count_of_batches() {
+        for (noise, (name, _)) in NOISES.iter().enumerate() {
+            for batches in [2, 3, 4, 8, 16] {
+                for passes in [1, 3] {
+                    let (held, width) = coverage(noise, &plan(batches, passes), 4000);
+                    println!("{name:12} {batches:2} x {passes}: {held:.4}, +-{width:.4}");
+                    assert!(held >= 0.94, "{name}, {batches} batches x {passes}: {held}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_quiet_machine_gets_a_narrow_interval() {
+        let quiet = NOISES
+            .iter()
+            .position(|(name, _)| *name == "log-normal")
+            .unwrap();
+        let (_, width) = coverage(quiet, &plan(12, 3), 500);
+        assert!(width < 0.008, "1% of noise in a block: {width}");
+        let outliers = NOISES
+            .iter()
+            .position(|(name, _)| *name == "outliers")
+            .unwrap();
+        let (_, width) = coverage(outliers, &plan(12, 3), 500);
+        assert!(width < 0.012, "and some blocks half as long again: {width}");
+    }
+
+    #[test]
+    fn intervals_cover_where_a_precision_is_asked_for() {
+        for (noise, (name, _)) in NOISES.iter().enumerate() {
+            if !matches!(*name, "log-normal" | "outliers" | "batches") {
+                continue;
+            }
+            for batches in [2, 3, 4, 8, 16] {
+                for precision in [0.005, 0.01] {
+                    let plan = TimingPlan {
+                        precision: Some(precision),
+                        max_repeats: 16,
+                        ..plan(batches, 2)
+                    };
+                    let (held, width) = coverage(noise, &plan, 4000);
+                    println!("{name:12} {batches:2} to {precision}: {held:.4}, +-{width:.4}");
+                    assert!(held >= 0.94, "{name}, {batches} to {precision}: {held}");
+                }
+            }
+        }
+    }
+}

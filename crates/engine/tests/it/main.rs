@@ -15,3 +15,4 @@ mod sampling;
 mod scores;
 mod speculate;
 mod support;
+mod timing;
