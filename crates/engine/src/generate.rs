@@ -68,7 +68,7 @@ impl<'a> Engine<'a> {
                 return Err(ModelError::EmptyPrompt { row }.into());
             }
             // The last generated token is never fed back, so it needs no position.
-            let needed = prompt.len() + options.max_new_tokens - 1;
+            let needed = prompt.len().saturating_add(options.max_new_tokens - 1);
             if let Some(limit) = limit.filter(|&limit| needed > limit) {
                 return Err(ModelError::TooLong { row, needed, limit }.into());
             }

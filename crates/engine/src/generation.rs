@@ -29,7 +29,7 @@ pub struct Generation {
     pub prefill_s: f64,
     /// Seconds of each decode step.
     pub step_s: Vec<f64>,
-    /// Bytes of the KV cache.
+    /// Bytes of the KV cache at the end, when it is largest.
     pub peak_kv_bytes: u64,
     /// What the decode steps cost.
     pub ledger: Ledger,

@@ -9,6 +9,10 @@ use skipbench_model::{CausalLm, KvCache};
 use skipbench_strategy::{BatchMode, BatchShape, KvFill, LayerSet, Needs, Prefill, Strategy};
 use std::time::Instant;
 
+/// Generated tokens for which the KV cache has room from the start. Beyond, it grows as rows do: answers may end long before
+/// the tokens that they may have.
+const FIRST_TOKENS: usize = 512;
+
 /// One call of [`Engine::generate`](crate::Engine::generate).
 pub(crate) struct Run<'a> {
     pub(crate) model: &'a dyn CausalLm,
@@ -67,11 +71,12 @@ impl<'a> Run<'a> {
         let decodes = options.max_new_tokens > 1;
         let capacity = (0..n_layers)
             .map(|layer| match decodes && reachable.has_attention(layer) {
-                true => longest + options.max_new_tokens - 1,
+                true => longest.saturating_add(options.max_new_tokens - 1),
                 false => 0,
             })
             .collect();
-        let cache = model.new_cache(rows, capacity)?;
+        let mut cache = model.new_cache(rows, capacity)?;
+        cache.reserve(longest.saturating_add(FIRST_TOKENS))?;
         Ok(Self {
             model,
             strategy,
@@ -87,7 +92,6 @@ impl<'a> Run<'a> {
             exact: Exact::default(),
             out: Generation {
                 rows: vec![RowOutput::default(); prompts.len()],
-                peak_kv_bytes: cache.bytes(),
                 ..Generation::default()
             },
             cache,
@@ -143,6 +147,7 @@ impl<'a> Run<'a> {
 
     /// What was generated and what it cost.
     pub(crate) fn finish(mut self) -> Generation {
+        self.out.peak_kv_bytes = self.cache.bytes();
         self.out.hole_reads = self.cache.hole_reads();
         // What was never needed after all.
         self.out.ledger.waste(self.ahead.iter().flatten().sum());

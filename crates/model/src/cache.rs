@@ -1,8 +1,9 @@
-//! The KV cache: pre-allocated per layer, addressed by absolute position, holes known.
+//! The KV cache: a block per layer that grows with its rows, addressed by absolute position, holes known.
 
 use crate::batch::Span;
-use crate::cache_layer::{LayerKv, Storage};
+use crate::cache_layer::{KV_CACHE, KV_CACHE_LOWER, LayerKv, Storage};
 use crate::error::{ModelError, Result};
+use crate::memory;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,9 @@ pub struct HoleReads {
     pub masked: u64,
 }
 
+/// Positions that a layer gets memory for at least.
+const FIRST_ROOM: usize = 64;
+
 /// Shape of a cache, the same for every layer but for the number of positions.
 #[derive(Debug, Clone)]
 pub struct CacheShape {
@@ -68,7 +72,7 @@ pub struct CacheShape {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions to allocate in each layer; 0 for a layer that no decode step will run.
+    /// Positions that a row may come to hold in each layer; 0 for a layer that no decode step will run.
     pub capacity: Vec<usize>,
 }
 
@@ -78,57 +82,81 @@ pub struct CacheShape {
 pub struct KvCache {
     layers: Vec<LayerKv>,
     shape: CacheShape,
-    bytes: u64,
+    element_bytes: usize,
     hole_reads: HoleReads,
 }
 
 impl KvCache {
     /// A cache in plain memory for the fused CPU layers.
     pub(crate) fn host(shape: CacheShape) -> Self {
-        let width = shape.n_kv_heads * shape.head_dim;
-        let layers = shape
-            .capacity
-            .iter()
-            .map(|&capacity| LayerKv::host(shape.rows, capacity, width))
-            .collect();
-        let bytes = shape.elements() * 4;
-        Self {
-            layers,
-            shape,
-            bytes,
-            hole_reads: HoleReads::default(),
-        }
+        Self::new(shape, 4, || Storage::Host {
+            k: Vec::new(),
+            v: Vec::new(),
+        })
     }
 
     /// A cache of tensors on `device`.
     pub(crate) fn device(shape: CacheShape, dtype: DType, device: &Device) -> Result<Self> {
-        let mut layers = Vec::with_capacity(shape.capacity.len());
-        for &capacity in &shape.capacity {
-            // candle refuses empty tensors in places, so an unused layer holds one position nobody reads.
-            let dims = (
-                shape.rows,
-                shape.n_kv_heads,
-                capacity.max(1),
-                shape.head_dim,
-            );
-            let storage = Storage::Device {
-                k: Tensor::zeros(dims, dtype, device)?,
-                v: Tensor::zeros(dims, dtype, device)?,
-            };
-            layers.push(LayerKv::new(shape.rows, capacity, storage));
-        }
-        let bytes = shape.elements() * dtype.size_in_bytes() as u64;
-        Ok(Self {
-            layers,
-            shape,
-            bytes,
-            hole_reads: HoleReads::default(),
-        })
+        // candle refuses empty tensors in places, so a layer without room holds one position nobody reads.
+        let dims = (shape.rows, shape.n_kv_heads, 1, shape.head_dim);
+        let unused = Tensor::zeros(dims, dtype, device)?;
+        Ok(Self::new(shape, dtype.size_in_bytes(), || {
+            Storage::Device {
+                k: unused.clone(),
+                v: unused.clone(),
+            }
+        }))
     }
 
-    /// Bytes allocated for keys and values.
+    fn new(shape: CacheShape, element_bytes: usize, storage: impl Fn() -> Storage) -> Self {
+        Self {
+            layers: shape
+                .capacity
+                .iter()
+                .map(|&limit| LayerKv::new(shape.rows, limit, storage()))
+                .collect(),
+            shape,
+            element_bytes,
+            hole_reads: HoleReads::default(),
+        }
+    }
+
+    /// Takes memory for `positions` of each row, or as many as a layer may come to hold. What is claimed beyond is made room
+    /// for as it comes, at the price of a copy.
+    ///
+    /// # Errors
+    /// There is not so much memory.
+    pub fn reserve(&mut self, positions: usize) -> Result<()> {
+        let wanted = |kv: &LayerKv| positions.min(kv.limit).max(kv.capacity);
+        let more = self.layers.iter().map(|kv| wanted(kv) - kv.capacity);
+        let more = self.bytes_of(more);
+        if self.layers.iter().all(LayerKv::on_host) {
+            memory::require(KV_CACHE, more, KV_CACHE_LOWER)?;
+        }
+        let width = (self.shape.n_kv_heads, self.shape.head_dim);
+        for kv in &mut self.layers {
+            let capacity = wanted(kv);
+            if capacity > kv.capacity {
+                kv.grow(capacity, width)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of keys and values that there is memory for.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        let bytes = self.bytes_of(self.layers.iter().map(|kv| kv.capacity));
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes of so many positions in each layer.
+    fn bytes_of(&self, positions: impl Iterator<Item = usize>) -> u128 {
+        let shape = &self.shape;
+        let row = 2 * shape.n_kv_heads * shape.head_dim * self.element_bytes;
+        let rows = row as u128 * shape.rows as u128;
+        positions.fold(0, |sum: u128, positions| {
+            sum.saturating_add(rows.saturating_mul(positions as u128))
+        })
     }
 
     /// The shape it was made with.
@@ -165,7 +193,7 @@ impl KvCache {
 
     /// Whether `layer` has room for anything.
     pub fn has_layer(&self, layer: usize) -> bool {
-        self.layers[layer].capacity > 0
+        self.layers[layer].limit > 0
     }
 
     /// Forgets positions `len..` of `row` in every layer (a rejected draft, a cut-off).
@@ -306,19 +334,25 @@ impl KvCache {
     /// Makes room for `spans` in `layer` and marks them. Refuses a span that would leave a hole below it:
     /// every later token of the row would read that hole.
     pub(crate) fn claim(&mut self, layer: usize, spans: &[Span], how: Provenance) -> Result<()> {
-        let kv = &mut self.layers[layer];
-        if kv.capacity == 0 {
+        let kv = &self.layers[layer];
+        if kv.limit == 0 {
             return Ok(());
         }
+        let ends = spans.iter().map(|span| span.start + span.len);
+        let end = ends.max().unwrap_or(0);
+        if end > kv.limit {
+            return Err(ModelError::CacheFull {
+                layer,
+                capacity: kv.limit,
+                position: end - 1,
+            });
+        }
+        if end > kv.capacity {
+            self.reserve(end.max(kv.capacity.saturating_mul(2)).max(FIRST_ROOM))?;
+        }
+        let kv = &mut self.layers[layer];
         for span in spans {
             let end = span.start + span.len;
-            if end > kv.capacity {
-                return Err(ModelError::CacheFull {
-                    layer,
-                    capacity: kv.capacity,
-                    position: end - 1,
-                });
-            }
             if kv.filled[span.row] < span.start {
                 return Err(ModelError::Hole {
                     layer,
@@ -339,16 +373,6 @@ impl KvCache {
             kv.set(span.row, base + span.start..base + end, how);
         }
         Ok(())
-    }
-}
-
-impl CacheShape {
-    fn elements(&self) -> u64 {
-        let per_position = 2 * self.rows * self.n_kv_heads * self.head_dim;
-        self.capacity
-            .iter()
-            .map(|&positions| (per_position * positions) as u64)
-            .sum()
     }
 }
 
@@ -399,8 +423,99 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_without_capacity_takes_no_memory() {
-        assert_eq!(cache().bytes(), 2 * 2 * 4 * 8 * 4);
+    fn memory_is_taken_as_rows_grow_and_none_without_capacity() {
+        let mut cache = KvCache::host(CacheShape {
+            rows: 2,
+            n_kv_heads: 3,
+            head_dim: 4,
+            capacity: vec![usize::MAX, 0, 100],
+        });
+        assert_eq!(cache.bytes(), 0);
+        let position = 2 * 2 * 3 * 4 * 4;
+        cache.reserve(10).unwrap();
+        assert_eq!(cache.bytes(), 2 * 10 * position);
+        let spans = Span::prompts([11, 3]);
+        cache.claim(0, &spans, Provenance::Computed).unwrap();
+        assert_eq!(cache.bytes(), 2 * 64 * position);
+        cache
+            .claim(
+                0,
+                &[Span {
+                    row: 1,
+                    start: 3,
+                    len: 70,
+                }],
+                Provenance::Computed,
+            )
+            .unwrap();
+        assert_eq!(cache.bytes(), (128 + 100) * position);
+        let error = cache.reserve(usize::MAX).unwrap_err().to_string();
+        assert!(
+            error.contains("the KV cache would take") && error.contains("lower"),
+            "{error}"
+        );
+        assert_eq!(cache.bytes(), (128 + 100) * position);
+    }
+
+    /// Growing moves every row and head to another place.
+    #[test]
+    fn what_is_held_stays_as_room_is_made() {
+        let shape = || CacheShape {
+            rows: 2,
+            n_kv_heads: 2,
+            head_dim: 3,
+            capacity: vec![1000],
+        };
+        let device = KvCache::device(shape(), DType::F32, &Device::Cpu).unwrap();
+        for mut cache in [KvCache::host(shape()), device] {
+            cache.reserve(5).unwrap();
+            cache
+                .claim(0, &Span::prompts([4, 2]), Provenance::Computed)
+                .unwrap();
+            let values: Vec<f32> = (0..2 * 2 * 5 * 3).map(|value| value as f32).collect();
+            let kv = cache.layer_mut(0);
+            match &mut kv.storage {
+                Storage::Host { k, v } => {
+                    k.clone_from(&values);
+                    v.clone_from(&values);
+                }
+                Storage::Device { k, v } => {
+                    *k = Tensor::new(values, &Device::Cpu)
+                        .unwrap()
+                        .reshape((2, 2, 5, 3))
+                        .unwrap();
+                    *v = k.copy().unwrap();
+                }
+            }
+            cache.mask(0, &[Span::token(0, 4)]).unwrap();
+            let held = |cache: &KvCache, row, position| {
+                let (k, v) = cache.key_value(0, row, position).unwrap();
+                (k, v, cache.provenance(0, row, position))
+            };
+            let places = [(0, 0), (0, 3), (0, 4), (1, 0), (1, 1)];
+            let before = places.map(|(row, position)| held(&cache, row, position));
+            assert_eq!(before[3].0, [30.0, 31.0, 32.0, 45.0, 46.0, 47.0]);
+            cache
+                .claim(
+                    0,
+                    &[Span {
+                        row: 1,
+                        start: 2,
+                        len: 9,
+                    }],
+                    Provenance::Propagated,
+                )
+                .unwrap();
+            assert!(cache.bytes() > 2 * 2 * 2 * 5 * 3 * 4);
+            let after = places.map(|(row, position)| held(&cache, row, position));
+            assert_eq!(before, after);
+            assert_eq!(
+                cache.layer_mut(0).masked(0, 5),
+                [false, false, false, false, true]
+            );
+            assert_eq!(cache.provenance(0, 1, 10), Provenance::Propagated);
+            assert_eq!(cache.provenance(0, 0, 5), Provenance::Empty);
+        }
     }
 
     #[test]

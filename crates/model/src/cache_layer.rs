@@ -2,7 +2,8 @@
 
 use crate::batch::Span;
 use crate::cache::{HoleReads, Provenance};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
+use crate::memory;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 
@@ -25,8 +26,15 @@ pub(crate) enum Storage {
     },
 }
 
+/// Names in errors of memory.
+pub(crate) const KV_CACHE: &str = "the KV cache";
+pub(crate) const KV_CACHE_LOWER: &str = "max-new-tokens, the batch size or the number of beams";
+
 #[derive(Debug)]
 pub(crate) struct LayerKv {
+    /// Positions that a row may come to hold; 0 for a layer that no decode step runs.
+    pub(crate) limit: usize,
+    /// Positions of each row that there is memory for by now.
     pub(crate) capacity: usize,
     pub(crate) storage: Storage,
     /// `[rows]`: positions `0..filled` of the row hold a key.
@@ -40,25 +48,74 @@ pub(crate) struct LayerKv {
 }
 
 impl LayerKv {
-    /// In plain memory; `width` is `n_kv_heads * head_dim`.
-    pub(crate) fn host(rows: usize, capacity: usize, width: usize) -> Self {
-        let len = rows * capacity * width;
-        let storage = Storage::Host {
-            k: vec![0.0; len],
-            v: vec![0.0; len],
-        };
-        Self::new(rows, capacity, storage)
-    }
-
-    pub(crate) fn new(rows: usize, capacity: usize, storage: Storage) -> Self {
+    /// Without memory for any position yet.
+    pub(crate) fn new(rows: usize, limit: usize, storage: Storage) -> Self {
         Self {
-            capacity,
+            limit,
+            capacity: 0,
             storage,
             filled: vec![0; rows],
-            provenance: vec![Provenance::Empty; rows * capacity],
+            provenance: Vec::new(),
             holes: vec![HoleReads::default(); rows],
             masked: Vec::new(),
         }
+    }
+
+    /// Whether it lies in the machine's own memory.
+    pub(crate) fn on_host(&self) -> bool {
+        match &self.storage {
+            Storage::Host { .. } => true,
+            Storage::Device { k, .. } => k.device().is_cpu(),
+        }
+    }
+
+    /// Makes room for `capacity` positions of each row, no fewer than there are; `heads`: (n_kv_heads, head_dim).
+    pub(crate) fn grow(
+        &mut self,
+        capacity: usize,
+        (heads, head_dim): (usize, usize),
+    ) -> Result<()> {
+        let (rows, old) = (self.filled.len(), self.capacity);
+        let bytes = |element: usize| {
+            let sizes = [rows, heads, capacity, head_dim, element];
+            let product = |all: u128, &n: &usize| all.saturating_mul(n as u128);
+            sizes.iter().fold(1, product)
+        };
+        match &mut self.storage {
+            Storage::Host { k, v } => {
+                for store in [k, v] {
+                    let mut grown = memory::zeros(KV_CACHE, bytes(1), KV_CACHE_LOWER)?;
+                    copy_runs(store, old * head_dim, &mut grown, capacity * head_dim);
+                    *store = grown;
+                }
+            }
+            Storage::Device { k, v } => {
+                for store in [k, v] {
+                    let dims = (rows, heads, capacity, head_dim);
+                    let grown = Tensor::zeros(dims, store.dtype(), store.device());
+                    let grown = grown.map_err(|_| ModelError::NoMemory {
+                        what: KV_CACHE,
+                        bytes: bytes(store.dtype().size_in_bytes()),
+                        free: None,
+                        lower: KV_CACHE_LOWER,
+                    })?;
+                    if old > 0 {
+                        grown.slice_set(store, 2, 0)?;
+                    }
+                    *store = grown;
+                }
+            }
+        }
+        let mut provenance = vec![Provenance::Empty; rows * capacity];
+        copy_runs(&self.provenance, old, &mut provenance, capacity);
+        self.provenance = provenance;
+        if !self.masked.is_empty() {
+            let mut masked = vec![false; rows * capacity];
+            copy_runs(&self.masked, old, &mut masked, capacity);
+            self.masked = masked;
+        }
+        self.capacity = capacity;
+        Ok(())
     }
 
     /// Marks slots of `row`; `slots` index `[rows, capacity]`.
@@ -222,5 +279,15 @@ impl LayerKv {
             }
         }
         Ok(moved.iter().map(|&(_, parent)| filled[parent] as u64).sum())
+    }
+}
+
+/// Copies runs of `width` to runs of `wider`, which end in what they held.
+fn copy_runs<T: Copy>(from: &[T], width: usize, to: &mut [T], wider: usize) {
+    if width == 0 {
+        return;
+    }
+    for (from, to) in from.chunks_exact(width).zip(to.chunks_exact_mut(wider)) {
+        to[..width].copy_from_slice(from);
     }
 }

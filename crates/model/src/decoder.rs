@@ -7,6 +7,7 @@ use crate::composed::{self, ComposedLayer};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::fused::{FusedHead, FusedLayer};
+use crate::memory;
 use crate::weights::Frame;
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
@@ -21,7 +22,7 @@ pub trait CausalLm: Send + Sync {
     /// Where the tensors live.
     fn device(&self) -> &Device;
 
-    /// An empty cache; `capacity[layer]` positions per row.
+    /// An empty cache that may grow to `capacity[layer]` positions per row.
     ///
     /// # Errors
     /// The device has not enough memory.
@@ -259,6 +260,36 @@ impl Decoder {
     pub fn dtype(&self) -> DType {
         self.dtype
     }
+
+    /// Refuses a pass whose intermediate values, `per_token` of `tokens` and `more`, do not fit in memory.
+    fn require(&self, tokens: usize, per_token: usize, more: u128) -> Result<()> {
+        if !self.device.is_cpu() {
+            return Ok(());
+        }
+        let values = (tokens as u128).saturating_mul(per_token as u128);
+        let bytes = values.saturating_add(more).saturating_mul(4);
+        memory::require(
+            "the values between layers",
+            bytes,
+            "the batch size, or shorten the prompts",
+        )
+    }
+
+    /// Refuses `spans` for which a layer's intermediate values do not fit in memory.
+    fn require_layer(&self, spans: &[Span]) -> Result<()> {
+        let config = &self.config;
+        let attention = (2 * config.n_heads + 2 * config.n_kv_heads) * config.head_dim;
+        let per_token = 4 * config.d_model + attention + 3 * config.d_ff;
+        let scores =
+            |span: &Span| (span.len as u128).saturating_mul((span.start + span.len) as u128);
+        let scores = match &self.layers {
+            // Scores, their softmax and one copy on the way, of one span at a time.
+            Layers::Composed(_) => spans.iter().map(scores).max().unwrap_or(0),
+            Layers::Fused { .. } => 0,
+        };
+        let scores = scores.saturating_mul(3 * config.n_heads as u128);
+        self.require(token_count(spans), per_token, scores)
+    }
 }
 
 impl CausalLm for Decoder {
@@ -293,6 +324,7 @@ impl CausalLm for Decoder {
                 vocab_size: self.config.vocab_size,
             });
         }
+        self.require(ids.len(), 2 * self.config.d_model, 0)?;
         let ids = Tensor::new(ids, &self.device)?;
         let hidden = self.frame.embedding.index_select(&ids, 0)?;
         match &self.frame.embedding_norm {
@@ -310,6 +342,7 @@ impl CausalLm for Decoder {
         spans: &[Span],
     ) -> Result<Tensor> {
         debug_assert_eq!(hidden.dims(), [token_count(spans), self.config.d_model]);
+        self.require_layer(spans)?;
         if part.has_attention() {
             cache.claim(index, spans, Provenance::Computed)?;
         }
@@ -339,6 +372,8 @@ impl CausalLm for Decoder {
     }
 
     fn head(&self, hidden: &Tensor) -> Result<Tensor> {
+        // Who reads logits on the host copies them once or twice.
+        self.require(hidden.dim(0)?, 3 * self.config.vocab_size, 0)?;
         match &self.layers {
             Layers::Fused { head, .. } => head.forward(hidden),
             Layers::Composed(_) => {

@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint or a call into a model.
 
+use crate::memory;
 use std::path::PathBuf;
 
 /// An error of this crate: what was wrong, where, and what to do.
@@ -126,6 +127,22 @@ pub enum ModelError {
         capacity: usize,
         /// The position that did not fit.
         position: usize,
+    },
+    /// Memory that cannot be had.
+    #[error(
+        "{what} would take {}{}; lower {lower}",
+        memory::human(*bytes),
+        free.map_or(String::new(), |free| format!(", and {} are free", memory::human(free.into())))
+    )]
+    NoMemory {
+        /// What it is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: u128,
+        /// Bytes that the machine can still give, where that is known.
+        free: Option<u64>,
+        /// What makes them fewer.
+        lower: &'static str,
     },
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]

@@ -104,7 +104,7 @@ impl FusedLayer {
         let mut hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
         let mut normed = vec![0.0; hidden.len()];
         if part.has_attention() {
-            self.attention(&mut hidden, &mut normed, kv, spans);
+            self.attention(&mut hidden, &mut normed, kv, spans)?;
         }
         if part.has_mlp() {
             self.mlp(&mut hidden, &mut normed);
@@ -113,7 +113,13 @@ impl FusedLayer {
     }
 
     /// Adds attention to `hidden`: `[tokens, d_model]`; `normed` is scratch of the same size.
-    fn attention(&self, hidden: &mut [f32], normed: &mut [f32], kv: &mut LayerKv, spans: &[Span]) {
+    fn attention(
+        &self,
+        hidden: &mut [f32],
+        normed: &mut [f32],
+        kv: &mut LayerKv,
+        spans: &[Span],
+    ) -> Result<()> {
         self.attention_norm.apply(hidden, normed);
         let mut q = self.q.apply(normed);
         self.heads
@@ -124,11 +130,12 @@ impl FusedLayer {
             self.heads.attend(&q, kv, spans)
         } else {
             // No later step reads this layer: keys and values live for this call only.
-            let mut scratch = self.heads.scratch(spans);
-            self.heads.write(&fresh, &mut scratch, spans);
-            self.heads.attend(&q, &scratch, spans)
+            let (mut scratch, spans) = self.heads.scratch(spans)?;
+            self.heads.write(&fresh, &mut scratch, &spans);
+            self.heads.attend(&q, &scratch, &spans)
         };
         add(hidden, &self.o.apply(&attended));
+        Ok(())
     }
 
     /// Adds the MLP to `hidden`: `[tokens, d_model]`; `normed` is scratch of the same size.
@@ -260,11 +267,17 @@ impl Heads {
         out
     }
 
-    /// Room for `spans` alone, which are whole prompts.
-    fn scratch(&self, spans: &[Span]) -> LayerKv {
-        let capacity = spans.iter().map(|span| span.start + span.len).max();
-        let rows = spans.iter().map(|span| span.row + 1).max();
-        LayerKv::host(rows.unwrap_or(0), capacity.unwrap_or(0), self.kv_width())
+    /// Room for `spans` alone, which are whole prompts, and where they stand in it.
+    fn scratch(&self, spans: &[Span]) -> Result<(LayerKv, Vec<Span>)> {
+        let spans = Span::prompts(spans.iter().map(|span| span.len));
+        let longest = spans.iter().map(|span| span.len).max().unwrap_or(0);
+        let storage = Storage::Host {
+            k: Vec::new(),
+            v: Vec::new(),
+        };
+        let mut layer = LayerKv::new(spans.len(), longest, storage);
+        layer.grow(longest, (self.n_kv_heads, self.head_dim))?;
+        Ok((layer, spans))
     }
 }
 

@@ -21,6 +21,7 @@ mod error;
 mod families;
 mod fused;
 mod kernels;
+mod memory;
 mod mock;
 pub mod simd;
 mod tokenizer;

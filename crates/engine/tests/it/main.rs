@@ -4,6 +4,7 @@
 mod beams;
 mod exits;
 mod fills;
+mod memory;
 mod mock;
 mod modules;
 mod not_numbers;

@@ -1,7 +1,7 @@
 //! `MockModel` adds one to the token id per layer, so every token and every byte can be told beforehand.
 
 use crate::support::{fixed, generate, spec};
-use skipbench_engine::{Engine, Generation, Options};
+use skipbench_engine::{Beam, Engine, Generation, Options};
 use skipbench_model::MockModel;
 use skipbench_strategy::{
     BatchMode, BatchShape, ExitSignal, KvFill, LayerSet, Needs, StepPlan, Strategy, StrategyError,
@@ -97,6 +97,30 @@ fn the_ledger_counts_the_bytes_that_were_read() {
         8 * (2 * 25 * 2 + 4 * (11 + 2)) + 2 * 12 * 2
     );
     assert_eq!(batch.bound_speedup(), Some(1.0));
+}
+
+/// Answers that end with their first token are the prefill's alone: no step has a cost, and nothing bounds its speedup.
+#[test]
+fn where_nothing_was_decoded_there_is_no_bound() {
+    let model = MockModel::new(4, 10);
+    for (strategy, beam) in [("full", None), ("unified@2", None), ("top@2", Some(2))] {
+        let options = Options {
+            max_new_tokens: 6,
+            eos_ids: vec![7, 9],
+            beam: beam.map(|beams| Beam {
+                beams,
+                length_penalty: 1.0,
+            }),
+            ..Options::default()
+        };
+        let generation = generate(&model, &[vec![3], vec![5]], &spec(strategy), &options);
+        assert_eq!(generation.decoded_tokens(), 0, "{strategy}");
+        // A beam search goes on until no other beam can win, which costs steps.
+        if beam.is_none() {
+            assert_eq!(generation.ledger.bound_speedup(), None, "{strategy}");
+            assert!(generation.step_s.is_empty(), "{strategy}");
+        }
+    }
 }
 
 #[test]

@@ -161,6 +161,26 @@ fn ids_outside_the_vocabulary_and_a_full_cache() {
     );
 }
 
+/// What no machine can hold is refused with its size, before anything is asked of the allocator.
+#[test]
+fn batches_and_prompts_that_do_not_fit_in_memory() {
+    for backend in [Backend::Auto, Backend::Composed] {
+        let model = crate::support::load(&fixture("bloom"), backend);
+        let mut cache = model.new_cache(1 << 20, vec![usize::MAX; 6]).unwrap();
+        let message = cache.reserve(usize::MAX).unwrap_err().to_string();
+        assert_names(&message, &["KV cache", "PiB", "free", "max-new-tokens"]);
+        let hidden = model.embed(&[3]).unwrap();
+        let mut cache = model.new_cache(1, vec![0; 6]).unwrap();
+        let span = Span {
+            row: 0,
+            start: 0,
+            len: 1 << 45,
+        };
+        let error = model.layer(0, &hidden, &mut cache, &[span]).unwrap_err();
+        assert_names(&error.to_string(), &["PiB", "shorten the prompts"]);
+    }
+}
+
 /// Reading a position that was never written is refused, not answered with zeros.
 #[test]
 fn a_hole_in_the_cache_is_refused() {

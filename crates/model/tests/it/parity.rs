@@ -153,3 +153,40 @@ fn truncate_takes_tokens_back() {
         assert_eq!(tokens, row.full, "{backend:?}");
     }
 }
+
+/// A cache that makes room as its rows grow gives the bits of one that had it from the start.
+#[test]
+fn a_cache_that_grows_changes_nothing() {
+    for (name, backend) in [
+        ("bloom", Backend::Auto),
+        ("bloom", Backend::Composed),
+        ("llama2-gqa-tied", Backend::Auto),
+        ("llama2-gqa-tied", Backend::Composed),
+    ] {
+        let model = load(&fixture(name), backend);
+        let n_layers = model.sizes().n_layers;
+        let all: Vec<usize> = (0..n_layers).collect();
+        let prompts = [5, 60].map(|len: usize| (3..3 + len as u32).collect::<Vec<u32>>());
+        let lens = [5, 60];
+        let run = |reserved: usize| {
+            let mut cache = model.new_cache(2, vec![200; n_layers]).unwrap();
+            cache.reserve(reserved).unwrap();
+            let spans = Span::prompts(lens);
+            let mut steps = vec![logits(&model, &prompts.concat(), &mut cache, &spans, &all)];
+            for step in 0..10 {
+                // Row 0 comes to 75 positions and row 1 to 70, so 64 are not enough for both.
+                let spans = [(0, 7), (1, 1)].map(|(row, len)| Span {
+                    row,
+                    start: lens[row] + len * step,
+                    len,
+                });
+                let ids: Vec<u32> = (0..8).map(|id| 3 + (id + step as u32) % 90).collect();
+                steps.push(logits(&model, &ids, &mut cache, &spans, &all));
+            }
+            (steps, cache.bytes())
+        };
+        let ((grown, small), (reserved, large)) = (run(0), run(200));
+        assert!(small < large, "{small} {large}");
+        assert!(grown == reserved, "{name} {backend:?}");
+    }
+}
