@@ -49,13 +49,11 @@ pub enum EngineError {
         /// The layer behind which a strategy looked; `None` behind the last, where a token is chosen.
         layer: Option<usize>,
     },
-    /// Every removal of a layer breaks the model, or it is broken as it is, so layers have no order.
-    #[error(
-        "layers cannot be scored: {what} gives values that are not numbers on the calibration text; the checkpoint is damaged, or its values overflow this dtype; try float32"
-    )]
+    /// Layers have no order of importance.
+    #[error("layers cannot be scored: {why}")]
     NoScores {
-        /// Which network.
-        what: &'static str,
+        /// What is wrong, and what to do.
+        why: &'static str,
     },
 }
 

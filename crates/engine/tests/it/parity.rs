@@ -1,6 +1,6 @@
 //! Tokens of transformers, batches against single rows, and the full network bit for bit.
 
-use crate::support::{Recorder, fixed, fixture, generate, load, long, spec};
+use crate::support::{Hooked, fixed, fixture, generate, load, long, spec};
 use proptest::prelude::*;
 use serde::Deserialize;
 use skipbench_engine::Options;
@@ -69,12 +69,19 @@ fn all_layers_named_is_the_full_network_bit_for_bit() {
         let model = load("llama2-gqa-tied", backend);
         let prompts = [vec![5, 6, 7], vec![40], vec![9; 11]];
         let bits = |spec: &StrategySpec| {
-            let recorder = Recorder {
+            let bits = Mutex::new(Vec::new());
+            let recorder = Hooked {
                 inner: &model,
-                bits: Mutex::new(Vec::new()),
+                layer: &|_, _, output| Ok(output),
+                head: &|_, logits| {
+                    let values = logits.flatten_all()?.to_vec1::<f32>()?;
+                    let mut bits = bits.lock().unwrap();
+                    bits.extend(values.into_iter().map(f32::to_bits));
+                    Ok(logits)
+                },
             };
             generate(&recorder, &prompts, spec, &fixed(8));
-            recorder.bits.into_inner().unwrap()
+            bits.into_inner().unwrap()
         };
         let full = bits(&spec("full"));
         for name in [

@@ -5,7 +5,6 @@ use skipbench_engine::{Engine, Generation, Options};
 use skipbench_model::{Backend, CausalLm, Decoder, KvCache, ModelSizes, Part, Result, Span};
 use skipbench_strategy::StrategySpec;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 /// A tiny random checkpoint of the model crate.
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -64,13 +63,18 @@ pub(crate) fn generate(
         .unwrap()
 }
 
-/// A model that remembers the bits of all logits it gave.
-pub(crate) struct Recorder<'a> {
+/// What a [`Hooked`] model makes of a layer's index, input and output, and of the LM head's.
+type LayerHook<'a> = &'a (dyn Fn(usize, &Tensor, Tensor) -> Result<Tensor> + Sync);
+type HeadHook<'a> = &'a (dyn Fn(&Tensor, Tensor) -> Result<Tensor> + Sync);
+
+/// A model with somebody between its layers.
+pub(crate) struct Hooked<'a> {
     pub(crate) inner: &'a dyn CausalLm,
-    pub(crate) bits: Mutex<Vec<u32>>,
+    pub(crate) layer: LayerHook<'a>,
+    pub(crate) head: HeadHook<'a>,
 }
 
-impl CausalLm for Recorder<'_> {
+impl CausalLm for Hooked<'_> {
     fn sizes(&self) -> &ModelSizes {
         self.inner.sizes()
     }
@@ -95,7 +99,8 @@ impl CausalLm for Recorder<'_> {
         cache: &mut KvCache,
         spans: &[Span],
     ) -> Result<Tensor> {
-        self.inner.layer_part(index, part, hidden, cache, spans)
+        let output = self.inner.layer_part(index, part, hidden, cache, spans)?;
+        (self.layer)(index, hidden, output)
     }
 
     fn fill_kv(
@@ -109,10 +114,6 @@ impl CausalLm for Recorder<'_> {
     }
 
     fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = self.inner.head(hidden)?;
-        let values = logits.flatten_all()?.to_vec1::<f32>()?;
-        let mut bits = self.bits.lock().unwrap();
-        bits.extend(values.into_iter().map(f32::to_bits));
-        Ok(logits)
+        (self.head)(hidden, self.inner.head(hidden)?)
     }
 }

@@ -181,7 +181,8 @@ impl Calibrator<'_> {
             return Ok(order);
         }
         let model = self.engine.model();
-        let order = removal_order(model, scoring, self.answers()?).context("scoring layers")?;
+        let order =
+            removal_order(model, scoring, self.answers()?, &mut ()).context("scoring layers")?;
         self.memo
             .put(&key, format!("order of layers by {scoring:?}"), &order)?;
         Ok(order)
