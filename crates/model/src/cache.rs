@@ -4,6 +4,7 @@ use crate::batch::Span;
 use crate::cache_layer::{KV_CACHE, KV_CACHE_LOWER, LayerKv, Storage};
 use crate::error::{ModelError, Result};
 use crate::memory;
+use crate::tables::{SpanTables, StepTables};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,7 @@ pub struct KvCache {
     shape: CacheShape,
     element_bytes: usize,
     hole_reads: HoleReads,
+    tables: StepTables,
 }
 
 impl KvCache {
@@ -118,6 +120,7 @@ impl KvCache {
             shape,
             element_bytes,
             hole_reads: HoleReads::default(),
+            tables: StepTables::default(),
         }
     }
 
@@ -327,8 +330,13 @@ impl KvCache {
         }
     }
 
-    pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerKv {
-        &mut self.layers[layer]
+    /// A layer, and what it shares with the other layers that `spans` run through.
+    pub(crate) fn layer_mut(
+        &mut self,
+        layer: usize,
+        spans: &[Span],
+    ) -> (&mut LayerKv, &mut SpanTables) {
+        (&mut self.layers[layer], self.tables.of(spans))
     }
 
     /// Makes room for `spans` in `layer` and marks them. Refuses a span that would leave a hole below it:
@@ -473,7 +481,7 @@ mod tests {
                 .claim(0, &Span::prompts([4, 2]), Provenance::Computed)
                 .unwrap();
             let values: Vec<f32> = (0..2 * 2 * 5 * 3).map(|value| value as f32).collect();
-            let kv = cache.layer_mut(0);
+            let (kv, _) = cache.layer_mut(0, &[]);
             match &mut kv.storage {
                 Storage::Host { k, v } => {
                     k.clone_from(&values);
@@ -510,7 +518,7 @@ mod tests {
             let after = places.map(|(row, position)| held(&cache, row, position));
             assert_eq!(before, after);
             assert_eq!(
-                cache.layer_mut(0).masked(0, 5),
+                cache.layer_mut(0, &[]).0.masked(0, 5),
                 [false, false, false, false, true]
             );
             assert_eq!(cache.provenance(0, 1, 10), Provenance::Propagated);

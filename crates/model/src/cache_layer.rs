@@ -4,7 +4,7 @@ use crate::batch::Span;
 use crate::cache::{HoleReads, Provenance};
 use crate::error::{ModelError, Result};
 use crate::memory;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::ops::Range;
 
 /// Where a layer's keys and values lie.
@@ -155,27 +155,6 @@ impl LayerKv {
             true => &[],
             false => &self.masked[row * self.capacity..row * self.capacity + len],
         }
-    }
-
-    /// What is added to scores: 0 where a query, (row, positions that it may see), sees a key and minus infinity
-    /// elsewhere: `[queries, longest]`.
-    pub(crate) fn mask(
-        &self,
-        queries: &[(usize, usize)],
-        longest: usize,
-        device: &Device,
-    ) -> Result<Tensor> {
-        let mut values = vec![f32::NEG_INFINITY; queries.len() * longest];
-        for (&(row, len), values) in queries.iter().zip(values.chunks_exact_mut(longest)) {
-            values[..len].fill(0.0);
-            // A layer without room holds no holes either.
-            if self.capacity > 0 {
-                for (value, masked) in values.iter_mut().zip(self.masked(row, len)) {
-                    *value = if *masked { f32::NEG_INFINITY } else { *value };
-                }
-            }
-        }
-        Ok(Tensor::from_vec(values, (queries.len(), longest), device)?)
     }
 
     /// Copies one position from `other`; `width`: (n_kv_heads, head_dim).

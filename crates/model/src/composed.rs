@@ -1,11 +1,12 @@
 //! The decoder layer composed from candle operations: any device, any dtype, and the form that the fused
 //! layers are tested against.
 
-use crate::batch::{Span, positions};
+use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
 use crate::config::{ModelConfig, PositionScheme};
 use crate::decoder::Part;
 use crate::error::Result;
+use crate::tables::SpanTables;
 use crate::weights::{LayerWeights, Linear, Mlp, Norm};
 use candle_core::{D, DType, Device, Tensor};
 
@@ -59,10 +60,11 @@ impl ComposedLayer {
         part: Part,
         hidden: &Tensor,
         kv: &mut LayerKv,
+        tables: &mut SpanTables,
         spans: &[Span],
     ) -> Result<Tensor> {
         let attended = match part.has_attention() {
-            true => &self.attention(hidden, kv, spans)?,
+            true => &self.attention(hidden, kv, tables, spans)?,
             false => hidden,
         };
         match part.has_mlp() {
@@ -71,19 +73,25 @@ impl ComposedLayer {
         }
     }
 
-    fn attention(&self, hidden: &Tensor, kv: &LayerKv, spans: &[Span]) -> Result<Tensor> {
+    fn attention(
+        &self,
+        hidden: &Tensor,
+        kv: &LayerKv,
+        tables: &mut SpanTables,
+        spans: &[Span],
+    ) -> Result<Tensor> {
         let weights = &self.weights;
         let normed = norm(&weights.attention_norm, hidden)?;
         let tokens = hidden.dim(0)?;
         let q = linear(&weights.q, &normed)?.reshape((tokens, self.n_heads, self.head_dim))?;
-        let q = self.rotate(&q, spans)?;
-        let (k, v) = self.project_kv(&normed, spans)?;
+        let q = self.rotate(&q, tables)?;
+        let (k, v) = self.project_kv(&normed, tables)?;
         self.write(&k, &v, kv, spans)?;
         let decode = spans.iter().all(|span| span.len == 1) && kv.capacity > 0;
         let attended = if decode {
-            self.attend_tokens(&q, kv, spans)?
+            self.attend_tokens(&q, kv, tables, spans)?
         } else {
-            self.attend_spans(&q, &k, &v, kv, spans)?
+            self.attend_spans((&q, &k, &v), kv, tables, spans)?
         };
         Ok((hidden + linear(&weights.o, &attended)?)?)
     }
@@ -100,31 +108,32 @@ impl ComposedLayer {
         Ok((hidden + out)?)
     }
 
-    pub(crate) fn fill_kv(&self, hidden: &Tensor, kv: &mut LayerKv, spans: &[Span]) -> Result<()> {
+    pub(crate) fn fill_kv(
+        &self,
+        hidden: &Tensor,
+        kv: &mut LayerKv,
+        tables: &mut SpanTables,
+        spans: &[Span],
+    ) -> Result<()> {
         let normed = norm(&self.weights.attention_norm, hidden)?;
-        let (k, v) = self.project_kv(&normed, spans)?;
+        let (k, v) = self.project_kv(&normed, tables)?;
         self.write(&k, &v, kv, spans)
     }
 
     /// Keys (rotated) and values: `[tokens, n_kv_heads, head_dim]`.
-    fn project_kv(&self, normed: &Tensor, spans: &[Span]) -> Result<(Tensor, Tensor)> {
+    fn project_kv(&self, normed: &Tensor, tables: &mut SpanTables) -> Result<(Tensor, Tensor)> {
         let shape = (normed.dim(0)?, self.n_kv_heads, self.head_dim);
         let k = linear(&self.weights.k, normed)?.reshape(shape)?;
         let v = linear(&self.weights.v, normed)?.reshape(shape)?;
-        Ok((self.rotate(&k, spans)?, v))
+        Ok((self.rotate(&k, tables)?, v))
     }
 
     /// RoPE on `x`: `[tokens, heads, head_dim]`, channel `i` paired with `i + head_dim / 2`.
-    fn rotate(&self, x: &Tensor, spans: &[Span]) -> Result<Tensor> {
+    fn rotate(&self, x: &Tensor, tables: &mut SpanTables) -> Result<Tensor> {
         let Position::Rope(inv_freq) = &self.position else {
             return Ok(x.clone());
         };
-        let positions: Vec<f32> = positions(spans).map(|position| position as f32).collect();
-        let angles = Tensor::new(positions, x.device())?
-            .unsqueeze(1)?
-            .broadcast_mul(&inv_freq.unsqueeze(0)?)?;
-        let cos = angles.cos()?.to_dtype(x.dtype())?;
-        let sin = angles.sin()?.to_dtype(x.dtype())?;
+        let (cos, sin) = tables.rope(inv_freq, x.dtype())?;
         // candle's kernel takes [batch, heads, seq, head_dim]; a batch of one with tokens as the sequence.
         let x = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?;
         let rotated = candle_nn::rotary_emb::rope(&x, &cos, &sin)?;
@@ -154,22 +163,26 @@ impl ComposedLayer {
 
     /// One new token per row, all rows in one batched product. `q`: `[rows, n_heads, head_dim]`; the result
     /// is `[rows, n_heads * head_dim]`.
-    fn attend_tokens(&self, q: &Tensor, kv: &LayerKv, spans: &[Span]) -> Result<Tensor> {
+    fn attend_tokens(
+        &self,
+        q: &Tensor,
+        kv: &LayerKv,
+        tables: &mut SpanTables,
+        spans: &[Span],
+    ) -> Result<Tensor> {
         let Storage::Device { k, v } = &kv.storage else {
             unreachable!("a composed layer is given the cache that its model made");
         };
         let longest = spans.iter().map(|span| span.start + 1).max().unwrap_or(1);
-        let select = |store: &Tensor| -> Result<Tensor> {
-            let all_rows = spans.len() == store.dim(0)?
-                && spans
-                    .iter()
-                    .enumerate()
-                    .all(|(index, span)| span.row == index);
-            let rows = if all_rows {
-                store.clone()
-            } else {
-                let rows: Vec<u32> = spans.iter().map(|span| span.row as u32).collect();
-                store.index_select(&Tensor::new(rows, store.device())?, 0)?
+        let all_rows = spans.len() == k.dim(0)?
+            && spans
+                .iter()
+                .enumerate()
+                .all(|(index, span)| span.row == index);
+        let mut select = |store: &Tensor| -> Result<Tensor> {
+            let rows = match all_rows {
+                true => store.clone(),
+                false => store.index_select(&tables.rows(store.device())?, 0)?,
             };
             Ok(rows.narrow(2, 0, longest)?.contiguous()?)
         };
@@ -180,13 +193,10 @@ impl ComposedLayer {
         let scores = (q.matmul(&k.t()?)? * self.scale())?.to_dtype(DType::F32)?;
         // [rows, n_kv_heads, group, longest] as [rows, n_kv_heads, group, 1, longest] for the slopes.
         let scores = scores.unsqueeze(3)?;
-        let queries: Vec<(usize, usize)> = spans
-            .iter()
-            .map(|span| (span.row, span.start + 1))
-            .collect();
-        let bias = kv.mask(&queries, longest, q.device())?;
-        let bias = bias.reshape((rows, 1, 1, 1, longest))?;
-        let scores = self.add_alibi(&scores, longest)?.broadcast_add(&bias)?;
+        let mask = tables.token_mask(kv, q.device())?;
+        let mask = mask.reshape((rows, 1, 1, 1, longest))?;
+        let scores = self.add_alibi(&scores, longest, tables)?;
+        let scores = scores.broadcast_add(&mask)?;
         let weights = candle_nn::ops::softmax_last_dim(&scores)?
             .squeeze(3)?
             .to_dtype(v.dtype())?;
@@ -198,16 +208,15 @@ impl ComposedLayer {
     /// Whole spans, one at a time, each attending to its row up to itself.
     fn attend_spans(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
         kv: &LayerKv,
+        tables: &mut SpanTables,
         spans: &[Span],
     ) -> Result<Tensor> {
         let group = self.n_heads / self.n_kv_heads;
         let mut outputs = Vec::with_capacity(spans.len());
         let mut first = 0;
-        for span in spans {
+        for &span in spans {
             let len = span.start + span.len;
             let (k, v) = if kv.capacity == 0 {
                 let fresh =
@@ -229,12 +238,9 @@ impl ComposedLayer {
             let scores = (q.matmul(&k.t()?)? * self.scale())?
                 .to_dtype(DType::F32)?
                 .reshape((1, self.n_kv_heads, group, span.len, len))?;
-            let queries: Vec<(usize, usize)> = (0..span.len)
-                .map(|i| (span.row, span.start + i + 1))
-                .collect();
-            let bias = kv.mask(&queries, len, q.device())?;
-            let bias = bias.reshape((1, 1, 1, span.len, len))?;
-            let scores = self.add_alibi(&scores, len)?.broadcast_add(&bias)?;
+            let mask = tables.span_mask(span, kv, q.device())?;
+            let scores = self.add_alibi(&scores, len, tables)?;
+            let scores = scores.broadcast_add(&mask)?;
             let weights = candle_nn::ops::softmax_last_dim(&scores)?
                 .reshape((self.n_kv_heads, group * span.len, len))?
                 .to_dtype(v.dtype())?;
@@ -250,14 +256,12 @@ impl ComposedLayer {
         Ok(Tensor::cat(&outputs, 0)?)
     }
 
-    /// Adds `slope * key position` to `scores`: `[_, n_kv_heads, group, _, len]`. The distance form differs by
-    /// a constant per query, which softmax does not see.
-    fn add_alibi(&self, scores: &Tensor, len: usize) -> Result<Tensor> {
+    /// Adds the bias of `len` keys to `scores`: `[_, n_kv_heads, group, _, len]`.
+    fn add_alibi(&self, scores: &Tensor, len: usize, tables: &mut SpanTables) -> Result<Tensor> {
         let Position::Alibi(slopes) = &self.position else {
             return Ok(scores.clone());
         };
-        let keys = Tensor::arange(0f32, len as f32, scores.device())?.reshape((1, 1, 1, len))?;
-        let bias = slopes.broadcast_mul(&keys)?.unsqueeze(0)?;
+        let bias = tables.alibi(slopes)?.narrow(4, 0, len)?;
         Ok(scores.broadcast_add(&bias)?)
     }
 

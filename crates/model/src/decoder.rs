@@ -346,10 +346,10 @@ impl CausalLm for Decoder {
         if part.has_attention() {
             cache.claim(index, spans, Provenance::Computed)?;
         }
-        let kv = cache.layer_mut(index);
+        let (kv, tables) = cache.layer_mut(index, spans);
         match &self.layers {
-            Layers::Composed(layers) => layers[index].forward(part, hidden, kv, spans),
-            Layers::Fused { layers, .. } => layers[index].forward(part, hidden, kv, spans),
+            Layers::Composed(layers) => layers[index].forward(part, hidden, kv, tables, spans),
+            Layers::Fused { layers, .. } => layers[index].forward(part, hidden, kv, tables, spans),
         }
     }
 
@@ -361,13 +361,10 @@ impl CausalLm for Decoder {
         spans: &[Span],
     ) -> Result<()> {
         cache.claim(index, spans, Provenance::Propagated)?;
+        let (kv, tables) = cache.layer_mut(index, spans);
         match &self.layers {
-            Layers::Composed(layers) => {
-                layers[index].fill_kv(hidden, cache.layer_mut(index), spans)
-            }
-            Layers::Fused { layers, .. } => {
-                layers[index].fill_kv(hidden, cache.layer_mut(index), spans)
-            }
+            Layers::Composed(layers) => layers[index].fill_kv(hidden, kv, tables, spans),
+            Layers::Fused { layers, .. } => layers[index].fill_kv(hidden, kv, tables, spans),
         }
     }
 

@@ -1,12 +1,13 @@
 //! The decoder layer as one piece of plain f32 code for the CPU. Same arithmetic as
 //! [`crate::composed`], without its allocations, transposes and copies.
 
-use crate::batch::{Span, positions};
+use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
 use crate::config::{ModelConfig, PositionScheme};
 use crate::decoder::Part;
 use crate::error::Result;
 use crate::kernels::{self, KeysValues, Packed};
+use crate::tables::SpanTables;
 use crate::weights::{Frame, LayerWeights, Linear, Mlp, Norm};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -98,13 +99,14 @@ impl FusedLayer {
         part: Part,
         hidden: &Tensor,
         kv: &mut LayerKv,
+        tables: &mut SpanTables,
         spans: &[Span],
     ) -> Result<Tensor> {
         let shape = hidden.shape().clone();
         let mut hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
         let mut normed = vec![0.0; hidden.len()];
         if part.has_attention() {
-            self.attention(&mut hidden, &mut normed, kv, spans)?;
+            self.attention(&mut hidden, &mut normed, kv, tables, spans)?;
         }
         if part.has_mlp() {
             self.mlp(&mut hidden, &mut normed);
@@ -118,13 +120,14 @@ impl FusedLayer {
         hidden: &mut [f32],
         normed: &mut [f32],
         kv: &mut LayerKv,
+        tables: &mut SpanTables,
         spans: &[Span],
     ) -> Result<()> {
         self.attention_norm.apply(hidden, normed);
         let mut q = self.q.apply(normed);
-        self.heads
-            .rotate(&mut q, self.heads.q_width(), self.heads.n_heads, spans);
-        let fresh = self.project_kv(normed, spans);
+        let heads = &self.heads;
+        heads.rotate(&mut q, heads.q_width(), heads.n_heads, tables);
+        let fresh = self.project_kv(normed, tables);
         let attended = if kv.capacity > 0 {
             self.heads.write(&fresh, kv, spans);
             self.heads.attend(&q, kv, spans)
@@ -155,23 +158,29 @@ impl FusedLayer {
     }
 
     /// Keys and values only.
-    pub(crate) fn fill_kv(&self, hidden: &Tensor, kv: &mut LayerKv, spans: &[Span]) -> Result<()> {
+    pub(crate) fn fill_kv(
+        &self,
+        hidden: &Tensor,
+        kv: &mut LayerKv,
+        tables: &mut SpanTables,
+        spans: &[Span],
+    ) -> Result<()> {
         if kv.capacity == 0 {
             return Ok(());
         }
         let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
         let mut normed = vec![0.0; hidden.len()];
         self.attention_norm.apply(&hidden, &mut normed);
-        let fresh = self.project_kv(&normed, spans);
+        let fresh = self.project_kv(&normed, tables);
         self.heads.write(&fresh, kv, spans);
         Ok(())
     }
 
     /// Keys, rotated, and values: `[tokens, 2 kv_width]`.
-    fn project_kv(&self, normed: &[f32], spans: &[Span]) -> Vec<f32> {
+    fn project_kv(&self, normed: &[f32], tables: &mut SpanTables) -> Vec<f32> {
         let mut fresh = self.kv.apply(normed);
         let heads = &self.heads;
-        heads.rotate(&mut fresh, 2 * heads.kv_width(), heads.n_kv_heads, spans);
+        heads.rotate(&mut fresh, 2 * heads.kv_width(), heads.n_kv_heads, tables);
         fresh
     }
 }
@@ -186,18 +195,18 @@ impl Heads {
     }
 
     /// Rotates the first `heads` heads of each token of `x`: `[tokens, width]`.
-    fn rotate(&self, x: &mut [f32], width: usize, heads: usize, spans: &[Span]) {
+    fn rotate(&self, x: &mut [f32], width: usize, heads: usize, tables: &mut SpanTables) {
         if self.inv_freq.is_empty() {
             return;
         }
-        let rotated = heads * self.head_dim;
         let half = self.inv_freq.len();
-        let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
-        for (token, position) in x.chunks_exact_mut(width).zip(positions(spans)) {
-            for (i, freq) in self.inv_freq.iter().enumerate() {
-                (sin[i], cos[i]) = (position as f32 * freq).sin_cos();
-            }
-            kernels::rotate(&mut token[..rotated], &cos, &sin);
+        let turns = tables.turns(&self.inv_freq);
+        let turns = turns
+            .cos
+            .chunks_exact(half)
+            .zip(turns.sin.chunks_exact(half));
+        for (token, (cos, sin)) in x.chunks_exact_mut(width).zip(turns) {
+            kernels::rotate(&mut token[..heads * self.head_dim], cos, sin);
         }
     }
 

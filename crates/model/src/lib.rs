@@ -24,6 +24,7 @@ mod kernels;
 mod memory;
 mod mock;
 pub mod simd;
+mod tables;
 mod tokenizer;
 mod weights;
 

@@ -105,7 +105,11 @@ fn weights_that_changed_in_the_middle_are_run_again_and_it_says_so() {
         lines.iter().map(|line| line["tokens"].clone()).collect()
     };
     assert_ne!(tokens(&after[before.len()..]), tokens(&before));
-    assert_eq!(lab.column("bleu").len(), 2, "rows of the old weights are gone");
+    assert_eq!(
+        lab.column("bleu").len(),
+        2,
+        "rows of the old weights are gone"
+    );
     let (_, said) = lab.run();
     assert!(!said.contains("again"), "{said}");
 }
@@ -127,16 +131,27 @@ fn answers_are_paired_with_prompts_by_id() {
     });
     lab.run();
     assert_eq!(lab.scores(), scores);
-    let ids: Vec<Value> = lab.lines("samples.jsonl").iter().map(|l| l["id"].clone()).collect();
+    let ids: Vec<Value> = lab
+        .lines("samples.jsonl")
+        .iter()
+        .map(|l| l["id"].clone())
+        .collect();
     assert!(!ids.contains(&"t/7".into()), "{ids:?}");
 }
 
 #[test]
 fn other_threads_are_timed_anew_and_stand_beside_the_old_times() {
     let lab = Lab::new();
-    lab.command().env("RAYON_NUM_THREADS", "2").assert().success();
+    lab.command()
+        .env("RAYON_NUM_THREADS", "2")
+        .assert()
+        .success();
     let answers = lab.lines("samples.jsonl");
-    let assert = lab.command().env("RAYON_NUM_THREADS", "1").assert().success();
+    let assert = lab
+        .command()
+        .env("RAYON_NUM_THREADS", "1")
+        .assert()
+        .success();
     let said = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
     assert_names(&said, &["timed again", "threads (2 -> 1)"]);
     assert_eq!(lab.lines("samples.jsonl"), answers, "the answers stand");
@@ -146,7 +161,10 @@ fn other_threads_are_timed_anew_and_stand_beside_the_old_times() {
     // Each of them is finished.
     let cells = lab.lines("cells.jsonl");
     for threads in ["1", "2"] {
-        lab.command().env("RAYON_NUM_THREADS", threads).assert().success();
+        lab.command()
+            .env("RAYON_NUM_THREADS", threads)
+            .assert()
+            .success();
     }
     assert_eq!(lab.lines("cells.jsonl"), cells);
 }
@@ -157,13 +175,21 @@ fn timing_settings_concern_the_times_alone() {
     lab.run();
     let answers = lab.lines("samples.jsonl");
     let text = std::fs::read_to_string(lab.path("lab.yaml")).unwrap();
-    std::fs::write(lab.path("lab.yaml"), text.replace("new-tokens: 3", "new-tokens: 4")).unwrap();
+    std::fs::write(
+        lab.path("lab.yaml"),
+        text.replace("new-tokens: 3", "new-tokens: 4"),
+    )
+    .unwrap();
     let (_, said) = lab.run();
     assert_names(&said, &["timed again", "timing settings"]);
     assert_eq!(lab.lines("samples.jsonl"), answers);
     let last = lab.lines("cells.jsonl").pop().unwrap();
     assert_eq!(last["timing"]["new_tokens"], 4);
-    assert_eq!(lab.column("bleu").len(), 2, "the old times are gone from the table");
+    assert_eq!(
+        lab.column("bleu").len(),
+        2,
+        "the old times are gone from the table"
+    );
 }
 
 #[test]
@@ -181,7 +207,13 @@ fn a_record_says_where_it_was_made_and_is_never_relabelled() {
     let (printed, _) = lab.run();
     assert_names(&printed, &["another processor"]);
     let machines = lab.column("machine");
-    assert_eq!(machines.iter().filter(|m| m.contains("another processor")).count(), 1);
+    assert_eq!(
+        machines
+            .iter()
+            .filter(|m| m.contains("another processor"))
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -197,13 +229,25 @@ fn a_folder_stands_alone() {
     }
     drop(lab);
     stdout(skipbench().arg("report").arg(&moved));
-    assert_eq!(std::fs::read_to_string(moved.join("table.md")).unwrap(), table);
+    assert_eq!(
+        std::fs::read_to_string(moved.join("table.md")).unwrap(),
+        table
+    );
     let archive = elsewhere.path().join("archive");
-    stdout(skipbench().arg("report").arg(&moved).arg("--archive").arg(&archive));
+    stdout(
+        skipbench()
+            .arg("report")
+            .arg(&moved)
+            .arg("--archive")
+            .arg(&archive),
+    );
     assert!(archive.join("cells.jsonl.gz").is_file());
     std::fs::remove_file(archive.join("table.md")).unwrap();
     stdout(skipbench().arg("report").arg(&archive));
-    assert_eq!(std::fs::read_to_string(archive.join("table.md")).unwrap(), table);
+    assert_eq!(
+        std::fs::read_to_string(archive.join("table.md")).unwrap(),
+        table
+    );
 }
 
 #[test]
@@ -223,13 +267,19 @@ fn versions_and_owners_of_a_folder_are_checked() {
     assert_names(&error, &["cells.jsonl", "version 99", "--out"]);
     let error = refused(skipbench().arg("report").arg(lab.path("out")));
     assert_names(&error, &["version 99"]);
-    assert_eq!(std::fs::read_to_string(lab.path("out/cells.jsonl")).unwrap(), newer);
+    assert_eq!(
+        std::fs::read_to_string(lab.path("out/cells.jsonl")).unwrap(),
+        newer
+    );
 
     std::fs::write(lab.path("out/cells.jsonl"), &cells).unwrap();
     lab.write("other", "");
     let error = refused(&mut lab.command());
     assert_names(&error, &["experiment `lab`, not of `other`", "--out"]);
-    assert_eq!(std::fs::read_to_string(lab.path("out/cells.jsonl")).unwrap(), cells);
+    assert_eq!(
+        std::fs::read_to_string(lab.path("out/cells.jsonl")).unwrap(),
+        cells
+    );
 }
 
 #[test]
@@ -269,13 +319,22 @@ fn a_cell_that_fails_is_said_at_once_and_stands_in_the_table() {
     let assert = lab.command().assert().code(1);
     let output = assert.get_output();
     let said = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_names(&said, &["m t batch 2 unified@2 failed: every prompt failed", "512"]);
+    assert_names(
+        &said,
+        &["m t batch 2 unified@2 failed: every prompt failed", "512"],
+    );
     let printed = String::from_utf8(output.stdout.clone()).unwrap();
     assert_names(&printed, &["unified@2", "every prompt failed"]);
     // The report has it, and the next run tries again.
     let report = stdout(skipbench().arg("report").arg(lab.path("out")));
     assert_names(&report, &["every prompt failed"]);
-    assert_eq!(lab.column("failure").iter().filter(|f| f.contains("every prompt")).count(), 2);
+    assert_eq!(
+        lab.column("failure")
+            .iter()
+            .filter(|f| f.contains("every prompt"))
+            .count(),
+        2
+    );
     std::fs::write(lab.path("source.txt"), SOURCES).unwrap();
     let (printed, _) = lab.run();
     assert!(!printed.contains("failed"), "{printed}");
@@ -285,13 +344,21 @@ fn a_cell_that_fails_is_said_at_once_and_stands_in_the_table() {
 fn a_prompt_that_failed_is_tried_again_and_makes_the_exit_code_1() {
     let lab = Lab::new();
     let long = "das alte Buch ".repeat(300);
-    std::fs::write(lab.path("source.txt"), format!("ein Haus\n{long}\nder Hund\n")).unwrap();
+    std::fs::write(
+        lab.path("source.txt"),
+        format!("ein Haus\n{long}\nder Hund\n"),
+    )
+    .unwrap();
     for _ in 0..2 {
         let assert = lab.command().assert().code(1);
         let said = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
         assert_names(&said, &["1 of 3 prompts failed", "512"]);
         assert_eq!(lab.lines("cells.jsonl").len(), 2, "one record per cell");
-        assert_eq!(lab.lines("samples.jsonl").len(), 2 * 3, "an answer per prompt");
+        assert_eq!(
+            lab.lines("samples.jsonl").len(),
+            2 * 3,
+            "an answer per prompt"
+        );
     }
 }
 
@@ -314,9 +381,16 @@ fn a_metric_can_be_added_later_without_running_anything() {
     lab.run();
     let cells = lab.lines("cells.jsonl");
     let text = std::fs::read_to_string(lab.path("lab.yaml")).unwrap();
-    let text = text.replace("max-new-tokens: 6", "max-new-tokens: 6, metrics: [ter, bleu]");
+    let text = text.replace(
+        "max-new-tokens: 6",
+        "max-new-tokens: 6, metrics: [ter, bleu]",
+    );
     std::fs::write(lab.path("lab.yaml"), text).unwrap();
     lab.run();
     assert_eq!(lab.lines("cells.jsonl"), cells);
-    assert!(lab.column("ter").iter().all(|score| score.parse::<f64>().is_ok()));
+    assert!(
+        lab.column("ter")
+            .iter()
+            .all(|score| score.parse::<f64>().is_ok())
+    );
 }

@@ -1,0 +1,267 @@
+//! What the layers of a step share: tables that depend on where its tokens stand, made and uploaded once.
+
+use crate::batch::{Span, positions};
+use crate::cache_layer::LayerKv;
+use crate::error::Result;
+use candle_core::{DType, Device, Tensor};
+
+/// Sets of spans whose tables are kept: rows of a step may run different layers, and come together again.
+const KEPT: usize = 8;
+
+/// Tables by the spans that they are for, the latest last.
+#[derive(Debug, Default)]
+pub(crate) struct StepTables(Vec<SpanTables>);
+
+impl StepTables {
+    /// The tables of `spans`, empty at first.
+    pub(crate) fn of(&mut self, spans: &[Span]) -> &mut SpanTables {
+        let place = self.0.iter().rposition(|tables| tables.spans == spans);
+        let place = place.unwrap_or_else(|| {
+            if self.0.len() == KEPT {
+                self.0.remove(0);
+            }
+            self.0.push(SpanTables {
+                spans: spans.to_vec(),
+                ..SpanTables::default()
+            });
+            self.0.len() - 1
+        });
+        &mut self.0[place]
+    }
+}
+
+/// The tables of one set of spans, each made when the first layer asks for it.
+#[derive(Debug, Default)]
+pub(crate) struct SpanTables {
+    spans: Vec<Span>,
+    turns: Option<Turns>,
+    rope: Option<(Tensor, Tensor)>,
+    alibi: Option<Tensor>,
+    rows: Option<Tensor>,
+    masks: Vec<(Sight, Tensor)>,
+}
+
+/// RoPE on the host: `[tokens, head_dim / 2]` each.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+}
+
+/// What queries see: so many positions from 0 on each, but those that are hidden there, `[queries, longest]`; empty where
+/// none is.
+#[derive(Debug, PartialEq)]
+struct Sight {
+    lens: Vec<usize>,
+    hidden: Vec<bool>,
+}
+
+impl SpanTables {
+    /// Cosines and sines of every token's angles, for the fused layers.
+    pub(crate) fn turns(&mut self, inv_freq: &[f32]) -> &Turns {
+        let spans = &self.spans;
+        self.turns.get_or_insert_with(|| {
+            let angles = positions(spans)
+                .flat_map(|position| inv_freq.iter().map(move |freq| position as f32 * freq));
+            let (sin, cos) = angles.map(f32::sin_cos).unzip();
+            Turns { cos, sin }
+        })
+    }
+
+    /// Cosines and sines of every token's angles, `[tokens, head_dim / 2]` each; `inv_freq`: `[head_dim / 2]`.
+    pub(crate) fn rope(&mut self, inv_freq: &Tensor, dtype: DType) -> Result<(Tensor, Tensor)> {
+        if let Some(rope) = &self.rope {
+            return Ok(rope.clone());
+        }
+        let positions: Vec<f32> = positions(&self.spans).map(|at| at as f32).collect();
+        let angles = Tensor::new(positions, inv_freq.device())?
+            .unsqueeze(1)?
+            .broadcast_mul(&inv_freq.unsqueeze(0)?)?;
+        let cos = angles.cos()?.to_dtype(dtype)?;
+        let sin = angles.sin()?.to_dtype(dtype)?;
+        Ok(self.rope.insert((cos, sin)).clone())
+    }
+
+    /// `slope * key position`: `[1, n_kv_heads, group, 1, longest]`; `slopes`: `[n_kv_heads, group, 1, 1]`. The distance form
+    /// differs by a constant per query, which softmax does not see.
+    pub(crate) fn alibi(&mut self, slopes: &Tensor) -> Result<Tensor> {
+        if let Some(alibi) = &self.alibi {
+            return Ok(alibi.clone());
+        }
+        let ends = self.spans.iter().map(|span| span.start + span.len);
+        let longest = ends.max().unwrap_or(0);
+        let keys = Tensor::arange(0f32, longest as f32, slopes.device())?;
+        let keys = keys.reshape((1, 1, 1, longest))?;
+        let alibi = slopes.broadcast_mul(&keys)?.unsqueeze(0)?;
+        Ok(self.alibi.insert(alibi).clone())
+    }
+
+    /// The cache row of each span: `[spans]`.
+    pub(crate) fn rows(&mut self, device: &Device) -> Result<Tensor> {
+        if let Some(rows) = &self.rows {
+            return Ok(rows.clone());
+        }
+        let rows: Vec<u32> = self.spans.iter().map(|span| span.row as u32).collect();
+        Ok(self.rows.insert(Tensor::new(rows, device)?).clone())
+    }
+
+    /// What is added to the scores of one token per span: 0 where it sees a key of `kv` and minus infinity elsewhere,
+    /// `[spans, longest]`.
+    pub(crate) fn token_mask(&mut self, kv: &LayerKv, device: &Device) -> Result<Tensor> {
+        let queries = self.spans.iter().map(|span| (span.row, span.start + 1));
+        let sight = Sight::of(kv, queries.collect());
+        self.mask(sight, device)
+    }
+
+    /// The same for all tokens of one of the spans: `[span.len, span.start + span.len]`.
+    pub(crate) fn span_mask(
+        &mut self,
+        span: Span,
+        kv: &LayerKv,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let len = span.start + span.len;
+        let queries = (span.start..len).map(|at| (span.row, at + 1));
+        let sight = Sight::of(kv, queries.collect());
+        if span.start > 0 || !sight.hidden.is_empty() {
+            return self.mask(sight, device);
+        }
+        // Prompts are corners of the longest one's triangle.
+        let starts = self.spans.iter().filter(|span| span.start == 0);
+        let longest = starts.map(|span| span.len).max().unwrap_or(len);
+        let triangle = Sight {
+            lens: (1..=longest).collect(),
+            hidden: Vec::new(),
+        };
+        let triangle = self.mask(triangle, device)?;
+        Ok(triangle.narrow(0, 0, len)?.narrow(1, 0, len)?)
+    }
+
+    fn mask(&mut self, sight: Sight, device: &Device) -> Result<Tensor> {
+        if let Some((_, mask)) = self.masks.iter().find(|(seen, _)| *seen == sight) {
+            return Ok(mask.clone());
+        }
+        let longest = sight.lens.iter().max().copied().unwrap_or(0);
+        let mut values = vec![f32::NEG_INFINITY; sight.lens.len() * longest];
+        for (values, &len) in values.chunks_exact_mut(longest.max(1)).zip(&sight.lens) {
+            values[..len].fill(0.0);
+        }
+        for (value, &hidden) in values.iter_mut().zip(&sight.hidden) {
+            if hidden {
+                *value = f32::NEG_INFINITY;
+            }
+        }
+        let mask = Tensor::from_vec(values, (sight.lens.len(), longest), device)?;
+        self.masks.push((sight, mask.clone()));
+        Ok(mask)
+    }
+}
+
+impl Sight {
+    /// `queries`: (row, positions that it may see).
+    fn of(kv: &LayerKv, queries: Vec<(usize, usize)>) -> Self {
+        let longest = queries.iter().map(|&(_, len)| len).max().unwrap_or(0);
+        let mut hidden = Vec::new();
+        // A layer without room holds no holes either.
+        let holes = |&(row, len): &(usize, usize)| !kv.masked(row, len).is_empty();
+        if kv.capacity > 0 && queries.iter().any(holes) {
+            hidden.resize(queries.len() * longest, false);
+            for (&(row, len), hidden) in queries.iter().zip(hidden.chunks_exact_mut(longest)) {
+                let masked = kv.masked(row, len);
+                hidden[..masked.len()].copy_from_slice(masked);
+            }
+        }
+        Self {
+            lens: queries.into_iter().map(|(_, len)| len).collect(),
+            hidden,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Backend, CausalLm, Decoder, KvCache};
+    use candle_core::TensorId;
+    use std::path::Path;
+
+    fn load(name: &str) -> Decoder {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let (device, dtype) = (Device::Cpu, Some(DType::F32));
+        Decoder::load(&fixtures.join(name), &device, dtype, Backend::Composed).unwrap()
+    }
+
+    /// The tables that have been made for `spans`.
+    fn made(cache: &mut KvCache, spans: &[Span]) -> Vec<TensorId> {
+        let (_, tables) = cache.layer_mut(0, spans);
+        let rope = tables.rope.iter().flat_map(|(cos, sin)| [cos, sin]);
+        let single = tables.alibi.iter().chain(&tables.rows);
+        let masks = tables.masks.iter().map(|(_, mask)| mask);
+        rope.chain(single).chain(masks).map(Tensor::id).collect()
+    }
+
+    /// Runs a pass and gives the tables that there are after each layer.
+    fn pass(model: &Decoder, cache: &mut KvCache, spans: &[Span]) -> Vec<Vec<TensorId>> {
+        let tokens = crate::token_count(spans);
+        let ids: Vec<u32> = (0..tokens as u32).map(|id| 3 + id).collect();
+        let mut hidden = model.embed(&ids).unwrap();
+        let layers = 0..model.sizes().n_layers;
+        layers
+            .map(|layer| {
+                hidden = model.layer(layer, &hidden, cache, spans).unwrap();
+                made(cache, spans)
+            })
+            .collect()
+    }
+
+    /// What the first layer has made is what the last one reads, in a prefill, in a step of some of the rows and behind a hole.
+    #[test]
+    fn a_step_makes_its_tables_once() {
+        // RoPE has a cosine and a sine, ALiBi a bias; then the rows, where some are left out, and the mask.
+        for (name, position) in [("llama1", 2), ("bloom", 1)] {
+            let model = load(name);
+            let n_layers = model.sizes().n_layers;
+            let mut cache = model.new_cache(3, vec![20; n_layers]).unwrap();
+            let step = |position| [Span::token(0, position), Span::token(2, position + 2)];
+            for (spans, count) in [
+                (Span::prompts([4, 2, 6]), position + 1),
+                (step(4).to_vec(), position + 2),
+            ] {
+                let tables = pass(&model, &mut cache, &spans);
+                assert_eq!(tables[0].len(), count, "{name}");
+                assert!(tables.iter().all(|now| *now == tables[0]), "{name}");
+            }
+            // A position that two layers hide from row 0 takes one more mask for both.
+            let hole = [Span::token(0, 5)];
+            for layer in 0..n_layers {
+                match layer {
+                    2 | 3 => cache.mask(layer, &hole).unwrap(),
+                    _ => cache
+                        .claim(layer, &hole, crate::Provenance::Computed)
+                        .unwrap(),
+                }
+            }
+            let spans = [Span::token(0, 6), Span::token(2, 7)];
+            let tables = pass(&model, &mut cache, &spans);
+            let counts: Vec<usize> = tables.iter().map(Vec::len).collect();
+            let (plain, holed) = (position + 2, position + 3);
+            assert_eq!(counts, [plain, plain, holed, holed, holed, holed], "{name}");
+            assert!(
+                tables.iter().all(|now| now[..plain] == tables[0][..]),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn tables_of_steps_long_past_are_let_go() {
+        let mut tables = StepTables::default();
+        for position in 0..100 {
+            let spans = [Span::token(0, position)];
+            assert_eq!(tables.of(&spans).spans, spans);
+            tables.of(&[Span::token(1, position)]);
+            assert_eq!(tables.of(&spans).spans, spans);
+        }
+        assert_eq!(tables.0.len(), KEPT);
+    }
+}
