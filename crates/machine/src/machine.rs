@@ -8,6 +8,9 @@ use sysinfo::System;
 /// A processor with what a measurement on it used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
+    /// Its name in the network: machines of one kind may differ in speed.
+    #[serde(default)]
+    pub host: String,
     /// Model of the processor.
     pub cpu: String,
     /// Cores that the process may use.
@@ -45,6 +48,7 @@ impl Machine {
         let cpu = system.cpus().first().map_or("", |cpu| cpu.brand()).trim();
         let os = [System::long_os_version(), System::kernel_version()];
         Self {
+            host: System::host_name().unwrap_or_default(),
             cpu: match cpu {
                 "" => format!("unknown {} processor", std::env::consts::ARCH),
                 cpu => cpu.to_owned(),
@@ -71,6 +75,7 @@ impl Machine {
         };
         let facts = |machine: &Self| {
             [
+                ("host", machine.host.clone()),
                 ("processor", machine.cpu.clone()),
                 ("cores", machine.cores.to_string()),
                 ("threads", machine.threads.to_string()),
@@ -117,6 +122,7 @@ mod tests {
 
     fn machine() -> Machine {
         Machine {
+            host: "node1".to_owned(),
             cpu: "AMD EPYC 7B13".to_owned(),
             cores: 2,
             threads: 1,

@@ -7,8 +7,8 @@ use crate::plan::{Cell, ModelPlan, Plan};
 use crate::task::TaskData;
 use anyhow::{Context, bail};
 use skipbench_engine::{
-    Beam, DraftTally, Engine, EngineError, Generation, KvAudit, Ledger, Options, RowOutput,
-    TimingPlan, measure,
+    Beam, Block, DraftTally, Drift, Engine, EngineError, Generation, KvAudit, Ledger, Options,
+    Outliers, RowOutput, TimingPlan, measure, speedup,
 };
 use skipbench_machine::{LoadMeter, peak_memory_bytes, reset_peak_memory};
 use skipbench_metrics::{Hypotheses, References, Resampling, evaluate};
@@ -176,7 +176,7 @@ impl<'a> CellRun<'a> {
         timing.blocks = measure(self.engine(), spec, &plan, &mut |done, all| {
             (self.part)("timed blocks", done as u64, all as u64);
         })?;
-        timing.notes.extend(other_load(load.others()));
+        timing.notes = doubts(&timing.blocks, load.others(), plan.precision);
         timing.peak_memory_bytes = peak_memory_bytes();
         record.timing = Some(timing);
         Ok(())
@@ -192,13 +192,27 @@ fn times_id(cell: &Cell) -> String {
 /// Share of the processor that other work may take before the times are doubted.
 const QUIET: f64 = 0.05;
 
-fn other_load(share: Option<f64>) -> Option<String> {
-    share.filter(|share| *share > QUIET).map(|share| {
+/// What a reader must know of the times.
+fn doubts(blocks: &[Block], others: Option<f64>, precision: Option<f64>) -> Vec<String> {
+    let load = others.filter(|share| *share > QUIET).map(|share| {
         format!(
             "other work took {:.0}% of the processor while this was timed",
             100.0 * share
         )
-    })
+    });
+    let half_width = speedup(blocks).and_then(|speedup| speedup.half_width());
+    let missed = precision.filter(|wanted| half_width.is_none_or(|found| found > *wanted));
+    let coarse = missed.map(|wanted| match half_width {
+        Some(found) => format!(
+            "a precision of {:.1}% was asked for, and {:.1}% was reached",
+            100.0 * wanted,
+            100.0 * found
+        ),
+        None => "a precision was asked for, and one batch has no interval".to_owned(),
+    });
+    let drift = Drift::of(blocks).map(|drift| drift.to_string());
+    let outliers = Outliers::of(blocks).map(|outliers| outliers.to_string());
+    [load, coarse, drift, outliers].into_iter().flatten().collect()
 }
 
 fn blank(plan: &Plan, cell: &Cell) -> Record {
@@ -497,6 +511,9 @@ fn beam(cell: &Cell, experiment: &Experiment) -> Option<Beam> {
     })
 }
 
+/// Times that a batch is run at the most where a precision is asked for and no limit is set.
+const MOST_REPEATS: usize = 32;
+
 /// How a cell is timed, but for the prompts.
 pub(crate) fn timing_plan(cell: &Cell, task: &TaskData, experiment: &Experiment) -> TimingPlan {
     let timing = &experiment.timing;
@@ -505,8 +522,8 @@ pub(crate) fn timing_plan(cell: &Cell, task: &TaskData, experiment: &Experiment)
         new_tokens: timing.new_tokens,
         planned_tokens: task.max_new_tokens,
         repeats: timing.repeats,
-        precision: None,
-        max_repeats: timing.repeats,
+        precision: timing.precision,
+        max_repeats: timing.max_repeats.unwrap_or(MOST_REPEATS),
         warm_up: timing.warm_up,
         seed: experiment.seed,
         beam: beam(cell, experiment),

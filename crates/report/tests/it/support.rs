@@ -29,6 +29,7 @@ pub fn answers(wrong: usize, spoilt: usize) -> Vec<String> {
 
 pub fn machine(threads: usize) -> Machine {
     Machine {
+        host: "abacus".to_owned(),
         cpu: "Abacus 3000".to_owned(),
         cores: 4,
         threads,
