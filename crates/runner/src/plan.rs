@@ -5,7 +5,7 @@ use crate::digest::CheckpointDigest;
 use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry};
 use crate::identity::{Asked, CellIdentity, this_machine};
 use crate::task::TaskData;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use skipbench_machine::Machine;
 use skipbench_model::ModelConfig;
@@ -85,23 +85,23 @@ impl Plan {
     /// Whatever is wrong with the YAML, a checkpoint folder, a task or a strategy.
     pub fn of(args: &ExperimentArgs) -> anyhow::Result<Self> {
         let experiment = args.read()?;
-        let models = experiment
-            .models
-            .iter()
-            .map(ModelPlan::open)
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let tasks = experiment
-            .tasks
-            .iter()
-            .map(TaskData::open)
-            .collect::<anyhow::Result<Vec<_>>>()?;
+        let at = |key: &str, index: usize| format!("{key}.{index}");
+        let models = experiment.models.iter().enumerate().map(|(index, entry)| {
+            ModelPlan::open(entry).map_err(|error| experiment.fault(&at("models", index), error))
+        });
+        let models = models.collect::<anyhow::Result<Vec<_>>>()?;
+        let tasks = experiment.tasks.iter().enumerate().map(|(index, entry)| {
+            TaskData::open(entry).map_err(|error| experiment.fault(&at("tasks", index), error))
+        });
+        let tasks = tasks.collect::<anyhow::Result<Vec<_>>>()?;
         told_apart("models", models.iter().map(|model| &model.name))?;
         told_apart("tasks", tasks.iter().map(|task| &task.name))?;
-        for (model, task) in models
-            .iter()
-            .flat_map(|m| tasks.iter().map(move |t| (m, t)))
-        {
-            model.check_room(task, &experiment)?;
+        for model in &models {
+            for (index, task) in tasks.iter().enumerate() {
+                model
+                    .check_room(task, &experiment)
+                    .map_err(|error| experiment.fault(&at("tasks", index), error))?;
+            }
         }
         let mut plan = Plan {
             machine: this_machine(experiment.device),
@@ -123,7 +123,8 @@ impl Plan {
         let searches = self.experiment.beams.iter().any(|&beams| beams > 1);
         for spec in &specs {
             let beams = if searches { 2 } else { 1 };
-            spec.check_search(beams, false, self.experiment.no_repeat_ngram)?;
+            spec.check_search(beams, false, self.experiment.no_repeat_ngram)
+                .map_err(|error| self.experiment.fault(&self.experiment.path_of(spec), error))?;
         }
         let mut cells = Vec::new();
         for (model, model_plan) in self.models.iter().enumerate() {
@@ -212,7 +213,8 @@ impl Plan {
             .flat_map(|m| specs.iter().map(move |s| (m, s)))
         {
             spec.validate(model.n_layers)
-                .with_context(|| format!("strategy `{spec}` with model `{}`", model.name))?;
+                .with_context(|| format!("strategy `{spec}` with model `{}`", model.name))
+                .map_err(|error| self.experiment.fault(&self.experiment.path_of(spec), error))?;
         }
         let specs = specs
             .into_iter()
@@ -238,9 +240,10 @@ impl Plan {
         for fill in fills {
             let uses = |spec: &StrategySpec| spec.kv_fills().contains(fill) && open(spec);
             if !specs.iter().any(uses) {
-                bail!(
+                let error = anyhow!(
                     "`kv-fills` holds `{fill}`, which none of the strategies can use; `early-exit` and `shallow-deep` can use propagate, copy, mask and deferred"
                 );
+                return Err(self.experiment.fault("kv-fills", error));
             }
         }
         Ok(specs

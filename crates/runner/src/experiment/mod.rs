@@ -29,16 +29,16 @@ pub struct Experiment {
     /// Heading of the report.
     #[serde(default)]
     pub title: Option<String>,
-    /// What a reader of the report must know, a sentence or two each.
+    /// What a reader of the report must know, a sentence or two each; the report prints them above its tables.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// Checkpoints to run.
+    /// Checkpoints to run, one after another.
     pub models: Vec<ModelEntry>,
-    /// Tasks to run them on.
+    /// Tasks to run each of them on.
     pub tasks: Vec<TaskEntry>,
     /// Strategies, as short forms (`unified:even`) or maps; one without a speedup is run at each of `speedups`.
     pub strategies: Vec<StrategySpec>,
-    /// Target speedups.
+    /// Target speedups, as ratios from 1 to 1000: 2 asks for half of the full network's layers, or of its time.
     #[serde(default = "default_speedups")]
     pub speedups: Vec<f64>,
     /// What a target speedup means: a share of the layers, or of the time on this machine.
@@ -47,16 +47,16 @@ pub struct Experiment {
     /// KV fills to run every strategy with that leaves a choice and was given none; if not given, each keeps its own.
     #[serde(default)]
     pub kv_fills: Vec<KvFill>,
-    /// Batch sizes, in prompts.
+    /// Batch sizes, in prompts from 1 to 4096; every strategy is run at each.
     #[serde(default = "default_batch_sizes")]
     pub batch_sizes: Vec<usize>,
-    /// Beams to search with; 1 is greedy decoding.
+    /// Beams to search with, from 1 to 64; 1 is greedy decoding. Every strategy is run with each.
     #[serde(default = "default_beams")]
     pub beams: Vec<usize>,
-    /// Of a beam search: a finished answer's log-probability is divided by its length to this power.
+    /// A beam search divides a finished answer's log-probability by its length in tokens to this power, from -10 to 10.
     #[serde(default = "default_length_penalty")]
     pub length_penalty: f64,
-    /// No n-gram of this length occurs twice in prompt and answer together; 0 for no such rule.
+    /// No n-gram of this many tokens occurs twice in prompt and answer together; 0 for no such rule.
     #[serde(default)]
     pub no_repeat_ngram: usize,
     /// Where to compute.
@@ -65,10 +65,10 @@ pub struct Experiment {
     /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU.
     #[serde(default)]
     pub dtype: Option<DtypeName>,
-    /// Seed of orders, resamples and calibration.
+    /// Seed of everything that is drawn: the order of timed blocks, resamples of intervals, calibration.
     #[serde(default = "default_seed")]
     pub seed: u64,
-    /// How to time.
+    /// How the timing pass goes.
     #[serde(default)]
     pub timing: TimingEntry,
     /// Folder of the results; the default is `runs/<name>` in the current folder.
@@ -83,10 +83,10 @@ pub struct Experiment {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ModelEntry {
-    /// Name in tables; the default is the folder's.
+    /// Name in tables; if not given, the folder's.
     #[serde(default)]
     pub name: Option<String>,
-    /// Hugging Face folder.
+    /// Hugging Face folder: `config.json`, `model.safetensors` or its parts, `tokenizer.json`.
     pub path: PathBuf,
 }
 
@@ -94,35 +94,37 @@ pub struct ModelEntry {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TaskEntry {
-    /// Name in tables; the default is that of the built-in task.
+    /// Name in tables; if not given, that of the built-in task. A task of text files needs one.
     #[serde(default)]
     pub name: Option<String>,
-    /// A built-in task: `translation` or `summarization`.
+    /// A built-in task: `translation` is English to German, `summarization` a report to one sentence, both generated from
+    /// a grammar of the project's own.
     #[serde(default)]
     #[schemars(schema_with = "task_schema")]
     pub builtin: Option<Task>,
-    /// Source texts, a line each (`.gz` too).
+    /// File of source texts, a line each (`.gz` too), instead of a built-in task.
     #[serde(default)]
     pub source: Option<PathBuf>,
-    /// Reference texts, a line each.
+    /// File of the right answers, a line for each source.
     #[serde(default)]
     pub reference: Option<PathBuf>,
-    /// Source texts on which thresholds are calibrated; never scored.
+    /// File of source texts on which thresholds, layer orders and expected lengths are found; none of them is scored.
     #[serde(default)]
     pub calibration: Option<PathBuf>,
-    /// How a source becomes a prompt; `{source}` stands for it.
+    /// How a source becomes a prompt; `{source}` stands for it. If not given, the source itself is the prompt.
     #[serde(default)]
     pub prompt: Option<String>,
-    /// Prompts to score.
+    /// Prompts to score: the first of the sources, at most 1,000,000.
     #[serde(default = "default_prompts")]
     pub prompts: usize,
-    /// Prompts to calibrate on.
+    /// Prompts to calibrate on: the first of `calibration`, at most 1,000,000.
     #[serde(default = "default_calibration_prompts")]
     pub calibration_prompts: usize,
-    /// Longest answer in tokens.
+    /// Longest answer in tokens, at most 1,000,000; prompt and answer together must fit in the model's positions.
     #[serde(default = "default_max_new_tokens")]
     pub max_new_tokens: usize,
-    /// Metrics; the first is the one that plots show.
+    /// Metrics: bleu, chrf, chrf++, ter, rouge1 to rouge9, rougeL, rougeLsum. The first is the one that plots show. If not
+    /// given, bleu and chrf, or rougeL, rouge1, rouge2 and rougeLsum for `summarization`.
     #[serde(default, with = "metric_names")]
     #[schemars(with = "Vec<String>")]
     pub metrics: Vec<Metric>,
@@ -132,10 +134,11 @@ pub struct TaskEntry {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TimingEntry {
-    /// Batches of prompts that are timed, and of calibration prompts in a trial of `match: wallclock`; 0 leaves timing out.
+    /// Batches of prompts that are timed, and of calibration prompts in a trial of `match: wallclock`, at most 10,000; 0
+    /// leaves timing out.
     #[serde(default = "default_timing_batches")]
     pub batches: usize,
-    /// Times that each batch is run under both the full network and the strategy.
+    /// Times that each batch is run under both the full network and the strategy, at most 10,000.
     #[serde(default = "default_timing_repeats")]
     pub repeats: usize,
     /// Half width of a speedup's interval, as a share of the speedup (`1%` or `0.01`; 0.1% to 50%), until which batches are
@@ -150,10 +153,10 @@ pub struct TimingEntry {
     /// The most times that `precision` has a batch run; if not given, the harness's own cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_repeats: Option<usize>,
-    /// Blocks run before the clock counts.
+    /// Blocks that are run before the clock counts, at most 10,000.
     #[serde(default = "default_timing_warm_up")]
     pub warm_up: usize,
-    /// Tokens per row, always exactly this many.
+    /// New tokens of each row, at least 2: timed rows all have exactly this many, whatever they say.
     #[serde(default = "default_timing_new_tokens")]
     pub new_tokens: usize,
 }
@@ -294,6 +297,19 @@ impl Experiment {
     /// The error that says where the value at a key path, such as `tasks.0`, was written, and what is wrong with it.
     pub(crate) fn fault(&self, path: &str, error: impl Into<anyhow::Error>) -> anyhow::Error {
         self.document.fault(path, format!("{:#}", error.into()))
+    }
+
+    /// The key path of a strategy, with whatever target it was given since.
+    pub(crate) fn path_of(&self, spec: &StrategySpec) -> String {
+        let written = self.strategies.iter().position(|written| {
+            let targeted = spec
+                .target_speedup()
+                .map(|speedup| written.with_target(speedup));
+            written == spec || targeted.as_ref() == Some(spec)
+        });
+        written.map_or("strategies".to_owned(), |index| {
+            format!("strategies.{index}")
+        })
     }
 
     /// Folder of the results.

@@ -176,24 +176,28 @@ fn experiments_that_cannot_be_read() {
     assert_names(&with(String::new()), &["e.yaml"]);
     assert_names(
         &with(whole("strategies: [unified]\nspedups: [2]\n")),
-        &["e.yaml", "spedups", "line 5", "did you mean `speedups`?"],
+        &[
+            "e.yaml:5:1: unknown key `spedups` (did you mean `speedups`?)",
+            "5 | spedups: [2]",
+            "  | ^^^^^^^",
+        ],
     );
     assert_names(
         &with(whole("strategies: [unifed]\n")),
-        &["unifed", "did you mean `unified`?"],
+        &["e.yaml:4:14: ", "unifed", "did you mean `unified`?"],
     );
     assert_names(
         &with(whole("strategies: [early-exit: {treshold: 1}]\n")),
-        &["treshold", "did you mean `threshold`?", "line 4"],
+        &["e.yaml:4:28: ", "treshold", "did you mean `threshold`?"],
     );
     assert_names(
         &with(whole("strategies: [unified]\nspeedups: [12]\n")),
-        &["unified@12", "8"],
+        &["e.yaml:4:14: ", "unified@12", "8"],
     );
     assert_names(&with(whole("strategies: []\n")), &["strategies", "empty"]);
     assert_names(
         &with(whole("strategies: [full]\nbatch-sizes: [0]\n")),
-        &["batch-sizes"],
+        &["e.yaml:5:15: `batch-sizes.0` is 0; it is a number from 1 to 4096"],
     );
     assert_names(
         &with(whole("strategies: [full]\ndevice: cuda\n")),
@@ -203,25 +207,25 @@ fn experiments_that_cannot_be_read() {
         &with(format!(
             "name: e\n{model}tasks: [{{builtin: tranlation}}]\nstrategies: [full]\n"
         )),
-        &["tranlation", "translation"],
+        &["e.yaml:3:19: ", "tranlation", "did you mean `translation`?"],
     );
     assert_names(
         &with(format!(
             "name: e\n{model}tasks: [{{builtin: translation, metrics: [blue]}}]\nstrategies: [full]\n"
         )),
-        &["blue", "bleu"],
+        &["e.yaml:3:42: ", "blue", "bleu"],
     );
     assert_names(
         &with(format!(
             "name: e\nmodels: [{{path: nowhere}}]\n{task}strategies: [full]\n"
         )),
-        &["nowhere", "config.json"],
+        &["e.yaml:2:10: ", "nowhere", "config.json"],
     );
     assert_names(
         &with(format!(
             "name: e\n{model}tasks: [{{name: t, source: gone.txt, reference: gone.txt}}]\nstrategies: [full]\n"
         )),
-        &["gone.txt"],
+        &["e.yaml:3:9: ", "gone.txt"],
     );
     std::fs::write(&path, b"name: \xff\n").unwrap();
     assert_names(
@@ -229,6 +233,94 @@ fn experiments_that_cannot_be_read() {
         &["e.yaml", "UTF-8"],
     );
     assert!(!dir.path().join("out/results.csv").exists());
+}
+
+/// What is wrong is said once, and nothing of what the YAML library advises those who call it.
+#[test]
+fn an_error_is_for_the_user_and_comes_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("e.yaml");
+    let with = |text: &str, options: &[&str]| {
+        std::fs::write(&path, text).unwrap();
+        refused(skipbench().arg("plan").arg(&path).args(options))
+    };
+    let twice = with("name: e\nname: f\n", &[]);
+    assert_names(&twice, &["e.yaml:2:1: key `name` stands twice"]);
+    assert!(
+        !twice.contains("Options") && !twice.contains("<input>"),
+        "{twice}"
+    );
+    assert_eq!(twice.matches("stands twice").count(), 1, "{twice}");
+
+    let text = format!(
+        "name: e\nmodels: [{{path: {:?}}}]\ntasks: [{{builtin: translation}}]\nstrategies: [full]\n",
+        checkpoint().canonicalize().unwrap()
+    );
+    let speedups = with(&format!("{text}speedups: 2\n"), &[]);
+    assert_names(
+        &speedups,
+        &["e.yaml:5:11: `speedups` takes a list (write `speedups: [2]`), not `2`"],
+    );
+    let huge = with(&format!("{text}speedups: [1e308]\n"), &[]);
+    assert!(huge.len() < 300, "{huge}");
+    for (options, says) in [
+        (
+            ["--set", "speedups=2"],
+            "--set speedups=2: `speedups` takes a list (write `speedups=[2]`)",
+        ),
+        (
+            ["--set", "timing.batchs=2"],
+            "--set timing.batchs=2: `timing`: unknown key `batchs` (did you mean `batches`?)",
+        ),
+        (
+            ["--set", "tasks.1.prompts=2"],
+            "`tasks` is a list with items 0 to 0",
+        ),
+        (
+            ["--set", "tasks.0.prompts=0"],
+            "--set tasks.0.prompts=0: `tasks.0.prompts` is 0",
+        ),
+        (
+            ["--set", "timing.batches=18446744073709551615"],
+            "`timing.batches` is 18446744073709551615; it is a number from 0 to 10000",
+        ),
+        (
+            ["--set", "timing.repeats=100000000000"],
+            "`timing.repeats` is 100000000000",
+        ),
+        (["--set", "nothing"], "write it as `key.path=value`"),
+        (["--shard", "0/3"], "shares count from 1"),
+        (["--shard", "4/3"], "there is no share 4 of 3"),
+        (["--shard", "1/0"], "N is at least 1"),
+        (["--shard", "half"], "written I/N"),
+    ] {
+        assert_names(&with(&text, &options), &[says]);
+    }
+}
+
+#[test]
+fn a_name_of_the_input_never_becomes_an_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("p.jsonl");
+    let text = "{\"prompt\": \"a house\"}\n";
+    std::fs::write(&input, text).unwrap();
+    let link = dir.path().join("link.jsonl");
+    std::fs::hard_link(&input, &link).unwrap();
+    for output in [dir.path().join("./p.jsonl"), link] {
+        for option in ["--trace", "--audit"] {
+            let error = refused(
+                skipbench()
+                    .args(["generate", "--model"])
+                    .arg(checkpoint())
+                    .arg("--input")
+                    .arg(&input)
+                    .arg(option)
+                    .arg(&output),
+            );
+            assert_names(&error, &["would overwrite what --input reads"]);
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&input).unwrap(), text);
 }
 
 #[test]
@@ -315,12 +407,14 @@ fn searches_that_contradict_themselves() {
             "--length-penalty does nothing",
         ),
         (vec!["--calibration", "no such file"], "no such file"),
-        (vec!["--trace", "a", "--audit", "a"], "two of the files"),
+        (vec!["--trace", "a", "--audit", "./a"], "are the same file"),
         (
             vec!["--trace", "a.png", "--heatmap", "a.svg"],
-            "two of the files",
+            "are the same file",
         ),
         (vec!["--heatmap", "a.pdf"], "`.svg` or `.png`"),
+        (vec!["--audit", "."], "is a folder"),
+        (vec!["--max-new-tokens", "4000000000"], "1000000"),
     ] {
         assert_names(&error(&options), &[says]);
     }

@@ -4,6 +4,7 @@
 mod bad_input;
 mod generate;
 mod layers;
+mod plan;
 mod records;
 mod run;
 mod schema;

@@ -1,0 +1,138 @@
+//! What can be told of a plan before it runs: what each task asks, what looks like a slip, and about how long it takes.
+
+mod estimate;
+mod texts;
+
+pub(crate) use estimate::estimate;
+
+use crate::experiment::TaskEntry;
+use crate::plan::{ModelPlan, Plan};
+use crate::task::TaskData;
+use anyhow::Context;
+use serde::Serialize;
+use skipbench_model::{ModelConfig, TextTokenizer, Tokenize};
+
+/// What a task asks of a model.
+#[derive(Debug, Serialize)]
+pub(crate) struct TaskPreview {
+    /// Name of the model whose tokenizer counts.
+    pub(crate) model: String,
+    /// Name of the task.
+    pub(crate) task: String,
+    /// The first prompt, exactly as the model gets it.
+    pub(crate) prompt: String,
+    /// Tokens of the first prompt.
+    pub(crate) prompt_tokens: usize,
+    /// Tokens of the longest.
+    pub(crate) longest_prompt_tokens: usize,
+    /// Longest answer in tokens.
+    pub(crate) max_new_tokens: usize,
+    /// Prompts that are run.
+    pub(crate) prompts: usize,
+    /// Prompts that there are, where the task is a file's first ones.
+    pub(crate) available: Option<usize>,
+    /// Prompts to calibrate on.
+    pub(crate) calibration_prompts: usize,
+    /// What looks like a slip.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Every task under every model of the plan.
+///
+/// # Errors
+/// A tokenizer that cannot be read, or that refuses a prompt.
+pub(crate) fn tasks(plan: &Plan) -> anyhow::Result<Vec<TaskPreview>> {
+    let mut previews = Vec::new();
+    for model in &plan.models {
+        let tokenizer = tokenizer(model)?;
+        for (task, entry) in plan.tasks.iter().zip(&plan.experiment.tasks) {
+            let preview = TaskPreview::of(plan, model, task, entry, &tokenizer)
+                .with_context(|| format!("task `{}` with model `{}`", task.name, model.name))?;
+            previews.push(preview);
+        }
+    }
+    Ok(previews)
+}
+
+/// What looks like a slip in the tasks of a plan, a line each.
+///
+/// # Errors
+/// As [`tasks`].
+pub fn warnings(plan: &Plan) -> anyhow::Result<Vec<String>> {
+    Ok(all_warnings(&tasks(plan)?))
+}
+
+/// Each warning once, whichever models it is about.
+pub(crate) fn all_warnings(previews: &[TaskPreview]) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for warning in previews.iter().flat_map(|preview| &preview.warnings) {
+        if !all.contains(warning) {
+            all.push(warning.clone());
+        }
+    }
+    all
+}
+
+fn tokenizer(model: &ModelPlan) -> anyhow::Result<TextTokenizer> {
+    let folder = &model.entry.path;
+    let config = ModelConfig::read(&folder.join("config.json"))?;
+    Ok(TextTokenizer::load(folder, config.vocab_size)?)
+}
+
+impl TaskPreview {
+    fn of(
+        plan: &Plan,
+        model: &ModelPlan,
+        task: &TaskData,
+        entry: &TaskEntry,
+        tokenizer: &dyn Tokenize,
+    ) -> anyhow::Result<Self> {
+        let ids = task
+            .prompts
+            .iter()
+            .map(|prompt| tokenizer.encode(prompt))
+            .collect::<Result<Vec<_>, _>>()?;
+        tracing::info!(
+            "task `{}`: {} prompts of {} tokens for model `{}`",
+            task.name,
+            ids.len(),
+            ids.iter().map(Vec::len).sum::<usize>(),
+            model.name
+        );
+        let mut warnings = texts::of_counts(task, entry);
+        if let Some(template) = &entry.prompt {
+            warnings.extend(texts::of_template(template));
+        }
+        warnings.extend(texts::of_endings(&task.prompts));
+        // What stands in front of every text is all that an empty one becomes.
+        let beginning = tokenizer.encode("")?.first().copied();
+        warnings.extend(texts::of_beginnings(&ids, beginning));
+        if let Some(positions) = model.max_positions {
+            let timed = match plan.experiment.timing.batches {
+                0 => 0,
+                _ => plan.experiment.timing.new_tokens,
+            };
+            warnings.extend(texts::of_lengths(
+                &ids,
+                task.max_new_tokens.max(timed),
+                positions,
+                &model.name,
+            ));
+        }
+        for warning in &mut warnings {
+            *warning = format!("task `{}`: {warning}", task.name);
+        }
+        Ok(Self {
+            model: model.name.clone(),
+            task: task.name.clone(),
+            prompt: task.prompts.first().cloned().unwrap_or_default(),
+            prompt_tokens: ids.first().map_or(0, Vec::len),
+            longest_prompt_tokens: ids.iter().map(Vec::len).max().unwrap_or(0),
+            max_new_tokens: task.max_new_tokens,
+            prompts: task.prompts.len(),
+            available: task.available,
+            calibration_prompts: task.calibration.len(),
+            warnings,
+        })
+    }
+}
