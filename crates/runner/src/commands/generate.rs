@@ -5,7 +5,7 @@ use crate::experiment::{self, DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, 
 use crate::input::{Prompt, read_prompts};
 use crate::outputs::{self, Named};
 use crate::progress::{self, Progress};
-use crate::store::layer_counts;
+use skipbench_record::layer_counts;
 use crate::trace::{Heat, audit_json, trace_line};
 use anyhow::{Context, bail};
 use clap::Args;
