@@ -21,7 +21,13 @@ const SOURCES: [(&str, &str); 4] = [
 pub fn answers(wrong: usize, spoilt: usize) -> Vec<String> {
     let spoil = |(index, (_, text)): (usize, &(&str, &str))| {
         let words = text.split(' ').enumerate();
-        let word = |(at, word)| if index < wrong && at < spoilt { "wrong" } else { word };
+        let word = |(at, word)| {
+            if index < wrong && at < spoilt {
+                "wrong"
+            } else {
+                word
+            }
+        };
         words.map(word).collect::<Vec<&str>>().join(" ")
     };
     SOURCES.iter().enumerate().map(spoil).collect()
@@ -115,7 +121,9 @@ pub fn cell(label: &str, target: Option<f64>, batch_size: usize, texts: &[String
         strategy: StrategyRecord {
             spec: json!({ name: {} }),
             name: name.to_owned(),
-            variant: series.split_once(':').map(|(_, variant)| variant.to_owned()),
+            variant: series
+                .split_once(':')
+                .map(|(_, variant)| variant.to_owned()),
             label: label.to_owned(),
             series: series.to_owned(),
             target_speedup: target,
@@ -252,10 +260,15 @@ impl Cell {
             quality.ledger.verify = quality.ledger.checks;
             quality.ledger.wasted_row_layers = 112;
         }
-        let blocks = self.record.timing.iter_mut().flat_map(|timing| &mut timing.blocks);
+        let blocks = self
+            .record
+            .timing
+            .iter_mut()
+            .flat_map(|timing| &mut timing.blocks);
         for block in blocks {
             block.strategy.draft_s = 0.25 * block.strategy.decode_s();
-            block.strategy.energy.processor_j = Some(0.5 * (block.rows + block.decoded_tokens) as f64);
+            block.strategy.energy.processor_j =
+                Some(0.5 * (block.rows + block.decoded_tokens) as f64);
         }
         self
     }
@@ -300,7 +313,9 @@ pub fn write(dir: &Path, info: &RunInfo, cells: &[Cell]) {
         prompt: format!("Copy: {text}"),
         references: vec![(*text).to_owned()],
     };
-    folder.add_prompts(&SOURCES.iter().map(prompt).collect::<Vec<_>>()).unwrap();
+    folder
+        .add_prompts(&SOURCES.iter().map(prompt).collect::<Vec<_>>())
+        .unwrap();
     for cell in cells {
         folder.append(&cell.record, &cell.answers).unwrap();
     }
@@ -324,12 +339,26 @@ pub fn cells() -> Vec<Cell> {
         for (speedup, wrong) in [(2.0, 2), (3.0, 4)] {
             let label = |name: &str| format!("{name}@{speedup}");
             let target = Some(speedup);
-            cells.push(cell(&label("unified"), target, batch_size, &answers(wrong, 3)));
-            cells.push(cell(&label("early-exit:cosine"), target, batch_size, &answers(wrong, 6)));
+            cells.push(cell(
+                &label("unified"),
+                target,
+                batch_size,
+                &answers(wrong, 3),
+            ));
+            cells.push(cell(
+                &label("early-exit:cosine"),
+                target,
+                batch_size,
+                &answers(wrong, 6),
+            ));
         }
     }
     cells[2] = cell("early-exit:cosine@2", Some(2.0), 1, &answers(2, 6)).with_everything();
-    cells[3].record.notes.push("reaches 1.4x at most | on this text".to_owned());
-    cells[9] = cell("early-exit:cosine@3", Some(3.0), 8, &answers(4, 6)).failed("out of memory:\n  8 rows");
+    cells[3]
+        .record
+        .notes
+        .push("reaches 1.4x at most | on this text".to_owned());
+    cells[9] = cell("early-exit:cosine@3", Some(3.0), 8, &answers(4, 6))
+        .failed("out of memory:\n  8 rows");
     cells
 }
