@@ -1,7 +1,6 @@
 //! What the blocks say about the measurement itself, and the spread of its latencies.
 
-use super::block::{Block, Times};
-use super::speedup::median;
+use super::block::Block;
 use super::student;
 use serde::{Deserialize, Serialize};
 use skipbench_machine::Energy;
@@ -205,6 +204,7 @@ pub fn energy_per_token(blocks: &[Block]) -> Energy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::timing::Times;
     use crate::timing::simulation::{Machine, NOISES, Noise, plan};
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;

@@ -72,11 +72,6 @@ impl Ratios {
         Self(passes)
     }
 
-    /// The batches, in order.
-    pub(super) fn batches(&self) -> impl Iterator<Item = usize> {
-        self.0.keys().copied()
-    }
-
     /// One value per batch, in order.
     pub(super) fn medians(&self) -> Vec<f64> {
         self.0.values().map(|passes| median(passes)).collect()
