@@ -18,6 +18,7 @@ pub mod task;
 pub use cli::main;
 
 mod calibrate;
+mod digest;
 mod input;
 mod load;
 mod progress;

@@ -1,136 +1,203 @@
 //! `skipbench train`.
 
+mod config;
 mod data;
 mod depths;
+mod out;
+mod start;
 
-use crate::{experiment, progress};
+use crate::progress;
 use anyhow::{Context, bail};
 use clap::Args;
-use data::{DataEntry, PairSource, Source, pick};
-use depths::DepthEntry;
-use serde::Deserialize;
-use skipbench_model::{Biases, ModelConfig, PositionScheme};
+use config::TrainFile;
+use data::PairSource;
+use indicatif::{ProgressBar, ProgressFinish};
 use skipbench_report::LossSeries;
-use skipbench_train::{Batch, Control, ModelShape, Net, TrainConfig, Trainer, train_tokenizer};
+use skipbench_train::{Batch, StepReport, Trainer};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tokenizers::Tokenizer;
-
-/// Texts that a tokenizer is trained on.
-const TOKENIZER_TEXTS: u64 = 20_000;
 
 /// Arguments of `skipbench train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     /// YAML config of the run
     config: PathBuf,
-    /// Stop after this many minutes with a checkpoint; the same command resumes
+    /// Stop behind the step that is under way after this many minutes; the same command goes on
+    #[arg(long, value_parser = minutes, allow_negative_numbers = true)]
+    minutes: Option<Duration>,
+    /// Train anew where `out` holds a finished checkpoint, and replace that once the training has ended
     #[arg(long)]
-    minutes: Option<f64>,
+    force: bool,
 }
 
-/// A training config as written by a user. Relative paths are taken from the YAML file's folder.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct TrainFile {
-    /// Hugging Face folder that the result is written to; its `training` sub-folder holds the unfinished run.
-    out: PathBuf,
-    /// Shape of a new model; leave out to start from `start-from`.
-    #[serde(default)]
-    shape: Option<ModelShape>,
-    /// Hugging Face folder to fine-tune; its tokenizer is kept.
-    #[serde(default)]
-    start_from: Option<PathBuf>,
-    /// Where the pairs come from.
-    data: Vec<DataEntry>,
-    /// Schedule and optimizer.
-    train: TrainConfig,
-    /// Layers that responses run; leave out for full depth.
-    #[serde(default)]
-    depths: Option<DepthEntry>,
-    /// Element type of the written weights.
-    #[serde(default)]
-    dtype: Option<experiment::DtypeName>,
-    /// What determines the batches besides `train`, as written: a run is only resumed with the same.
-    #[serde(skip)]
-    context: String,
+fn minutes(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes.is_finite() && minutes > 0.0 => {
+            Duration::try_from_secs_f64(minutes * 60.0)
+                .map_err(|_| "more than a clock can count; leave it out for no limit".to_owned())
+        }
+        Ok(_) => Err("it must be above 0 and finite; leave it out for no limit".to_owned()),
+        Err(_) => Err("not a number of minutes, such as 30 or 0.5".to_owned()),
+    }
 }
 
 /// Trains, or goes on with what was cut off.
 ///
 /// # Errors
-/// A config that does not parse or cannot work, data that cannot be read, a folder that cannot be written.
+/// A config that does not parse or cannot work, data that cannot be read, a folder that cannot be written or holds
+/// what this run may not replace.
 pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
-    let file = TrainFile::read(&args.config)?;
-    let sources = Source::open_all(&file.data)?;
-    let work = file.out.join("training");
-    std::fs::create_dir_all(&work).with_context(|| format!("cannot write {}", work.display()))?;
-    let tokenizer = file.tokenizer(&sources, &work)?;
-    let net = file.net(&tokenizer)?;
-    let n_layers = net.shape().n_layers;
-    if let Some(depths) = &file.depths {
-        depths.check(n_layers)?;
-    }
-    let mut trainer = Trainer::new(&work, &file.train, &file.context, net)?;
-    let bar = progress::bar(file.train.steps, "training");
-    bar.set_position(trainer.step());
-    let mut pairs = PairSource::new(
-        sources,
-        tokenizer.clone(),
-        file.train.batch_size,
-        file.train.seed,
-    )?;
+    // A clock that does not reach so far never stops the run.
     let deadline = args
         .minutes
-        .map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
-    let mut smooth: Option<f64> = None;
-    let mut failed = None;
-    trainer
-        .run(
-            |step| {
-                let pairs = pairs.batch(step).unwrap_or_else(|error| {
-                    failed.get_or_insert(error);
-                    Vec::new()
-                });
-                let depths = file
-                    .depths
-                    .as_ref()
-                    .and_then(|depths| depths.draw(step, file.train.seed, n_layers, &pairs));
-                (Batch::new(&pairs, file.train.loss_on), depths)
-            },
-            |done| {
-                let loss = f64::from(done.loss);
-                let mean = smooth.map_or(loss, |mean| 0.98 * mean + 0.02 * loss);
-                smooth = Some(mean);
-                bar.set_position(done.step);
-                bar.set_message(format!(
-                    "loss {mean:.4}, {:.0} tokens/s",
-                    done.tokens as f64 / done.step_s
-                ));
-                match deadline {
-                    Some(deadline) if Instant::now() >= deadline => Control::Stop,
-                    _ => Control::Continue,
-                }
-            },
-        )
-        .map_err(|error| failed.take().unwrap_or_else(|| error.into()))?;
-    bar.finish_and_clear();
-    draw_loss(&work)?;
-    trainer.export(
-        &file.out,
-        &tokenizer,
-        file.dtype.map_or(candle_core::DType::F32, Into::into),
-    )?;
-    let finished = trainer.step() == file.train.steps;
-    tracing::info!(
-        "{} after {} of {} steps: {}",
-        if finished { "finished" } else { "stopped" },
-        trainer.step(),
-        file.train.steps,
-        file.out.display()
-    );
+        .and_then(|minutes| Instant::now().checked_add(minutes));
+    let file = TrainFile::read(&args.config)?;
+    let in_file = || args.config.display().to_string();
+    let shape = file.shape()?;
+    let depths = file.depths(shape.n_layers)?;
+    check_memory("this model", shape.state_bytes()).with_context(in_file)?;
+    let sources = file.sources()?;
+    let context = file.context(&sources)?;
+
+    let settings = skipbench_train::settings_of_run(&file.train, &shape, &context)?;
+    if out::is_finished(&file.out, &settings, args.force)? {
+        say(&format!(
+            "nothing to do: {} is finished; --force trains anew",
+            file.out.display()
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let work = out::Work::open(&file.out)?;
+    let tokenizer = file.tokenizer(&sources, work.dir(), &shape)?;
+    let mut pairs = PairSource::new(sources, tokenizer.clone(), &file.train)?;
+    pairs.check_fit(shape.max_positions)?;
+    let mut trainer = Trainer::new(work.dir(), &file.train, &context, file.net(&shape)?)?;
+
+    let mut progress = Progress::start(&file, &trainer);
+    while !trainer.is_done() {
+        let step = trainer.step();
+        let pairs = pairs.batch(step)?;
+        let batch = Batch::new(pairs, file.train.loss_on);
+        let bytes = shape.step_bytes(batch.rows * batch.seq, batch.counted.len());
+        check_memory("a step of this batch size", shape.state_bytes() + bytes)
+            .with_context(in_file)?;
+        let depths = match &depths {
+            Some(depths) => depths.draw(step, pairs, &batch, trainer.net())?,
+            None => None,
+        };
+        let done = trainer.update(&batch, depths.as_ref())?;
+        progress.tell(&done);
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            break;
+        }
+    }
+    if trainer.is_done() {
+        let dtype = file.dtype.map_or(candle_core::DType::F32, Into::into);
+        trainer.export(&file.out, &tokenizer, dtype)?;
+        progress.end(&format!(
+            "finished all {} steps: {}",
+            file.train.steps,
+            file.out.display()
+        ));
+    } else {
+        trainer.save()?;
+        progress.end(&format!(
+            "stopped at step {} of {}: the same command goes on from there; {} gets its checkpoint behind the last step",
+            trainer.step(),
+            file.train.steps,
+            file.out.display()
+        ));
+    }
+    draw_loss(work.dir())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses what does not fit into this machine's memory before it is tried.
+fn check_memory(what: &str, bytes: f64) -> anyhow::Result<()> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let gib = |bytes: f64| bytes / (1u64 << 30) as f64;
+    let (needed, there) = (gib(bytes), gib(system.total_memory() as f64));
+    if needed > there {
+        bail!(
+            "training {what} takes about {needed:.0} GiB of memory, and this machine has {there:.0} GiB; use a smaller `shape` or `batch-size`"
+        );
+    }
+    Ok(())
+}
+
+/// What a run says on stderr: a bar on a terminal, and lines everywhere.
+struct Progress {
+    bar: ProgressBar,
+    steps: u64,
+    loss: Option<f64>,
+}
+
+impl Progress {
+    fn start(file: &TrainFile, trainer: &Trainer) -> Self {
+        let steps = file.train.steps;
+        let bar = progress::bar(steps, "training").with_finish(ProgressFinish::AndClear);
+        bar.set_position(trainer.step());
+        let replaces = match out::has_weights(&file.out) {
+            true => "; the checkpoint there stays until it has ended",
+            false => "",
+        };
+        let out = file.out.display();
+        let message = match trainer.step() {
+            0 => format!(
+                "training {out}: {steps} steps of {} pairs{replaces}",
+                file.train.batch_size
+            ),
+            step => format!("training {out}: goes on at step {step} of {steps}{replaces}"),
+        };
+        say(&message);
+        Self {
+            bar,
+            steps,
+            loss: None,
+        }
+    }
+
+    fn tell(&mut self, done: &StepReport) {
+        let last = f64::from(done.loss);
+        let loss = self.loss.map_or(last, |mean| 0.98 * mean + 0.02 * last);
+        self.loss = Some(loss);
+        self.bar.set_position(done.step);
+        self.bar.set_message(format!(
+            "loss {loss:.4}, {:.0} tokens/s",
+            done.tokens as f64 / done.step_s
+        ));
+        let every = self.steps.div_ceil(100);
+        self.bar.suspend(|| {
+            if done.step.is_multiple_of(every) {
+                tracing::info!(
+                    "step {}: loss {last:.4}, {:.2} layers per token, gradient norm {:.3}, rate {:.2e}",
+                    done.step,
+                    done.layers_per_token(),
+                    done.grad_norm,
+                    done.rate
+                );
+            }
+            if done.saved {
+                say(&format!(
+                    "checkpoint at step {} of {}: loss {loss:.4}",
+                    done.step, self.steps
+                ));
+            }
+        });
+    }
+
+    fn end(&self, message: &str) {
+        self.bar.finish_and_clear();
+        say(message);
+    }
+}
+
+/// Nothing is left to tell if stderr is gone.
+fn say(message: &str) {
+    let _ = writeln!(std::io::stderr(), "{message}");
 }
 
 /// `loss.csv` as a plot beside it.
@@ -152,138 +219,4 @@ fn draw_loss(work: &Path) -> anyhow::Result<()> {
     };
     skipbench_report::loss_plot(&work.join("loss.svg"), &[series])?;
     Ok(())
-}
-
-impl TrainFile {
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let mut file: TrainFile = experiment::parse_yaml(&text, path)?;
-        file.context = format!("{:?} {:?} {:?}", file.start_from, file.data, file.depths);
-        let base = path.parent().unwrap_or(Path::new(""));
-        file.out = base.join(&file.out);
-        if let Some(start) = &mut file.start_from {
-            *start = base.join(&*start);
-        }
-        for data in &mut file.data {
-            for path in [&mut data.source, &mut data.reference]
-                .into_iter()
-                .flatten()
-            {
-                *path = base.join(&*path);
-            }
-        }
-        match (&file.shape, &file.start_from) {
-            (Some(_), None) | (None, Some(_)) => {}
-            _ => bail!("{}: give either `shape` or `start-from`", path.display()),
-        }
-        let weight: u64 = file.data.iter().map(|data| u64::from(data.weight)).sum();
-        if weight == 0 {
-            bail!(
-                "{}: `data` is empty, or all its weights are 0",
-                path.display()
-            );
-        }
-        if weight > u64::from(u32::MAX) {
-            bail!(
-                "{}: the weights of `data` add up to {weight}, more than {}",
-                path.display(),
-                u32::MAX
-            );
-        }
-        Ok(file)
-    }
-
-    /// The tokenizer of the model to start from, or one trained once on the data and kept with the run.
-    fn tokenizer(&self, sources: &[Source], work: &Path) -> anyhow::Result<Tokenizer> {
-        let load = |path: &Path| {
-            Tokenizer::from_file(path)
-                .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
-        };
-        if let Some(start) = &self.start_from {
-            return load(&start.join("tokenizer.json"));
-        }
-        let path = work.join("tokenizer.json");
-        if path.is_file() {
-            return load(&path);
-        }
-        let vocab_size = self.shape.as_ref().map_or(0, |shape| shape.vocab_size);
-        let mut texts = Vec::new();
-        for index in 0..TOKENIZER_TEXTS {
-            let source = pick(sources, index, self.train.seed);
-            let (prompt, response) = source.pair(index);
-            texts.extend([prompt, response]);
-        }
-        let tokenizer = train_tokenizer(texts.into_iter(), vocab_size)?;
-        tokenizer
-            .save(&path, true)
-            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-        Ok(tokenizer)
-    }
-
-    fn net(&self, tokenizer: &Tokenizer) -> anyhow::Result<Net> {
-        let net = match (&self.start_from, &self.shape) {
-            (Some(dir), _) => Net::load(&shape_of(dir)?, dir)?,
-            (None, Some(shape)) => Net::new(shape, self.train.seed)?,
-            (None, None) => bail!("give either `shape` or `start-from`"),
-        };
-        let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        if largest as usize >= net.shape().vocab_size {
-            bail!(
-                "the tokenizer's largest id is {largest}, but the model has {} embeddings",
-                net.shape().vocab_size
-            );
-        }
-        Ok(net)
-    }
-}
-
-/// Shape of a LLaMA folder that this trainer wrote.
-fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
-    let path = dir.join("config.json");
-    let config = ModelConfig::read(&path)?;
-    let text = std::fs::read_to_string(&path)?;
-    let json: serde_json::Value = serde_json::from_str(&text)?;
-    if config.head_dim * config.n_heads != config.d_model
-        || config.family != skipbench_model::Family::Llama
-        || config.biases != Biases::default()
-    {
-        bail!(
-            "{}: only LLaMA models without biases, whose heads fill the hidden size, can be fine-tuned",
-            path.display()
-        );
-    }
-    let rope_theta = json["rope_theta"]
-        .as_f64()
-        .or_else(|| json["rope_parameters"]["rope_theta"].as_f64())
-        .unwrap_or(10_000.0);
-    if !is_plain_rope(&config, rope_theta) {
-        bail!(
-            "{}: only LLaMA models without RoPE scaling can be fine-tuned",
-            path.display()
-        );
-    }
-    Ok(ModelShape {
-        vocab_size: config.vocab_size,
-        d_model: config.d_model,
-        n_layers: config.n_layers,
-        n_heads: config.n_heads,
-        n_kv_heads: config.n_kv_heads,
-        d_ff: config.d_ff,
-        rope_theta,
-        norm_eps: config.norm_eps,
-        max_positions: config.max_positions.unwrap_or(512),
-        tied_head: config.tied_head,
-    })
-}
-
-/// Whether the positions are rotary with nothing but this base.
-fn is_plain_rope(config: &ModelConfig, theta: f64) -> bool {
-    let PositionScheme::Rope { inv_freq } = &config.positions else {
-        return false;
-    };
-    inv_freq.iter().enumerate().all(|(pair, &found)| {
-        let plain = theta.powf(-2.0 * pair as f64 / config.head_dim as f64);
-        (f64::from(found) / plain - 1.0).abs() < 1e-5
-    })
 }

@@ -1,13 +1,15 @@
 //! Where the pairs of a training run come from.
 
+use crate::digest::of_texts;
 use crate::load::FilePairs;
 use anyhow::{Context, bail};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use skipbench_tasks::{Split, Task};
-use skipbench_train::{EOS, Pair};
+use skipbench_train::{EOS, Pair, TrainConfig};
 use std::path::PathBuf;
 use tokenizers::Tokenizer;
 
@@ -46,6 +48,8 @@ pub(super) enum Source {
         weight: u32,
     },
     Files {
+        /// Of the source texts, for errors to name.
+        path: PathBuf,
         pairs: FilePairs,
         prompt: String,
         weight: u32,
@@ -53,27 +57,55 @@ pub(super) enum Source {
 }
 
 impl Source {
-    pub(super) fn open_all(entries: &[DataEntry]) -> anyhow::Result<Vec<Source>> {
-        entries.iter().map(Source::open).collect()
-    }
-
-    fn open(entry: &DataEntry) -> anyhow::Result<Self> {
+    /// # Errors
+    /// An entry that names no source or a setting that its source does not take, a file that cannot be read.
+    pub(super) fn open(entry: &DataEntry) -> anyhow::Result<Self> {
         let weight = entry.weight;
         match (&entry.builtin, &entry.source, &entry.reference) {
-            (Some(name), None, None) => Ok(Source::Builtin {
-                task: name.parse()?,
+            (Some(name), None, None) => {
+                if entry.prompt.is_some() {
+                    bail!("`prompt` has no effect: `builtin` tasks have their own; leave it out");
+                }
+                Ok(Source::Builtin {
+                    task: name.parse()?,
+                    weight,
+                })
+            }
+            (None, Some(source), Some(reference)) => {
+                let prompt = match &entry.prompt {
+                    Some(prompt) => prompt.as_str(),
+                    None => Task::Translation.prompt_template(),
+                };
+                if !prompt.contains("{source}") {
+                    bail!(
+                        "`prompt` {prompt:?} does not hold `{{source}}`, so every prompt would be the same"
+                    );
+                }
+                Ok(Source::Files {
+                    path: source.clone(),
+                    pairs: FilePairs::read(source, reference)?,
+                    prompt: prompt.to_owned(),
+                    weight,
+                })
+            }
+            _ => bail!("give either `builtin`, or both `source` and `reference`"),
+        }
+    }
+
+    /// What its pairs depend on.
+    pub(super) fn identity(&self) -> Value {
+        match self {
+            Source::Builtin { task, weight } => json!({"builtin": task.name(), "weight": weight}),
+            Source::Files {
+                pairs,
+                prompt,
                 weight,
-            }),
-            (None, Some(source), Some(reference)) => Ok(Source::Files {
-                pairs: FilePairs::read(source, reference)?,
-                prompt: entry
-                    .prompt
-                    .clone()
-                    .unwrap_or_else(|| Task::Translation.prompt_template().to_owned()),
-                weight,
-            }),
-            _ => {
-                bail!("an entry of `data` is either `builtin` or has both `source` and `reference`")
+                ..
+            } => {
+                let texts = pairs
+                    .first(usize::MAX)
+                    .flat_map(|(source, reference)| [source, reference]);
+                json!({"texts": of_texts(texts), "prompt": prompt, "weight": weight})
             }
         }
     }
@@ -94,16 +126,19 @@ impl Source {
                     skipbench_tasks::DEFAULT_SEED,
                     index,
                 );
-                (
-                    task.prompt(&example.source),
-                    format!(" {}", example.reference),
-                )
+                self.texts((&example.source, &example.reference))
             }
-            Source::Files { pairs, prompt, .. } => {
-                let (source, reference) = pairs.shuffled(index);
-                (prompt.replace("{source}", source), format!(" {reference}"))
-            }
+            Source::Files { pairs, .. } => self.texts(pairs.shuffled(index)),
         }
+    }
+
+    /// Prompt and response of a pair of texts.
+    fn texts(&self, (source, reference): (&str, &str)) -> (String, String) {
+        let prompt = match self {
+            Source::Builtin { task, .. } => task.prompt(source),
+            Source::Files { prompt, .. } => prompt.replace("{source}", source),
+        };
+        (prompt, format!(" {reference}"))
     }
 }
 
@@ -130,15 +165,16 @@ pub(super) struct PairSource {
     eos: u32,
     batch_size: usize,
     seed: u64,
-    window: Option<(u64, Vec<Vec<Pair>>)>,
+    /// The window that is at hand, and its batches.
+    window: Option<u64>,
+    batches: Vec<Vec<Pair>>,
 }
 
 impl PairSource {
     pub(super) fn new(
         sources: Vec<Source>,
         tokenizer: Tokenizer,
-        batch_size: usize,
-        seed: u64,
+        config: &TrainConfig,
     ) -> anyhow::Result<Self> {
         let eos = tokenizer
             .token_to_id(EOS)
@@ -147,42 +183,57 @@ impl PairSource {
             sources,
             tokenizer,
             eos,
-            batch_size,
-            seed,
+            batch_size: config.batch_size,
+            seed: config.seed,
             window: None,
+            batches: Vec::new(),
         })
     }
 
-    pub(super) fn batch(&mut self, step: u64) -> anyhow::Result<Vec<Pair>> {
-        let window = step / WINDOW;
-        if self.window.as_ref().map(|(index, _)| *index) != Some(window) {
-            self.window = Some((window, self.draw(window)?));
+    /// Refuses files with a pair that has more tokens than the model has positions: it would be met after hours.
+    ///
+    /// # Errors
+    /// Such a pair, by file and line.
+    pub(super) fn check_fit(&self, max_positions: usize) -> anyhow::Result<()> {
+        for source in &self.sources {
+            let Source::Files { path, pairs, .. } = source else {
+                continue;
+            };
+            for (line, texts) in pairs.first(usize::MAX).enumerate() {
+                let pair = self.encode(&source.texts(texts))?;
+                // The last token is only predicted.
+                let tokens = pair.prompt.len() + pair.response.len();
+                if tokens > max_positions + 1 {
+                    bail!(
+                        "{}: line {} and its reference are {tokens} tokens, more than `max-positions` {max_positions} allows; \
+                         shorten or drop the pair",
+                        path.display(),
+                        line + 1
+                    );
+                }
+            }
         }
-        let batches = self.window.as_ref().map(|(_, batches)| batches);
-        Ok(batches
-            .and_then(|batches| batches.get((step % WINDOW) as usize))
-            .cloned()
-            .unwrap_or_default())
+        Ok(())
     }
 
+    /// The pairs of a step.
+    ///
+    /// # Errors
+    /// A text that the tokenizer does not take.
+    pub(super) fn batch(&mut self, step: u64) -> anyhow::Result<&[Pair]> {
+        let window = step / WINDOW;
+        if self.window != Some(window) {
+            self.batches = self.draw(window)?;
+            self.window = Some(window);
+        }
+        Ok(&self.batches[(step % WINDOW) as usize])
+    }
+
+    /// The [`WINDOW`] batches of a window.
     fn draw(&self, window: u64) -> anyhow::Result<Vec<Vec<Pair>>> {
         let count = WINDOW * self.batch_size as u64;
         let mut pairs = (window * count..(window + 1) * count)
-            .map(|index| {
-                let (prompt, response) = pick(&self.sources, index, self.seed).pair(index);
-                let encode = |text: &str, special: bool| {
-                    self.tokenizer
-                        .encode(text, special)
-                        .map(|encoding| encoding.get_ids().to_vec())
-                        .map_err(|error| anyhow::anyhow!("cannot tokenize {text:?}: {error}"))
-                };
-                let mut response = encode(&response, false)?;
-                response.push(self.eos);
-                Ok(Pair {
-                    prompt: encode(&prompt, true)?,
-                    response,
-                })
-            })
+            .map(|index| self.encode(&pick(&self.sources, index, self.seed).pair(index)))
             .collect::<anyhow::Result<Vec<Pair>>>()?;
         pairs.sort_by_key(|pair| pair.prompt.len() + pair.response.len());
         let mut batches: Vec<Vec<Pair>> = pairs
@@ -191,5 +242,20 @@ impl PairSource {
             .collect();
         batches.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed ^ window));
         Ok(batches)
+    }
+
+    fn encode(&self, (prompt, response): &(String, String)) -> anyhow::Result<Pair> {
+        let encode = |text: &str, special: bool| {
+            self.tokenizer
+                .encode(text, special)
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|error| anyhow::anyhow!("cannot tokenize {text:?}: {error}"))
+        };
+        let mut response = encode(response, false)?;
+        response.push(self.eos);
+        Ok(Pair {
+            prompt: encode(prompt, true)?,
+            response,
+        })
     }
 }
