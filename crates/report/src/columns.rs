@@ -139,6 +139,7 @@ impl Shown {
 pub(crate) const METRIC: &str = "{metric}";
 
 /// Every column, in order.
+#[rustfmt::skip]
 pub const COLUMNS: &[Column] = &[
     text("experiment", |row| Some(row.record.experiment.clone()), "name of the experiment"),
     text("model", |row| Some(row.record.model.name.clone()), "name of the model"),
@@ -196,9 +197,9 @@ pub const COLUMNS: &[Column] = &[
         "achieved_speedup",
         "x",
         |row| row.achieved(),
-        "decode time of the full network over that of the strategy, interleaved, fixed length, with its 95% interval (t on \
-         the log ratios of batches; none where there are too few of them); the row of the full network times it against \
-         itself and shows the noise",
+        "decode time of the full network over that of the strategy, interleaved, fixed length: geometric mean over the \
+         batches with its 95% interval (Student's t on their log ratios; none of a single batch); the row of the full \
+         network times it against itself and shows the noise",
     )
     .main("achieved [95%]", Format::Cell(achieved))
     .cost("achieved", Format::Ratio),
@@ -210,11 +211,11 @@ pub const COLUMNS: &[Column] = &[
         |row| Some(row.achieved()? / row.target()? - 1.0),
         "`achieved_speedup` over `target_speedup`, minus 1",
     ),
-    number("ttft_ms", "ms", |row| Some(row.ttft()?.mean_ms), "mean time to the first token of a batch"),
+    number("ttft_ms", "ms", |row| Some(row.ttft()?.mean_ms), "mean time to the first token of every row of a batch (TTFT)"),
     number("ttft_p50_ms", "ms", |row| Some(row.ttft()?.p50_ms), "median of it"),
     number("ttft_p95_ms", "ms", |row| Some(row.ttft()?.p95_ms), "95th percentile of it"),
     number("ttft_p99_ms", "ms", |row| Some(row.ttft()?.p99_ms), "99th percentile of it"),
-    number("tpot_ms", "ms", |row| Some(row.tpot()?.mean_ms), "mean time in which every row of a batch gets a token"),
+    number("tpot_ms", "ms", |row| Some(row.tpot()?.mean_ms), "mean time of a token: every row of a batch gets one (TPOT)"),
     number("tpot_p50_ms", "ms", |row| Some(row.tpot()?.p50_ms), "median of it"),
     number("tpot_p95_ms", "ms", |row| Some(row.tpot()?.p95_ms), "95th percentile of it"),
     number("tpot_p99_ms", "ms", |row| Some(row.tpot()?.p99_ms), "99th percentile of it"),
@@ -223,7 +224,7 @@ pub const COLUMNS: &[Column] = &[
         "tokens/s",
         |row| row.tokens_per_s(),
         "decoded tokens over decode time, of the row's own blocks, timed at its own moment; compare speeds by \
-         `achieved_speedup`",
+         the achieved speedup",
     )
     .main("tokens/s", Format::Fixed(0)),
     number(
@@ -299,7 +300,7 @@ pub const COLUMNS: &[Column] = &[
         "unexplained",
         "share",
         |row| row.unexplained(),
-        "decode time that the bytes read in the timing pass (of fixed length, unlike that of `bound_speedup`) do not \
+        "decode time that the bytes read in the timing pass (of fixed length, unlike that of the bound) do not \
          explain, were all of the full network's time explained by its own; below zero where a cache serves them faster",
     )
     .cost("unexplained", Format::Percent),
@@ -338,7 +339,7 @@ pub const COLUMNS: &[Column] = &[
         "joules_per_token",
         "J",
         |row| row.joules_per_token(),
-        "energy of the processor and the GPU for a generated token, prefill included; nothing where it is not counted",
+        "energy of the processor, and of the GPU where one computes, for a generated token, prefill included; never estimated",
     )
     .cost("J/token", Format::Significant),
     text("failure", |row| row.record.failure.clone(), "why there is no result, where there is none"),

@@ -147,6 +147,7 @@ fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
         .iter()
         .position(|other| other.differences(machine).is_empty());
     let timing = record.timing.as_ref();
+    let timing_notes = timing.iter().flat_map(|timing| &timing.notes);
     let mut row = Row {
         run: run.to_owned(),
         record,
@@ -156,7 +157,7 @@ fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
         same_as_full: None,
         band: None,
         sets: None,
-        notes: record.notes.clone(),
+        notes: record.notes.iter().chain(timing_notes).cloned().collect(),
     };
     if row.is_full() && row.interval().is_some_and(|(lo, hi)| lo > 1.0 || hi < 1.0) {
         row.notes.push(

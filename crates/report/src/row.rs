@@ -1,7 +1,7 @@
 //! A record with what is derived from it.
 
-use crate::scores::{Scored, percentile};
-use skipbench_engine::{Block, Cost, Ledger, Speedup, Times};
+use crate::scores::Scored;
+use skipbench_engine::{Block, Cost, Latency, Ledger, Speedup, Times, energy_per_token};
 use skipbench_record::{Quality, Record};
 
 /// A record, and what is derived from it and from the records beside it.
@@ -164,39 +164,21 @@ impl Row<'_> {
         (seconds > 0.0).then(|| self.count(all) / seconds)
     }
 
-    /// Time to the first token of a batch.
     pub(crate) fn ttft(&self) -> Option<Latency> {
-        Latency::of(
-            self.blocks()
-                .iter()
-                .map(|block| 1e3 * block.strategy.prefill_s),
-        )
+        Latency::ttft(self.blocks())
     }
 
-    /// Time in which every row of a batch gets a token: of a step, where it gives every row one.
     pub(crate) fn tpot(&self) -> Option<Latency> {
-        let steps = self.blocks().iter().flat_map(|block| {
-            let tokens = block.decoded_tokens as f64 / block.rows.max(1) as f64;
-            let times = &block.strategy;
-            let scale = 1e3 * times.step_s.len() as f64 / tokens.max(1.0);
-            times.step_s.iter().map(move |seconds| scale * seconds)
-        });
-        Latency::of(steps)
+        Latency::tpot(self.blocks())
     }
 
-    /// Energy of the processor and the GPU for a generated token; `None` where one of those that computed is not counted.
+    /// Energy of the processor, and of the GPU where one computes, for a generated token.
     pub(crate) fn joules_per_token(&self) -> Option<f64> {
-        let needs_gpu = self.record.measured().machine.gpu.is_some();
-        let (mut joules, mut tokens) = (0.0, 0);
-        for block in self.blocks() {
-            let energy = &block.strategy.energy;
-            if needs_gpu && energy.gpu_j.is_none() || energy.is_absent() {
-                continue;
-            }
-            joules += energy.processor_j.unwrap_or(0.0) + energy.gpu_j.unwrap_or(0.0);
-            tokens += block.rows + block.decoded_tokens;
+        let energy = energy_per_token(self.blocks());
+        match self.record.measured().machine.gpu {
+            Some(_) => Some(energy.processor_j.unwrap_or(0.0) + energy.gpu_j?),
+            None => energy.processor_j,
         }
-        (tokens > 0).then(|| joules / tokens as f64)
     }
 
     /// Share of the decode time that drafting took.
@@ -217,27 +199,4 @@ pub(crate) fn sorted<'a>(rows: &[Row<'a>]) -> Vec<Row<'a>> {
         key(a).cmp(&key(b)).then(target(a).total_cmp(&target(b)))
     });
     sorted
-}
-
-/// Times of one kind, milliseconds.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Latency {
-    pub(crate) mean_ms: f64,
-    pub(crate) p50_ms: f64,
-    pub(crate) p95_ms: f64,
-    pub(crate) p99_ms: f64,
-}
-
-impl Latency {
-    fn of(times: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut sorted: Vec<f64> = times.collect();
-        sorted.sort_by(f64::total_cmp);
-        let count = sorted.len();
-        (count > 0).then(|| Self {
-            mean_ms: sorted.iter().sum::<f64>() / count as f64,
-            p50_ms: percentile(&sorted, 0.5),
-            p95_ms: percentile(&sorted, 0.95),
-            p99_ms: percentile(&sorted, 0.99),
-        })
-    }
 }

@@ -268,7 +268,7 @@ pub(crate) fn collapsed<'a>(rows: &[Row<'a>]) -> Vec<Row<'a>> {
 }
 
 /// Between neighbours where it falls there; NaN of nothing.
-pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
+fn percentile(sorted: &[f64], share: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else {
         return f64::NAN;
     };

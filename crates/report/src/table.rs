@@ -152,7 +152,9 @@ pub(crate) fn legend(kind: Kind, tables: &[Table]) -> String {
     }
     for column in COLUMNS {
         let is_shown = tables.iter().any(|table| table.shows(column.name));
-        if let Some(shown) = kind.shown(column).filter(|_| is_shown) {
+        // What a strategy is called speaks for itself, and the main table comes first.
+        let is_known = column.name == "label" || kind == Kind::Cost && column.main.is_some();
+        if let Some(shown) = kind.shown(column).filter(|_| is_shown && !is_known) {
             let name = match shown.header {
                 METRIC => "scores".to_owned(),
                 header => format!("`{header}`"),

@@ -113,7 +113,8 @@ impl Plan {
         plan.cells = plan.cells()?;
         if let Some(shard) = args.shard {
             let mut place = 0..;
-            plan.cells.retain(|_| place.next().is_some_and(|place| shard.holds(place)));
+            plan.cells
+                .retain(|_| place.next().is_some_and(|place| shard.holds(place)));
         }
         Ok(plan)
     }

@@ -19,7 +19,10 @@ and `rougeLsum` are always there, so that files of different experiments can be 
 fn every_column_is_documented() {
     let mut page = HEAD.to_owned();
     for column in COLUMNS {
-        page.push_str(&format!("| `{}` | {} | {} |\n", column.name, column.unit, column.doc));
+        page.push_str(&format!(
+            "| `{}` | {} | {} |\n",
+            column.name, column.unit, column.doc
+        ));
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/columns.md");
     if std::env::var_os("SKIPBENCH_UPDATE_DOCS").is_some() {

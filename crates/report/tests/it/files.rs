@@ -9,7 +9,9 @@ use std::path::Path;
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();
-    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.unwrap().file_name().into_string().unwrap()
+    };
     let mut names: Vec<String> = entries.map(name).collect();
     names.sort();
     names
@@ -20,14 +22,28 @@ fn every_file_is_written_and_no_temporary_one_stays() {
     let (_run, runs) = run(&cells());
     let dir = tempfile::tempdir().unwrap();
     let mut paths = Report::of(&runs).unwrap().write(dir.path()).unwrap();
-    insta::assert_snapshot!("files", [names(dir.path()), names(&dir.path().join("plots"))].concat().join("\n"));
+    insta::assert_snapshot!(
+        "files",
+        [names(dir.path()), names(&dir.path().join("plots"))]
+            .concat()
+            .join("\n")
+    );
     paths.sort();
     paths.dedup();
     assert_eq!(paths.len(), 5 + 2 * 5);
     assert!(paths.iter().all(|path| path.is_file()));
-    insta::assert_snapshot!("csv", read_to_string(dir.path().join("results.csv")).unwrap());
-    assert_eq!(read_to_string(dir.path().join("table.md")).unwrap(), Report::of(&runs).unwrap().markdown());
-    for name in names(&dir.path().join("plots")).iter().filter(|name| name.ends_with(".png")) {
+    insta::assert_snapshot!(
+        "csv",
+        read_to_string(dir.path().join("results.csv")).unwrap()
+    );
+    assert_eq!(
+        read_to_string(dir.path().join("table.md")).unwrap(),
+        Report::of(&runs).unwrap().markdown()
+    );
+    for name in names(&dir.path().join("plots"))
+        .iter()
+        .filter(|name| name.ends_with(".png"))
+    {
         let png = std::fs::read(dir.path().join("plots").join(name)).unwrap();
         // Signature, then width and height in the header.
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{name}");
@@ -47,7 +63,10 @@ fn parquet_holds_what_the_csv_holds() {
     assert_eq!(parquet.height(), cells.len());
     let mut again = Vec::new();
     CsvWriter::new(&mut again).finish(&mut parquet).unwrap();
-    assert_eq!(String::from_utf8(again).unwrap(), read_to_string(dir.path().join("results.csv")).unwrap());
+    assert_eq!(
+        String::from_utf8(again).unwrap(),
+        read_to_string(dir.path().join("results.csv")).unwrap()
+    );
     // The cell that was not timed, and the one that failed.
     assert_eq!(parquet.column("achieved_speedup").unwrap().null_count(), 2);
     let beams = parquet.column("beams").unwrap();
@@ -77,7 +96,11 @@ fn a_folder_that_cannot_be_written_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("taken");
     std::fs::write(&file, "").unwrap();
-    let error = Report::of(&runs).unwrap().write(&file).unwrap_err().to_string();
+    let error = Report::of(&runs)
+        .unwrap()
+        .write(&file)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("taken"), "{error}");
 }
 
@@ -95,14 +118,21 @@ fn an_archive_stands_alone_and_is_drawn_again_to_the_byte() {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (dir.path().join("first"), dir.path().join("second"));
     archive(&runs, &first);
-    insta::assert_snapshot!("archive", [names(&first), names(&first.join("plots"))].concat().join("\n"));
+    insta::assert_snapshot!(
+        "archive",
+        [names(&first), names(&first.join("plots"))]
+            .concat()
+            .join("\n")
+    );
     drop(run_dir);
 
     let again = [Run::read(&first).unwrap()];
     assert!(again[0].is_archive() && again[0].warnings.is_empty());
     assert_eq!(again[0].records.len(), all.len() - 1);
     archive(&again, &second);
-    let plots = names(&first.join("plots")).into_iter().map(|name| format!("plots/{name}"));
+    let plots = names(&first.join("plots"))
+        .into_iter()
+        .map(|name| format!("plots/{name}"));
     let files = names(&first).into_iter().filter(|name| name != "plots");
     for name in files.chain(plots) {
         let bytes = |dir: &Path| std::fs::read(dir.join(&name)).unwrap();
@@ -121,6 +151,12 @@ fn an_archive_overwrites_nothing_else() {
     archive(&runs, dir.path());
     let other = tempfile::tempdir().unwrap();
     write(other.path(), &info("other", &cells()[..1]), &cells()[..1]);
-    let error = Run::read(other.path()).unwrap().archive(dir.path()).unwrap_err();
-    assert!(error.to_string().contains("holds something else"), "{error}");
+    let error = Run::read(other.path())
+        .unwrap()
+        .archive(dir.path())
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("holds something else"),
+        "{error}"
+    );
 }

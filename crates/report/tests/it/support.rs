@@ -18,16 +18,22 @@ const SOURCES: [(&str, &str); 4] = [
 ];
 
 /// The right answers with the first `spoilt` words of the first `wrong` of them replaced.
-pub fn answers(wrong: usize, spoilt: usize) -> Vec<String> {
+pub(crate) fn answers(wrong: usize, spoilt: usize) -> Vec<String> {
     let spoil = |(index, (_, text)): (usize, &(&str, &str))| {
         let words = text.split(' ').enumerate();
-        let word = |(at, word)| if index < wrong && at < spoilt { "wrong" } else { word };
+        let word = |(at, word)| {
+            if index < wrong && at < spoilt {
+                "wrong"
+            } else {
+                word
+            }
+        };
         words.map(word).collect::<Vec<&str>>().join(" ")
     };
     SOURCES.iter().enumerate().map(spoil).collect()
 }
 
-pub fn machine(threads: usize) -> Machine {
+pub(crate) fn machine(threads: usize) -> Machine {
     Machine {
         host: "abacus".to_owned(),
         cpu: "Abacus 3000".to_owned(),
@@ -40,7 +46,7 @@ pub fn machine(threads: usize) -> Machine {
     }
 }
 
-pub fn gpu() -> Machine {
+pub(crate) fn gpu() -> Machine {
     Machine {
         gpu: Some(Gpu {
             name: "Abacus GPU".to_owned(),
@@ -65,13 +71,13 @@ fn made(machine: &Machine, at: &str) -> Made {
 }
 
 /// A record with its answers.
-pub struct Cell {
-    pub record: Record,
-    pub answers: Vec<Answer>,
+pub(crate) struct Cell {
+    pub(crate) record: Record,
+    pub(crate) answers: Vec<Answer>,
 }
 
 /// A cell of a strategy that takes `1 / speedup` of the full network's time and layers.
-pub fn cell(label: &str, target: Option<f64>, batch_size: usize, texts: &[String]) -> Cell {
+pub(crate) fn cell(label: &str, target: Option<f64>, batch_size: usize, texts: &[String]) -> Cell {
     let speedup = target.unwrap_or(1.0);
     let name = label.split(['@', ':']).next().unwrap_or(label);
     let series = label.split('@').next().unwrap_or(label);
@@ -115,7 +121,9 @@ pub fn cell(label: &str, target: Option<f64>, batch_size: usize, texts: &[String
         strategy: StrategyRecord {
             spec: json!({ name: {} }),
             name: name.to_owned(),
-            variant: series.split_once(':').map(|(_, variant)| variant.to_owned()),
+            variant: series
+                .split_once(':')
+                .map(|(_, variant)| variant.to_owned()),
             label: label.to_owned(),
             series: series.to_owned(),
             target_speedup: target,
@@ -154,14 +162,12 @@ fn quality(speedup: f64) -> Quality {
         bytes: (bytes * 28.0) as u64,
         flops: (bytes * 14.0) as u64,
     };
-    let ledger: Ledger = Ledger {
-        layers: cost(18e6 / speedup),
-        kv_read: cost(2e6 / speedup),
-        head: cost(5e6),
-        full: cost(25e6),
-        row_layers: 448,
-        ..Ledger::default()
-    };
+    let mut ledger = Ledger::default();
+    ledger.layers = cost(18e6 / speedup);
+    ledger.kv_read = cost(2e6 / speedup);
+    ledger.head = cost(5e6);
+    ledger.full = cost(25e6);
+    ledger.row_layers = 448;
     Quality {
         answers: SOURCES.len(),
         failed: 0,
@@ -201,18 +207,19 @@ fn timing(speedup: f64, batch_size: usize) -> Timing {
         new_tokens: 5,
         peak_memory_bytes: Some(300 << 20),
         peak_gpu_bytes: None,
+        notes: Vec::new(),
         made: made(&machine(2), "2026-01-03T03:04:05Z"),
     }
 }
 
 impl Cell {
-    pub fn untimed(mut self) -> Self {
+    pub(crate) fn untimed(mut self) -> Self {
         (self.record.timing, self.record.times_from) = (None, None);
         self
     }
 
     /// The same cell, on another machine.
-    pub fn on(mut self, machine: &Machine) -> Self {
+    pub(crate) fn on(mut self, machine: &Machine) -> Self {
         self.record.made.machine = machine.clone();
         if let Some(timing) = &mut self.record.timing {
             timing.made.machine = machine.clone();
@@ -223,7 +230,7 @@ impl Cell {
         self
     }
 
-    pub fn failed(mut self, reason: &str) -> Self {
+    pub(crate) fn failed(mut self, reason: &str) -> Self {
         self.record.failure = Some(reason.to_owned());
         (self.record.executed, self.record.quality) = (None, None);
         self.answers.clear();
@@ -231,7 +238,7 @@ impl Cell {
     }
 
     /// As a strategy with all there is to measure: drafts, exit checks, made-up keys, energy.
-    pub fn with_everything(mut self) -> Self {
+    pub(crate) fn with_everything(mut self) -> Self {
         if let Some(quality) = &mut self.record.quality {
             quality.drafts = Some(DraftTally {
                 verified: 10,
@@ -252,16 +259,21 @@ impl Cell {
             quality.ledger.verify = quality.ledger.checks;
             quality.ledger.wasted_row_layers = 112;
         }
-        let blocks = self.record.timing.iter_mut().flat_map(|timing| &mut timing.blocks);
+        let blocks = self
+            .record
+            .timing
+            .iter_mut()
+            .flat_map(|timing| &mut timing.blocks);
         for block in blocks {
             block.strategy.draft_s = 0.25 * block.strategy.decode_s();
-            block.strategy.energy.processor_j = Some(0.5 * (block.rows + block.decoded_tokens) as f64);
+            block.strategy.energy.processor_j =
+                Some(0.5 * (block.rows + block.decoded_tokens) as f64);
         }
         self
     }
 }
 
-pub fn info(name: &str, cells: &[Cell]) -> RunInfo {
+pub(crate) fn info(name: &str, cells: &[Cell]) -> RunInfo {
     RunInfo {
         version: VERSION,
         name: name.to_owned(),
@@ -276,7 +288,7 @@ pub fn info(name: &str, cells: &[Cell]) -> RunInfo {
     }
 }
 
-pub fn planned(cells: &[Cell]) -> Vec<PlannedCell> {
+pub(crate) fn planned(cells: &[Cell]) -> Vec<PlannedCell> {
     let mut planned: Vec<PlannedCell> = Vec::new();
     for cell in cells {
         let record = &cell.record;
@@ -285,6 +297,9 @@ pub fn planned(cells: &[Cell]) -> Vec<PlannedCell> {
                 id: record.id.clone(),
                 content: record.content.clone(),
                 name: record.name(),
+                model: record.model.name.clone(),
+                task: record.task.name.clone(),
+                metrics: record.task.metrics.clone(),
             });
         }
     }
@@ -292,7 +307,7 @@ pub fn planned(cells: &[Cell]) -> Vec<PlannedCell> {
 }
 
 /// Writes the folder of a run as a run does.
-pub fn write(dir: &Path, info: &RunInfo, cells: &[Cell]) {
+pub(crate) fn write(dir: &Path, info: &RunInfo, cells: &[Cell]) {
     let mut folder = Folder::open(dir, info).unwrap();
     let prompt = |(id, text): &(&str, &str)| Prompt {
         task: "01".repeat(32),
@@ -300,14 +315,16 @@ pub fn write(dir: &Path, info: &RunInfo, cells: &[Cell]) {
         prompt: format!("Copy: {text}"),
         references: vec![(*text).to_owned()],
     };
-    folder.add_prompts(&SOURCES.iter().map(prompt).collect::<Vec<_>>()).unwrap();
+    folder
+        .add_prompts(&SOURCES.iter().map(prompt).collect::<Vec<_>>())
+        .unwrap();
     for cell in cells {
         folder.append(&cell.record, &cell.answers).unwrap();
     }
 }
 
 /// The run of these cells, from a folder of its own.
-pub fn run(cells: &[Cell]) -> (tempfile::TempDir, [Run; 1]) {
+pub(crate) fn run(cells: &[Cell]) -> (tempfile::TempDir, [Run; 1]) {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &info("by-hand", cells), cells);
     let run = Run::read(dir.path()).unwrap();
@@ -317,19 +334,33 @@ pub fn run(cells: &[Cell]) -> (tempfile::TempDir, [Run; 1]) {
 
 /// The full network and two strategies at two speedups and two batch sizes; one with a note, one with everything, one that
 /// failed.
-pub fn cells() -> Vec<Cell> {
+pub(crate) fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
     for batch_size in [1, 8] {
         cells.push(cell("full", None, batch_size, &answers(1, 2)));
         for (speedup, wrong) in [(2.0, 2), (3.0, 4)] {
             let label = |name: &str| format!("{name}@{speedup}");
             let target = Some(speedup);
-            cells.push(cell(&label("unified"), target, batch_size, &answers(wrong, 3)));
-            cells.push(cell(&label("early-exit:cosine"), target, batch_size, &answers(wrong, 6)));
+            cells.push(cell(
+                &label("unified"),
+                target,
+                batch_size,
+                &answers(wrong, 3),
+            ));
+            cells.push(cell(
+                &label("early-exit:cosine"),
+                target,
+                batch_size,
+                &answers(wrong, 6),
+            ));
         }
     }
     cells[2] = cell("early-exit:cosine@2", Some(2.0), 1, &answers(2, 6)).with_everything();
-    cells[3].record.notes.push("reaches 1.4x at most | on this text".to_owned());
-    cells[9] = cell("early-exit:cosine@3", Some(3.0), 8, &answers(4, 6)).failed("out of memory:\n  8 rows");
+    cells[3]
+        .record
+        .notes
+        .push("reaches 1.4x at most | on this text".to_owned());
+    cells[9] = cell("early-exit:cosine@3", Some(3.0), 8, &answers(4, 6))
+        .failed("out of memory:\n  8 rows");
     cells
 }

@@ -3,18 +3,18 @@
 use resvg::usvg::roxmltree::{Document, Node};
 
 /// An axis and the points of a colour, in the units of the axes.
-pub struct Drawing<'a> {
+pub(crate) struct Drawing<'a> {
     document: Document<'a>,
 }
 
 impl<'a> Drawing<'a> {
-    pub fn read(svg: &'a str) -> Self {
+    pub(crate) fn read(svg: &'a str) -> Self {
         Self {
             document: Document::parse(svg).unwrap(),
         }
     }
 
-    pub fn texts(&self) -> Vec<String> {
+    pub(crate) fn texts(&self) -> Vec<String> {
         self.texts_at().into_iter().map(|(text, ..)| text).collect()
     }
 
@@ -24,7 +24,10 @@ impl<'a> Drawing<'a> {
             let text = node.text().unwrap_or_default().trim().to_owned();
             (text, number(node, "x"), number(node, "y"))
         };
-        let texts = self.document.descendants().filter(|node| node.has_tag_name("text"));
+        let texts = self
+            .document
+            .descendants()
+            .filter(|node| node.has_tag_name("text"));
         texts.map(text).collect()
     }
 
@@ -37,8 +40,13 @@ impl<'a> Drawing<'a> {
             Some((across, along, text.parse::<f64>().ok()?))
         });
         let numbers: Vec<(f64, f64, f64)> = numbers.collect();
-        let line = numbers.iter().map(|number| number.0).fold(f64::MAX, f64::min);
-        let on_line = numbers.iter().filter(|number| (number.0 - line).abs() < 1.0);
+        let line = numbers
+            .iter()
+            .map(|number| number.0)
+            .fold(f64::MAX, f64::min);
+        let on_line = numbers
+            .iter()
+            .filter(|number| (number.0 - line).abs() < 1.0);
         let mut ticks: Vec<(f64, f64)> = on_line.map(|number| (number.1, number.2)).collect();
         ticks.sort_by(|a, b| a.1.total_cmp(&b.1));
         assert!(ticks.len() > 1, "{ticks:?}");
@@ -46,7 +54,7 @@ impl<'a> Drawing<'a> {
     }
 
     /// The smallest number on an axis.
-    pub fn lowest_label(&self, is_x: bool) -> f64 {
+    pub(crate) fn lowest_label(&self, is_x: bool) -> f64 {
         self.ticks(is_x)[0].1
     }
 
@@ -58,12 +66,13 @@ impl<'a> Drawing<'a> {
     }
 
     /// The centres of the markers of a colour, the one of the legend left out; from left to right.
-    pub fn points(&self, color: &str) -> Vec<(f64, f64)> {
+    pub(crate) fn points(&self, color: &str) -> Vec<(f64, f64)> {
         let (x, y) = (self.axis(true), self.axis(false));
         let right_of_plot = self.legend_edge();
-        let markers = self.document.descendants().filter(|node| {
-            node.has_tag_name("polygon") && node.attribute("fill") == Some(color)
-        });
+        let markers = self
+            .document
+            .descendants()
+            .filter(|node| node.has_tag_name("polygon") && node.attribute("fill") == Some(color));
         let mut points: Vec<(f64, f64)> = markers
             .map(|marker| centre(marker.attribute("points").unwrap()))
             .filter(|&(at, _)| at < right_of_plot)

@@ -204,7 +204,8 @@ impl Calibrator<'_> {
             return Err(error);
         }
         let order = order.context("scoring layers")?;
-        self.memo.put(&key, format!("order of layers by {scoring:?}"), &order)?;
+        self.memo
+            .put(&key, format!("order of layers by {scoring:?}"), &order)?;
         Ok(order)
     }
 

@@ -49,7 +49,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
 /// Draws the report of a folder and prints its tables.
 fn write_report(dir: &Path) -> anyhow::Result<()> {
-    let report = Report::of(&[Run::read(dir)?])?;
+    let runs = [Run::read(dir)?];
+    let report = Report::of(&runs)?;
     report.write(dir)?;
     let mut out = std::io::stdout().lock();
     write!(out, "{}", report.terminal())?;
