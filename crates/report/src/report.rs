@@ -61,9 +61,19 @@ impl<'a> Report<'a> {
         self.groups.iter().flatten()
     }
 
-    /// The tables as plain text for a terminal.
+    /// The tables as plain text for a terminal, and what they mean.
     pub fn terminal(&self) -> String {
-        text::terminal(&self.head, &self.tables(Kind::Main))
+        self.terminal_tables() + &self.terminal_notes()
+    }
+
+    /// The tables alone, for a terminal.
+    pub fn terminal_tables(&self) -> String {
+        text::plain(&self.tables(Kind::Main))
+    }
+
+    /// What the tables mean and what a reader must know, for a terminal.
+    pub fn terminal_notes(&self) -> String {
+        text::plain_notes(&self.head, &self.tables(Kind::Main))
     }
 
     /// `table.md`

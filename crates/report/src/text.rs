@@ -96,7 +96,7 @@ fn escape(text: &str) -> String {
 }
 
 /// Plain text for a terminal.
-pub(crate) fn terminal(head: &Head, tables: &[Table]) -> String {
+pub(crate) fn plain(tables: &[Table]) -> String {
     let mut text = String::new();
     for data in tables {
         let mut table = comfy_table::Table::new();
@@ -113,7 +113,12 @@ pub(crate) fn terminal(head: &Head, tables: &[Table]) -> String {
         }
         text.push('\n');
     }
-    text.push_str(&legend(Kind::Main, tables).replace('`', ""));
+    text
+}
+
+/// What stands below all tables on a terminal: what marks and columns mean, and the notes of the runs.
+pub(crate) fn plain_notes(head: &Head, tables: &[Table]) -> String {
+    let mut text = legend(Kind::Main, tables).replace('`', "");
     text.push('\n');
     for note in &head.notes {
         text.push_str(&format!("Note: {note}\n"));

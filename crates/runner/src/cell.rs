@@ -212,7 +212,10 @@ fn doubts(blocks: &[Block], others: Option<f64>, precision: Option<f64>) -> Vec<
     });
     let drift = Drift::of(blocks).map(|drift| drift.to_string());
     let outliers = Outliers::of(blocks).map(|outliers| outliers.to_string());
-    [load, coarse, drift, outliers].into_iter().flatten().collect()
+    [load, coarse, drift, outliers]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn blank(plan: &Plan, cell: &Cell) -> Record {

@@ -112,7 +112,6 @@ impl Progress {
     }
 
     /// Prints with the bar out of the way.
-    #[allow(dead_code, reason = "tracing goes through `Stderr` by itself")]
     pub(crate) fn suspend<R>(&self, print: impl FnOnce() -> R) -> R {
         self.bar.suspend(print)
     }

@@ -5,7 +5,6 @@ use crate::experiment::{self, DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, 
 use crate::input::{Prompt, read_prompts};
 use crate::outputs::{self, Named};
 use crate::progress::{self, Progress};
-use skipbench_record::layer_counts;
 use crate::trace::{Heat, audit_json, trace_line};
 use anyhow::{Context, bail};
 use clap::Args;
@@ -14,6 +13,7 @@ use skipbench_engine::{Beam, Engine, KvAudit, Options, Sampling};
 use skipbench_model::{
     Backend, CausalLm, Decoder, HoleReads, ModelConfig, TextTokenizer, Tokenize,
 };
+use skipbench_record::layer_counts;
 use skipbench_strategy::StrategySpec;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};

@@ -6,6 +6,7 @@ use crate::experiment::ExperimentArgs;
 use crate::identity::{clocked_by, computed_by, on_text};
 use crate::memo::Memo;
 use crate::plan::{Cell, ModelPlan, Plan};
+use crate::preview;
 use crate::progress::{Progress, end_on_signals};
 use anyhow::Context;
 use candle_core::Device;
@@ -14,6 +15,7 @@ use skipbench_engine::{Engine, Options, TimingPlan};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_record::{Answer, Folder, Prompt, Record, Run, Standing};
 use skipbench_report::Report;
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -38,24 +40,52 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     for warning in folder.warnings() {
         tracing::warn!("{warning}");
     }
-    let failed = run_cells(&plan, &device, &mut folder)?;
+    for warning in preview::warnings(&plan)? {
+        tracing::warn!("{warning}");
+    }
+    let mut shown = HashSet::new();
+    let failed = run_cells(&plan, &device, &mut folder, &mut shown)?;
     folder.close()?;
-    write_report(&dir)?;
+    write_report(&dir, &shown)?;
     Ok(match failed {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::from(1),
     })
 }
 
-/// Draws the report of a folder and prints its tables.
-fn write_report(dir: &Path) -> anyhow::Result<()> {
-    let runs = [Run::read(dir)?];
+/// What a table holds: the cells of one model, task, batch size and number of beams.
+type Group = (String, String, usize, usize);
+
+fn group(record: &Record) -> Group {
+    let (model, task) = (record.model.name.clone(), record.task.name.clone());
+    (model, task, record.search.batch_size, record.search.beams)
+}
+
+/// Prints the table of a group as soon as all of it is finished.
+fn show(dir: &Path, finished: &Group) -> anyhow::Result<()> {
+    let mut runs = [Run::read(dir)?];
+    runs[0].records.retain(|record| group(record) == *finished);
+    // Nobody who listens is no reason to stop the run.
+    let _ = print(&Report::of(&runs)?.terminal_tables());
+    Ok(())
+}
+
+/// Draws the report of a folder, and prints the tables that were not `shown` yet and what they all mean.
+fn write_report(dir: &Path, shown: &HashSet<Group>) -> anyhow::Result<()> {
+    let mut runs = [Run::read(dir)?];
     let report = Report::of(&runs)?;
     report.write(dir)?;
-    let mut out = std::io::stdout().lock();
-    write!(out, "{}", report.terminal())?;
-    writeln!(out, "Report: {}", dir.join("report.html").display())?;
-    Ok(())
+    let notes = report.terminal_notes();
+    runs[0]
+        .records
+        .retain(|record| !shown.contains(&group(record)));
+    let tables = Report::of(&runs)?.terminal_tables();
+    let path = dir.join("report.html");
+    print(&format!("{tables}{notes}Report: {}\n", path.display()))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }
 
 /// What is left to do of a cell.
@@ -66,7 +96,12 @@ enum Work {
 }
 
 /// Gives the number of cells that failed, or in which a prompt failed.
-fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Result<usize> {
+fn run_cells(
+    plan: &Plan,
+    device: &Device,
+    folder: &mut Folder,
+    shown: &mut HashSet<Group>,
+) -> anyhow::Result<usize> {
     let mut memo = Memo::open(folder.dir())?;
     let progress = Progress::new(plan.cells.len() as u64, "cells");
     let part = |name, done, total| progress.part(name, done, total);
@@ -90,7 +125,8 @@ fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Resul
             }
             folder.add_prompts(&prompts(plan, task))?;
             let mut calibrator = calibrator(plan, model, task, &loaded, &mut memo, &part)?;
-            for (cell, work) in cells {
+            let mut rest = cells.iter().peekable();
+            while let Some((cell, work)) = rest.next() {
                 progress.set_message(cell.name());
                 let run = CellRun {
                     plan,
@@ -111,6 +147,15 @@ fn run_cells(plan: &Plan, device: &Device, folder: &mut Folder) -> anyhow::Resul
                 }
                 folder.append(&record, &answers)?;
                 progress.inc(1);
+                let setting = (cell.batch_size, cell.beams);
+                if rest
+                    .peek()
+                    .is_none_or(|(next, _)| (next.batch_size, next.beams) != setting)
+                {
+                    let finished = group(&record);
+                    progress.suspend(|| show(folder.dir(), &finished))?;
+                    shown.insert(finished);
+                }
             }
         }
     }
