@@ -78,9 +78,9 @@ impl Page<'_> {
         }
         text += "\n## Strategies\n\n";
         text += "A strategy is written in short, `name[:variant][@speedup]`, or as a map from its name to its settings.\n";
-        for strategy in alternatives(&self.0["$defs"]["Kind"]) {
+        for strategy in alternatives(&self.0["$defs"]["StrategySpec"]) {
             let Some((name, settings)) = properties(strategy).next() else {
-                // Strategies of other crates.
+                // The short form.
                 continue;
             };
             let settings = self.resolved(settings);
