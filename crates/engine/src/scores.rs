@@ -100,7 +100,7 @@ fn worst_if_nan(score: f64) -> f64 {
 struct Scorer<'a> {
     model: &'a dyn CausalLm,
     texts: &'a [CalibrationText],
-    /// Without room: no text needs another pass over what it held.
+    /// Without room: each text runs in one pass.
     cache: KvCache,
     prefix_bytes: u64,
     log: &'a mut dyn ScoreLog,
@@ -145,8 +145,8 @@ impl Scorer<'_> {
         let known: Vec<Option<f64>> = (0..count)
             .map(|candidate| self.log.lookup(&[], candidate))
             .collect();
-        if let Some(known) = known.iter().copied().collect() {
-            return Ok(known);
+        if let Some(all) = known.iter().copied().collect() {
+            return Ok(all);
         }
         if self.texts.is_empty() {
             return Err(EngineError::NoScores {
@@ -160,7 +160,9 @@ impl Scorer<'_> {
             });
         }
         for (candidate, &score) in scores.iter().enumerate() {
-            self.log.scored(&[], candidate, score, candidate + 1, count);
+            if known[candidate].is_none() {
+                self.log.scored(&[], candidate, score, candidate + 1, count);
+            }
         }
         Ok(scores)
     }
@@ -326,6 +328,33 @@ impl Scorer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skipbench_model::{Backend, Decoder};
+    use std::path::Path;
+
+    /// Where the states below a candidate do not fit, they are computed anew and are the same.
+    #[test]
+    fn scores_do_not_depend_on_what_is_kept() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/llama1");
+        let model = Decoder::load(&dir, &candle_core::Device::Cpu, None, Backend::Auto).unwrap();
+        let texts: Vec<CalibrationText> = (0..3)
+            .map(|text| CalibrationText {
+                ids: (3..12 + text).collect(),
+                answer_start: 4,
+            })
+            .collect();
+        let losses = |prefix_bytes| {
+            let mut scorer = Scorer {
+                model: &model,
+                texts: &texts,
+                cache: model.new_cache(1, vec![0; 6]).unwrap(),
+                prefix_bytes,
+                log: &mut (),
+                done: 0,
+            };
+            scorer.losses(&[2], &[0, 1, 3, 4, 5], 5).unwrap()
+        };
+        assert_eq!(losses(0), losses(PREFIX_BYTES));
+    }
 
     #[test]
     fn what_is_not_a_number_is_the_most_important() {
