@@ -110,13 +110,13 @@ impl Outliers {
 
 impl fmt::Display for Outliers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (subject, verb) = match self.count {
-            1 => ("block", "is an outlier"),
-            _ => ("blocks", "are outliers"),
+        let verb = match self.count {
+            1 => "is an outlier",
+            _ => "are outliers",
         };
         write!(
             f,
-            "{} of {} timed {subject} {verb}, far from all others: something else took the processor for a while; with three or \
+            "{} of {} timed blocks {verb}, far from all others: something else took the processor for a while; with three or \
              more repeats a batch's median leaves such a block out",
             self.count, self.blocks
         )
