@@ -40,7 +40,7 @@ fn config(steps: u64) -> TrainConfig {
         optimizer: OptimizerConfig {
             learning_rate: 5e-3,
             floor: 0.1,
-            warm_up_steps: 10,
+            warm_up_steps: steps.min(10),
             weight_decay: 0.01,
             beta1: 0.9,
             beta2: 0.95,
