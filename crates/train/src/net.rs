@@ -229,7 +229,14 @@ impl Net {
                 self.shape.max_positions
             )));
         }
-        Ok(())
+        let mut tokens = batch.inputs.iter().chain(&batch.targets);
+        match tokens.find(|token| **token as usize >= self.shape.vocab_size) {
+            Some(token) => Err(TrainError::Config(format!(
+                "token {token} is outside the vocabulary of {}",
+                self.shape.vocab_size
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor> {

@@ -40,7 +40,7 @@ fn config(steps: u64) -> TrainConfig {
         optimizer: OptimizerConfig {
             learning_rate: 5e-3,
             floor: 0.1,
-            warm_up_steps: 10,
+            warm_up_steps: steps.min(10),
             weight_decay: 0.01,
             beta1: 0.9,
             beta2: 0.95,
@@ -315,18 +315,22 @@ fn sub_layers_that_no_token_runs_keep_their_weights() {
 #[test]
 fn pairs_that_do_not_fit_are_refused() {
     let net = Net::new(&shape(), SEED).unwrap();
-    let long = Pair {
-        prompt: vec![1; 30],
-        response: vec![2; 10],
+    let error = |prompt: Vec<u32>, response: Vec<u32>| {
+        let batch = Batch::new(&[Pair { prompt, response }], LossOn::All);
+        net.pass(&batch, None).unwrap_err().to_string()
     };
-    let message = net
-        .pass(&Batch::new(&[long], LossOn::All), None)
-        .unwrap_err()
-        .to_string();
+    let message = error(vec![1; 30], vec![2; 10]);
     assert!(
         message.contains("40") && message.contains("32"),
         "{message}"
     );
+    for (prompt, response) in [(vec![1, 300], vec![2]), (vec![1], vec![300])] {
+        let message = error(prompt, response);
+        assert!(
+            message.contains("token 300") && message.contains("vocabulary of 300"),
+            "{message}"
+        );
+    }
 }
 
 /// The layers that a rule gives to prompts, and to the state that predicts response token `t`.
