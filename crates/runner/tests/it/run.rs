@@ -1,6 +1,6 @@
 //! `skipbench plan` and `run`.
 
-use crate::support::{assert_names, checkpoint, refused, skipbench, stdout};
+use crate::support::{assert_names, checkpoint, skipbench, stdout};
 use assert_cmd::Command;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
