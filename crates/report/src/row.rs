@@ -125,11 +125,7 @@ impl Row<'_> {
     }
 
     pub(crate) fn bound(&self) -> Option<f64> {
-        let quality = self.quality()?;
-        quality
-            .ledger
-            .bound_speedup()
-            .filter(|_| quality.decoded_tokens > 0)
+        self.quality()?.ledger.bound_speedup()
     }
 
     pub(crate) fn achieved(&self) -> Option<f64> {

@@ -104,6 +104,22 @@ fn a_folder_that_cannot_be_written_is_named() {
     assert!(error.contains("taken"), "{error}");
 }
 
+#[test]
+fn a_run_without_any_result_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &info("by-hand", &cells()), &[]);
+    let runs = [Run::read(dir.path()).unwrap()];
+    let report = Report::of(&runs).unwrap();
+    report.write(dir.path()).unwrap();
+    assert!(
+        report
+            .terminal()
+            .contains("10 of 10 cells of by-hand have no result yet")
+    );
+    let csv = read_to_string(dir.path().join("results.csv")).unwrap();
+    assert!(csv.starts_with("experiment,model,") && csv.lines().count() == 1);
+}
+
 fn archive(runs: &[Run; 1], dir: &Path) {
     runs[0].archive(dir).unwrap();
     Report::of(runs).unwrap().write_archive(dir).unwrap();

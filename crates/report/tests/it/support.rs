@@ -220,13 +220,18 @@ impl Cell {
 
     /// The same cell, on another machine.
     pub(crate) fn on(mut self, machine: &Machine) -> Self {
-        self.record.made.machine = machine.clone();
-        if let Some(timing) = &mut self.record.timing {
+        let record = &mut self.record;
+        record.answers_from = record.answers_from.clone().with("machine", machine);
+        record.id = record.answers_from.id();
+        record.times_from = Some(Identity::default().with("machine", machine));
+        record.made.machine = machine.clone();
+        if let Some(timing) = &mut record.timing {
             timing.made.machine = machine.clone();
             timing.id = machine.to_string();
         }
-        let times = Identity::default().with("machine", machine.to_string());
-        self.record.times_from = Some(times);
+        for answer in &mut self.answers {
+            answer.cell.clone_from(&record.id);
+        }
         self
     }
 

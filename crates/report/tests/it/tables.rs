@@ -234,9 +234,11 @@ fn a_full_row_that_is_not_once_itself_is_a_warning() {
 #[test]
 fn rows_of_two_machines_stand_in_one_table_with_their_machine() {
     let mut cells: Vec<Cell> = Vec::new();
-    for machine in [machine(2), gpu()] {
-        cells.push(cell("full", None, 1, &answers(0, 0)).on(&machine));
-        cells.push(cell("unified@2", Some(2.0), 1, &answers(1, 1)).on(&machine));
+    // Both strategies answer in the same way on each machine, and in another one on the other.
+    for (machine, wrong) in [(machine(2), 0), (gpu(), 2)] {
+        let answers = answers(wrong, 2);
+        cells.push(cell("full", None, 1, &answers).on(&machine));
+        cells.push(cell("unified@2", Some(2.0), 1, &answers).on(&machine));
     }
     let (_dir, runs) = run(&cells);
     let report = Report::of(&runs).unwrap();
@@ -259,12 +261,13 @@ fn rows_of_two_machines_stand_in_one_table_with_their_machine() {
         line(&text, row);
     }
     // Each is compared with the full network of its own machine.
-    assert!(
-        report
-            .rows()
-            .skip(2)
-            .all(|row| row.scores[0].p_value.is_some())
-    );
+    for row in report.rows() {
+        assert_eq!(row.same_as_full, Some(1.0));
+        assert_eq!(
+            row.scores[0].p_value,
+            (!row.record.strategy.is_full).then_some(1.0)
+        );
+    }
     let (_dir, runs) = run(&cells[..2]);
     let text = Report::of(&runs).unwrap().markdown();
     assert!(text.contains("- machine: Abacus 3000, 4 cores, 2 threads"));

@@ -6,6 +6,7 @@ mod generate;
 mod layers;
 mod plan;
 mod records;
+mod report;
 mod run;
 mod schema;
 mod score;

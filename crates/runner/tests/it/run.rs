@@ -1,6 +1,6 @@
-//! `skipbench plan`, `run` and `report`.
+//! `skipbench plan` and `run`.
 
-use crate::support::{assert_names, checkpoint, refused, skipbench, stdout};
+use crate::support::{assert_names, checkpoint, skipbench, stdout};
 use assert_cmd::Command;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -170,50 +170,6 @@ fn answers_do_not_depend_on_the_batch() {
     };
     assert_eq!(of_batch("1").len(), 10);
     assert_eq!(of_batch("1"), of_batch("2"));
-}
-
-#[test]
-fn a_report_is_written_again_and_says_what_is_missing() {
-    let dir = tempfile::tempdir().unwrap();
-    let experiment = experiment(dir.path(), "");
-    let out = dir.path().join("out");
-    let report = || stdout(&mut command("report", &experiment, &out));
-    run(&experiment, &out);
-    assert!(!report().contains("Not complete"));
-    let cells = lines(&out.join("cells.jsonl"));
-    std::fs::write(out.join("cells.jsonl"), cells[..6].join("\n") + "\n").unwrap();
-    assert_names(&report(), &["Not complete: 6 of 20 cells have a result."]);
-}
-
-#[test]
-fn what_is_written_again_says_where_it_was_measured() {
-    let dir = tempfile::tempdir().unwrap();
-    let experiment = experiment(dir.path(), "");
-    let out = dir.path().join("out");
-    run(&experiment, &out);
-    let path = out.join("run.json");
-    let mut provenance: Value =
-        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    provenance["device"] = "a machine elsewhere".into();
-    std::fs::write(&path, provenance.to_string()).unwrap();
-    for name in ["report", "run"] {
-        std::fs::remove_file(out.join("table.md")).unwrap();
-        stdout(&mut command(name, &experiment, &out));
-        let table = std::fs::read_to_string(out.join("table.md")).unwrap();
-        assert!(table.contains("- device: a machine elsewhere\n"), "{table}");
-    }
-    // A cell that is measured here makes it a run of this machine.
-    let cells = lines(&out.join("cells.jsonl"));
-    std::fs::write(out.join("cells.jsonl"), cells[..19].join("\n") + "\n").unwrap();
-    run(&experiment, &out);
-    assert!(
-        !std::fs::read_to_string(&path)
-            .unwrap()
-            .contains("elsewhere")
-    );
-    std::fs::write(&path, "{}").unwrap();
-    let error = refused(&mut command("report", &experiment, &out));
-    assert_names(&error, &["run.json", "where the run was measured", "date"]);
 }
 
 #[test]
