@@ -15,6 +15,8 @@ pub(crate) struct Head {
     /// A name and a value each.
     pub(crate) facts: Vec<(String, String)>,
     pub(crate) notes: Vec<String>,
+    /// What every machine is called in the tables, and what it is.
+    pub(crate) machines: Vec<(String, String)>,
 }
 
 impl Head {
@@ -37,13 +39,15 @@ impl Head {
                 distinct(rows.iter().map(|row| model(row))).join("; "),
             ),
         ];
-        facts.extend(machines.iter().enumerate().map(|(index, machine)| {
-            let name = match machines.len() {
-                1 => "machine".to_owned(),
-                _ => format!("machine {}", index + 1),
-            };
-            (name, machine.to_string())
-        }));
+        let name = |index: usize| match machines.len() {
+            1 => "machine".to_owned(),
+            _ => format!("machine {}", index + 1),
+        };
+        let machines = machines.iter().enumerate();
+        let machines: Vec<(String, String)> = machines
+            .map(|(index, machine)| (name(index), machine.to_string()))
+            .collect();
+        facts.extend(machines.iter().cloned());
         facts.extend([
             ("made with".to_owned(), binaries.join("; ")),
             ("date".to_owned(), dates(rows)),
@@ -64,6 +68,7 @@ impl Head {
             title: of_runs(|run| run.info.title.clone()).join(" | "),
             facts,
             notes,
+            machines,
         }
     }
 }

@@ -120,6 +120,11 @@ pub(crate) fn plain(tables: &[Table]) -> String {
 pub(crate) fn plain_notes(head: &Head, tables: &[Table]) -> String {
     let mut text = legend(Kind::Main, tables).replace('`', "");
     text.push('\n');
+    if head.machines.len() > 1 {
+        for (name, machine) in &head.machines {
+            text.push_str(&format!("{name}: {machine}\n"));
+        }
+    }
     for note in &head.notes {
         text.push_str(&format!("Note: {note}\n"));
     }

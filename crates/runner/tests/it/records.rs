@@ -1,6 +1,6 @@
 //! What a run's folder keeps, and what a rerun makes of it.
 
-use crate::support::{assert_names, checkpoint_copy, refused, skipbench, stdout};
+use crate::support::{assert_names, checkpoint_copy, csv_rows, refused, skipbench, stdout};
 use assert_cmd::Command;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -74,11 +74,10 @@ impl Lab {
     }
 
     fn column(&self, name: &str) -> Vec<String> {
-        let csv = std::fs::read_to_string(self.path("out/results.csv")).unwrap();
-        let mut rows = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
-        let header = rows.next().unwrap();
-        let at = header.iter().position(|column| *column == name).unwrap();
-        rows.map(|row| row[at].to_owned()).collect()
+        let rows = csv_rows(&self.path("out/results.csv"));
+        rows.into_iter()
+            .map(|mut row| row.remove(name).unwrap())
+            .collect()
     }
 }
 

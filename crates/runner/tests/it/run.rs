@@ -1,6 +1,6 @@
 //! `skipbench plan` and `run`.
 
-use crate::support::{assert_names, checkpoint, skipbench, stdout};
+use crate::support::{assert_names, checkpoint, csv_rows, skipbench, stdout};
 use assert_cmd::Command;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ fn a_run_leaves_what_a_paper_needs() {
         serde_json::from_str(&std::fs::read_to_string(out.join("run.json")).unwrap()).unwrap();
     assert_names(
         &run_json.to_string(),
-        &["\"device\"", "\"digest\"", "\"seed\"", "\"versions\""],
+        &["\"device\"", "\"weights\"", "\"seed\"", "\"versions\""],
     );
     for plot in [
         "quality-base-translation-b1",
@@ -148,28 +148,85 @@ fn answers_do_not_depend_on_the_batch() {
     let experiment = experiment(dir.path(), "");
     let out = dir.path().join("out");
     run(&experiment, &out);
-    let table = std::fs::read_to_string(out.join("results.csv")).unwrap();
-    let mut rows = table.lines();
-    let header: Vec<&str> = rows.next().unwrap().split(',').collect();
-    let column = |name: &str| header.iter().position(|column| *column == name).unwrap();
-    let quality = |row: &str| -> (String, String, String) {
-        let cells: Vec<&str> = row.split(',').collect();
-        let scores = cells[column("bleu")..column("label")].join(",");
-        (
-            cells[column("task")].to_owned(),
-            cells[column("label")].to_owned(),
-            scores,
-        )
-    };
-    let rows: Vec<&str> = rows.collect();
-    let of_batch = |size: &str| -> Vec<_> {
-        rows.iter()
-            .filter(|row| row.split(',').nth(column("batch_size")) == Some(size))
-            .map(|row| quality(row))
+    let rows = csv_rows(&out.join("results.csv"));
+    let scores = [
+        "task",
+        "label",
+        "bleu",
+        "bleu_lo",
+        "chrf",
+        "rougeL",
+        "layers_per_token",
+    ];
+    let of_batch = |size: &str| -> Vec<Vec<&str>> {
+        let rows = rows.iter().filter(|row| row["batch_size"] == size);
+        rows.map(|row| scores.map(|name| row[name].as_str()).to_vec())
             .collect()
     };
     assert_eq!(of_batch("1").len(), 10);
     assert_eq!(of_batch("1"), of_batch("2"));
+}
+
+/// Tables are printed as soon as they are complete, each once.
+#[test]
+fn every_table_is_printed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = experiment(dir.path(), "");
+    let out = dir.path().join("out");
+    let titles = [
+        "translation, batch 1, base",
+        "translation, batch 2, base",
+        "summarization, batch 1, base",
+        "summarization, batch 2, base",
+    ];
+    let once = |printed: &str| {
+        for title in titles {
+            assert_eq!(printed.matches(title).count(), 1, "{title} in:\n{printed}");
+        }
+        assert_eq!(printed.matches("layers/token: ").count(), 1);
+    };
+    once(&run(&experiment, &out));
+    let cells = lines(&out.join("cells.jsonl"));
+    std::fs::write(out.join("cells.jsonl"), cells[..7].join("\n") + "\n").unwrap();
+    once(&run(&experiment, &out));
+    once(&run(&experiment, &out));
+}
+
+/// Jobs that each run a share of the cells leave folders that are drawn as one run.
+#[test]
+fn shards_make_one_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = experiment(dir.path(), "");
+    let whole = dir.path().join("whole");
+    run(&experiment, &whole);
+    let mut report = skipbench();
+    report.arg("report");
+    for index in 1..=3 {
+        let out = dir.path().join(format!("shard {index}"));
+        stdout(
+            command("run", &experiment, &out)
+                .arg("--shard")
+                .arg(format!("{index}/3")),
+        );
+        report.arg(&out);
+    }
+    let joined = dir.path().join("joined");
+    stdout(report.arg("--out").arg(&joined));
+    let names = [
+        "task",
+        "batch_size",
+        "label",
+        "bleu",
+        "bleu_p",
+        "rougeL",
+        "same_as_full",
+    ];
+    let scores = |out: &Path| -> Vec<Vec<String>> {
+        let rows = csv_rows(&out.join("results.csv")).into_iter();
+        rows.map(|row| names.map(|name| row[name].clone()).to_vec())
+            .collect()
+    };
+    assert_eq!(scores(&joined), scores(&whole));
 }
 
 #[test]
@@ -192,7 +249,8 @@ fn a_prompt_that_does_not_fit_counts_as_a_failure_and_its_neighbours_do_not() {
     )
     .unwrap();
     let out = dir.path().join("out");
-    let printed = run(&path, &out);
+    let assert = command("run", &path, &out).assert().code(1);
+    let printed = String::from_utf8(assert.get_output().stdout.clone()).unwrap();
     assert_names(&printed, &["1 of 3 prompts failed", "512"]);
     let failed: Vec<bool> = lines(&out.join("samples.jsonl"))
         .iter()

@@ -1,8 +1,8 @@
 //! What experiments make of strategies that need more than a target: calibration, fills, bands, oracles, beams.
 
-use crate::support::{assert_names, checkpoint, refused, skipbench, stdout};
+use crate::support::{assert_names, checkpoint, csv_rows, refused, skipbench, stdout};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// An experiment on the shipped base model; `more` holds strategies and whatever else differs.
@@ -34,22 +34,12 @@ impl Outcome {
 
     /// Records by the strategy as it ran.
     fn records(&self) -> BTreeMap<String, Value> {
-        let run: Value =
-            serde_json::from_str(&std::fs::read_to_string(self.out.join("run.json")).unwrap())
-                .unwrap();
-        let label = |id: &Value| -> String {
-            let cells = run["cells"].as_array().unwrap();
-            let cell = cells.iter().find(|cell| cell["id"] == *id).unwrap();
-            format!(
-                "{} beams {}",
-                cell["strategy"].as_str().unwrap(),
-                cell["beams"]
-            )
+        let label = |record: &Value| -> String {
+            let label = record["strategy"]["label"].as_str().unwrap();
+            format!("{label} beams {}", record["search"]["beams"])
         };
         let records = self.lines("cells.jsonl").into_iter();
-        records
-            .map(|record| (label(&record["id"]), record))
-            .collect()
+        records.map(|record| (label(&record), record)).collect()
     }
 }
 
@@ -72,21 +62,36 @@ fn scores_are_computed_once_and_kept() {
     let strategies =
         "strategies: [block-influence, sleb, {sublayer-drop: {rule: similarity, speedup: 1.5}}]\n";
     let first = run(dir.path(), &format!("{strategies}{UNTIMED}"));
-    let scores = first.lines("scores.jsonl");
-    assert_eq!(scores.len(), 3);
+    let scores = first.lines("calibration.jsonl");
     let sleb = &first.records()["sleb@2 beams 1"];
-    let order = sleb["executed"]["sleb"]["order"].as_array().unwrap();
+    let order = sleb["executed"]["spec"]["sleb"]["order"]
+        .as_array()
+        .unwrap();
     assert_eq!(order.len(), 8);
     assert!(
         order
             .iter()
             .all(|layer| (1..15).contains(&layer.as_u64().unwrap()))
     );
-    assert_eq!(sleb["layers_per_token"], 8.0);
+    assert_eq!(sleb["quality"]["layers_per_token"], 8.0);
     // Another target asks for another number of SLEB's rounds; block influence is known for all.
     let again = run(dir.path(), &format!("{strategies}speedups: [4]\n{UNTIMED}"));
-    assert_eq!(again.lines("scores.jsonl").len(), 4);
-    assert_eq!(again.lines("scores.jsonl")[..3], scores[..]);
+    let all = again.lines("calibration.jsonl");
+    assert_eq!(all[..scores.len()], scores[..], "nothing is scored twice");
+    let keys: BTreeSet<&str> = all
+        .iter()
+        .map(|line| line["key"].as_str().unwrap())
+        .collect();
+    assert_eq!(keys.len(), all.len());
+    // SLEB removes four layers more, each the best of those that are left but the first and the last.
+    let added = |about: &str| {
+        let lines = all[scores.len()..].iter();
+        lines
+            .filter(|line| line["about"].as_str().unwrap().contains(about))
+            .count()
+    };
+    assert_eq!(added("score of dropping"), 6 + 5 + 4 + 3);
+    assert_eq!(added("order of layers"), 1);
 }
 
 #[test]
@@ -98,11 +103,11 @@ fn a_schedule_is_laid_over_the_expected_length() {
     );
     let records = outcome.records();
     let record = &records["skip-decode@2 {schedule-length: expected} beams 1"];
-    let length = record["executed"]["skip-decode"]["schedule-length"]
+    let length = record["executed"]["spec"]["skip-decode"]["schedule-length"]
         .as_u64()
         .unwrap();
     assert!((6..40).contains(&length), "{length}");
-    let layers = record["layers_per_token"].as_f64().unwrap();
+    let layers = record["quality"]["layers_per_token"].as_f64().unwrap();
     assert!((layers - 8.0).abs() < 1.5, "near its target: {layers}");
 }
 
@@ -118,18 +123,22 @@ fn fills_are_an_axis_and_are_audited() {
     let records = outcome.records();
     assert_eq!(records.len(), 1 + 1 + 3 + 1 + 1, "{:?}", records.keys());
     let own = &records["early-exit:max-prob@2 {kv-fill: copy} beams 1"];
-    assert_eq!(own["kv_fill"], "copy");
-    let propagate = &records["early-exit@2 beams 1"];
+    assert_eq!(own["executed"]["kv_fill"], "copy");
+    let audit = |label: &str| &records[label]["quality"]["kv_audit"];
+    let propagate = audit("early-exit@2 beams 1");
     assert!(propagate["approximate_reads"].as_u64().unwrap() > 0);
-    assert!(propagate["kv_distance"].as_f64().unwrap() > 0.0);
-    let mask = &records["early-exit@2 {kv-fill: mask} beams 1"];
+    assert!(propagate["distance"].as_f64().unwrap() > 0.0);
+    let mask = audit("early-exit@2 {kv-fill: mask} beams 1");
     assert!(mask["masked_reads"].as_u64().unwrap() > 0);
-    assert!(mask["kv_distance"].is_null());
-    let deferred = &records["early-exit@2 {kv-fill: deferred} beams 1"];
+    assert!(mask["distance"].is_null());
+    let deferred = audit("early-exit@2 {kv-fill: deferred} beams 1");
     assert_eq!(deferred["approximate_reads"], 0);
-    assert!(deferred["kv_deferred_distance"].as_f64().unwrap() < 1e-5);
-    assert_eq!(records["unified@2 beams 1"]["approximate_reads"], 0);
-    assert_eq!(records["oracle-exit beams 1"]["kv_fill"], "none");
+    assert!(deferred["deferred_distance"].as_f64().unwrap() < 1e-5);
+    assert!(audit("unified@2 beams 1").is_null(), "it reads no hole");
+    assert_eq!(
+        records["oracle-exit beams 1"]["executed"]["kv_fill"],
+        "none"
+    );
 }
 
 #[test]
@@ -147,12 +156,16 @@ fn random_sets_are_a_band_and_oracles_are_not_timed() {
     );
     let records = outcome.records();
     assert_eq!(records.len(), 1 + 4 + 1 + 2);
-    let timed = |label: &str| !records[label]["blocks"].as_array().unwrap().is_empty();
+    let timed = |label: &str| !records[label]["timing"].is_null();
     assert!(timed("random@2 beams 1") && timed("unified@2 beams 1"));
     assert!(!timed("random@2 {seed: 3} beams 1"));
     assert!(!timed("oracle-exit beams 1") && !timed("oracle-depth beams 1"));
     // An oracle of depths is never worse than the full network and never slower.
-    let layers = |label: &str| records[label]["layers_per_token"].as_f64().unwrap();
+    let layers = |label: &str| {
+        records[label]["quality"]["layers_per_token"]
+            .as_f64()
+            .unwrap()
+    };
     assert!(layers("oracle-depth beams 1") <= 16.0);
     assert!(layers("oracle-exit beams 1") < 16.0);
     let full: Vec<Value> = outcome.lines("samples.jsonl");
@@ -179,17 +192,8 @@ fn an_oracle_follows_the_direction_of_its_metric() {
     std::fs::write(&path, text).unwrap();
     let out = dir.path().join("out");
     stdout(skipbench().arg("run").arg(&path).arg("--out").arg(&out));
-    let csv = std::fs::read_to_string(out.join("results.csv")).unwrap();
-    let mut lines = csv.lines();
-    let column = lines
-        .next()
-        .unwrap()
-        .split(',')
-        .position(|name| name == "ter")
-        .unwrap();
-    let ter: Vec<f64> = lines
-        .map(|line| line.split(',').nth(column).unwrap().parse().unwrap())
-        .collect();
+    let rows = csv_rows(&out.join("results.csv"));
+    let ter: Vec<f64> = rows.iter().map(|row| row["ter"].parse().unwrap()).collect();
     assert!(ter[1] <= ter[0], "full {}, oracle {}", ter[0], ter[1]);
 }
 
@@ -207,7 +211,7 @@ fn sets_of_a_band_are_matched_together() {
     let layers: Vec<f64> = records
         .iter()
         .filter(|(label, _)| label.starts_with("random"))
-        .map(|(_, record)| record["layers_per_token"].as_f64().unwrap())
+        .map(|(_, record)| record["quality"]["layers_per_token"].as_f64().unwrap())
         .collect();
     assert_eq!(layers, [layers[0]; 4]);
 }
@@ -245,7 +249,7 @@ fn calibration_prompts_that_do_not_fit_are_left_out() {
     let printed = String::from_utf8(none.stdout).unwrap();
     assert_names(
         &printed,
-        &["Failed", "no calibration text that the model can run"],
+        &["failed", "no calibration text that the model can run"],
     );
 }
 
@@ -260,18 +264,22 @@ fn a_target_can_be_met_in_time() {
     );
     let records = outcome.records();
     let unified = &records["unified@1.5 beams 1"];
-    assert_eq!(unified["calibration_of"], "layers: speedup");
+    let calibration = &unified["executed"]["calibration"];
+    assert_eq!(calibration["of"], "layers: speedup");
     // Depths are tried by halving; the one that runs met the target, unless nothing did.
-    let trace: Vec<(f64, f64)> = serde_json::from_value(unified["calibration"].clone()).unwrap();
+    let trace: Vec<(f64, f64)> = serde_json::from_value(calibration["points"].clone()).unwrap();
     assert!((2..=6).contains(&trace.len()), "{trace:?}");
     let met: Vec<f64> = trace.iter().filter(|p| p.1 >= 1.5).map(|p| p.0).collect();
     let most = met.iter().copied().fold(2.0, f64::max);
-    assert_eq!(unified["layers_per_token"].as_f64().unwrap(), most);
+    assert_eq!(
+        unified["quality"]["layers_per_token"].as_f64().unwrap(),
+        most
+    );
     // Reading the LM head at every check leaves no room for eight times the speed.
     let exit = &records["early-exit@8 beams 1"];
-    assert_eq!(exit["calibration_of"], "threshold: speedup");
+    assert_eq!(exit["executed"]["calibration"]["of"], "threshold: speedup");
     assert_names(
-        exit["note"].as_str().unwrap(),
+        &exit["notes"].to_string(),
         &["8x cannot be reached on this machine"],
     );
     assert_names(&outcome.printed, &["8x cannot be reached on this machine"]);
@@ -293,7 +301,7 @@ fn beams_are_an_axis() {
     );
     let records = outcome.records();
     assert_eq!(records.len(), 4);
-    let kv = |label: &str| records[label]["peak_kv_bytes"].as_u64().unwrap();
+    let kv = |label: &str| records[label]["quality"]["peak_kv_bytes"].as_u64().unwrap();
     assert_eq!(kv("unified@2 beams 4"), 4 * kv("unified@2 beams 1"));
     assert!(
         outcome

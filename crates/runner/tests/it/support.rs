@@ -1,6 +1,7 @@
 //! Running the binary, and the folders that tests need.
 
 use assert_cmd::Command;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The repository.
@@ -56,4 +57,33 @@ pub(crate) fn assert_names(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
     }
+}
+
+/// The rows of a CSV file, by column.
+pub(crate) fn csv_rows(path: &Path) -> Vec<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut lines = text.lines().map(csv_cells);
+    let header = lines.next().unwrap();
+    lines
+        .map(|cells| header.iter().cloned().zip(cells).collect())
+        .collect()
+}
+
+/// The cells of a line, quoted where they hold a comma or a quote.
+fn csv_cells(line: &str) -> Vec<String> {
+    let (mut cells, mut quoted) = (vec![String::new()], false);
+    let mut characters = line.chars().peekable();
+    while let Some(character) = characters.next() {
+        let cell = cells.last_mut().unwrap();
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                cell.push('"');
+                characters.next();
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => cells.push(String::new()),
+            _ => cell.push(character),
+        }
+    }
+    cells
 }
