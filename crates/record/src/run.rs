@@ -53,6 +53,8 @@ pub struct Written {
 pub struct PlannedCell {
     /// [`Record::id`] of the record that was to be made.
     pub id: String,
+    /// Its place among all cells of the experiment, of which a shard holds but some.
+    pub place: usize,
     /// [`Record::content`] of its record.
     pub content: String,
     /// For people: `model task batch 8 unified@2`.
@@ -215,8 +217,9 @@ impl Run {
         for (task, prompts) in other.prompts {
             self.prompts.entry(task).or_insert(prompts);
         }
-        let cells = self.info.cells.iter().enumerate();
-        let place: HashMap<&str, usize> = cells.map(|(at, c)| (c.content.as_str(), at)).collect();
+        self.info.cells.sort_by_key(|cell| cell.place);
+        let cells = self.info.cells.iter();
+        let place: HashMap<&str, usize> = cells.map(|c| (c.content.as_str(), c.place)).collect();
         self.records
             .sort_by_key(|record| place.get(record.content.as_str()).copied());
     }

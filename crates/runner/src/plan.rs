@@ -10,6 +10,7 @@ use serde::Serialize;
 use skipbench_machine::Machine;
 use skipbench_model::ModelConfig;
 use skipbench_record::{PlannedCell, RunInfo, VERSION};
+use skipbench_report::BAND;
 use skipbench_strategy::StrategySpec;
 
 /// Everything that an experiment runs, in order.
@@ -50,6 +51,9 @@ pub struct Cell {
     /// What the result depends on.
     #[serde(skip)]
     pub(crate) identity: CellIdentity,
+    /// Its place among all cells of the experiment.
+    #[serde(skip)]
+    pub place: usize,
     /// Index into the models.
     #[serde(skip)]
     pub model: usize,
@@ -112,9 +116,7 @@ impl Plan {
         };
         plan.cells = plan.cells()?;
         if let Some(shard) = args.shard {
-            let mut place = 0..;
-            plan.cells
-                .retain(|_| place.next().is_some_and(|place| shard.holds(place)));
+            plan.cells.retain(|cell| shard.holds(cell.place));
         }
         Ok(plan)
     }
@@ -159,6 +161,7 @@ impl Plan {
                             cells.push(Cell {
                                 id: identity.answers.id(),
                                 identity,
+                                place: cells.len(),
                                 model,
                                 task,
                                 model_name: model_plan.name.clone(),
@@ -289,6 +292,7 @@ impl Plan {
                 .iter()
                 .map(|cell| PlannedCell {
                     id: cell.id.clone(),
+                    place: cell.place,
                     content: cell.identity.content.id(),
                     name: cell.name(),
                     model: cell.model_name.clone(),
@@ -325,9 +329,6 @@ fn told_apart<'a>(key: &str, names: impl Iterator<Item = &'a String>) -> anyhow:
     }
     Ok(())
 }
-
-/// Sets of a random strategy with the same target from which on they are shown as a band.
-pub(crate) const BAND: usize = 3;
 
 /// Whether a strategy is none of a random band, or the first of its own.
 fn leads_its_band(spec: &StrategySpec, specs: &[StrategySpec]) -> bool {

@@ -188,7 +188,7 @@ fn experiments_that_cannot_be_read() {
     );
     assert_names(
         &with(whole("strategies: [early-exit: {treshold: 1}]\n")),
-        &["e.yaml:4:28: ", "treshold", "did you mean `threshold`?"],
+        &["e.yaml:4:27: ", "treshold", "did you mean `threshold`?"],
     );
     assert_names(
         &with(whole("strategies: [unified]\nspeedups: [12]\n")),
@@ -355,9 +355,15 @@ fn a_run_of_another_version_is_not_mixed_in() {
     std::fs::write(&path, text).unwrap();
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
-    std::fs::write(out.join("cells.jsonl"), "{\"other\": 1}\n").unwrap();
+    // As skipbench wrote it before records had a version.
+    let old = "{\"id\": \"a\", \"executed\": {\"full\": {}}, \"answers\": 1}\n";
+    std::fs::write(out.join("cells.jsonl"), old).unwrap();
     let error = refused(skipbench().arg("run").arg(&path).arg("--out").arg(&out));
-    assert_names(&error, &["cells.jsonl", "line 1"]);
+    assert_names(&error, &["cells.jsonl", "an older skipbench", "--out"]);
+    assert_eq!(
+        std::fs::read_to_string(out.join("cells.jsonl")).unwrap(),
+        old
+    );
 }
 
 #[test]

@@ -367,7 +367,7 @@ fn contradictions_are_refused_before_anything_is_loaded() {
     );
     assert_names(
         &error("strategies: [unified]\nbatch-sizes: [1000000]\n"),
-        &["`batch-sizes` holds 1000000", "1 to 4096"],
+        &["`batch-sizes.0` is 1000000", "1 to 4096"],
     );
     assert_names(
         &error("strategies: [unified]\nbatch-sizes: [2, 2]\n"),
@@ -391,7 +391,7 @@ fn contradictions_are_refused_before_anything_is_loaded() {
     );
     assert_names(
         &error("strategies: [unified]\nbeams: [0]\n"),
-        &["`beams` holds 0"],
+        &["`beams.0` is 0"],
     );
     assert_names(
         &error("strategies: [{unified: {speedup: 2, prefill: skp}}]\n"),
