@@ -113,7 +113,11 @@ impl Progress {
 
     /// Prints with the bar out of the way.
     pub(crate) fn suspend<R>(&self, print: impl FnOnce() -> R) -> R {
-        self.bar.suspend(print)
+        // A log line that `print` writes must not suspend the bar once more: indicatif would wait for itself.
+        let shown = lock(&SHOWN).take();
+        let result = self.bar.suspend(print);
+        *lock(&SHOWN) = shown;
+        result
     }
 }
 
@@ -249,13 +253,6 @@ pub(crate) fn end_on_signals(words: &'static str) {
     }
     #[cfg(not(unix))]
     let _ = words;
-}
-
-/// A bare bar of `len` steps.
-pub(crate) fn bar(len: u64, name: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(len).with_style(style).with_prefix(name)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,7 +1,7 @@
 //! `skipbench generate`.
 
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment::{self, DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS};
+use crate::experiment::{DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS};
 use crate::input::{Prompt, read_prompts};
 use crate::outputs::{self, Named};
 use crate::progress::{self, Progress};
@@ -29,7 +29,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     input: PathBuf,
     /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
-    #[arg(long, default_value = "full", value_parser = experiment::strategy)]
+    #[arg(long, default_value = "full")]
     strategy: StrategySpec,
     /// Prompts to calibrate the strategy on, as `--input`; the first prompts themselves if not given
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use super::{generate, print_json};
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment::{self, MAX_NEW_TOKENS};
+use crate::experiment::MAX_NEW_TOKENS;
 use crate::input::read_prompts;
 use anyhow::Context;
 use candle_core::Device;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 pub struct LayersArgs {
     /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
-    #[arg(long, value_parser = experiment::strategy, required_unless_present = "list")]
+    #[arg(long, required_unless_present = "list")]
     strategy: Option<StrategySpec>,
     /// List every strategy with its variants
     #[arg(long, conflicts_with_all = ["strategy", "n_layers", "model"])]

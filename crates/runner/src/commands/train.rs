@@ -6,12 +6,11 @@ mod depths;
 mod out;
 mod start;
 
-use crate::progress;
+use crate::progress::Progress;
 use anyhow::{Context, bail};
 use clap::Args;
 use config::TrainFile;
 use data::PairSource;
-use indicatif::{ProgressBar, ProgressFinish};
 use skipbench_report::LossSeries;
 use skipbench_train::{Batch, StepReport, Trainer};
 use std::io::Write;
@@ -75,7 +74,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     pairs.check_fit(shape.max_positions)?;
     let mut trainer = Trainer::new(work.dir(), &file.train, &context, file.net(&shape)?)?;
 
-    let mut progress = Progress::start(&file, &trainer);
+    let mut account = Account::begin(&file, &trainer);
     while !trainer.is_done() {
         let step = trainer.step();
         let pairs = pairs.batch(step)?;
@@ -88,7 +87,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
             None => None,
         };
         let done = trainer.update(&batch, depths.as_ref())?;
-        progress.tell(&done);
+        account.tell(&done);
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             break;
         }
@@ -96,14 +95,14 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     if trainer.is_done() {
         let dtype = file.dtype.map_or(candle_core::DType::F32, Into::into);
         trainer.export(&file.out, &tokenizer, dtype)?;
-        progress.end(&format!(
+        account.end(&format!(
             "finished all {} steps: {}",
             file.train.steps,
             file.out.display()
         ));
     } else {
         trainer.save()?;
-        progress.end(&format!(
+        account.end(&format!(
             "stopped at step {} of {}: the same command goes on from there; {} gets its checkpoint behind the last step",
             trainer.step(),
             file.train.steps,
@@ -128,18 +127,18 @@ fn check_memory(what: &str, bytes: f64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a run says on stderr: a bar on a terminal, and lines everywhere.
-struct Progress {
-    bar: ProgressBar,
+/// What a run says on stderr.
+struct Account {
+    progress: Progress,
     steps: u64,
     loss: Option<f64>,
 }
 
-impl Progress {
-    fn start(file: &TrainFile, trainer: &Trainer) -> Self {
+impl Account {
+    fn begin(file: &TrainFile, trainer: &Trainer) -> Self {
         let steps = file.train.steps;
-        let bar = progress::bar(steps, "training").with_finish(ProgressFinish::AndClear);
-        bar.set_position(trainer.step());
+        let progress = Progress::new(steps, "steps");
+        progress.skip(trainer.step());
         let replaces = match out::has_weights(&file.out) {
             true => "; the checkpoint there stays until it has ended",
             false => "",
@@ -154,7 +153,7 @@ impl Progress {
         };
         say(&message);
         Self {
-            bar,
+            progress,
             steps,
             loss: None,
         }
@@ -164,13 +163,13 @@ impl Progress {
         let last = f64::from(done.loss);
         let loss = self.loss.map_or(last, |mean| 0.98 * mean + 0.02 * last);
         self.loss = Some(loss);
-        self.bar.set_position(done.step);
-        self.bar.set_message(format!(
+        self.progress.set_message(format!(
             "loss {loss:.4}, {:.0} tokens/s",
             done.tokens as f64 / done.step_s
         ));
+        self.progress.inc(1);
         let every = self.steps.div_ceil(100);
-        self.bar.suspend(|| {
+        self.progress.suspend(|| {
             if done.step.is_multiple_of(every) {
                 tracing::info!(
                     "step {}: loss {last:.4}, {:.2} layers per token, gradient norm {:.3}, rate {:.2e}",
@@ -189,8 +188,8 @@ impl Progress {
         });
     }
 
-    fn end(&self, message: &str) {
-        self.bar.finish_and_clear();
+    fn end(self, message: &str) {
+        drop(self.progress);
         say(message);
     }
 }

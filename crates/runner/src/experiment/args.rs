@@ -1,6 +1,8 @@
 //! How a command line names an experiment.
 
 use super::Experiment;
+use crate::outputs;
+use anyhow::bail;
 use clap::Args;
 use std::fmt;
 use std::path::PathBuf;
@@ -27,11 +29,22 @@ impl ExperimentArgs {
     /// Reads the experiment with what the command line changes in it.
     ///
     /// # Errors
-    /// As [`Experiment::read`].
+    /// As [`Experiment::read`], and results that would be written into a checkpoint.
     pub fn read(&self) -> anyhow::Result<Experiment> {
         let mut experiment = Experiment::read(&self.experiment, &self.overrides)?;
         if self.out.is_some() {
             experiment.out.clone_from(&self.out);
+        }
+        let out = experiment.out_dir();
+        if let Some(model) = experiment
+            .models
+            .iter()
+            .find(|model| outputs::is_same(&model.path, &out))
+        {
+            bail!(
+                "the results would be written into the checkpoint folder {}; give another `out`",
+                model.path.display()
+            );
         }
         Ok(experiment)
     }

@@ -8,11 +8,12 @@ pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
 
 use crate::yaml::Document;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error;
+use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use skipbench_metrics::Metric;
 use skipbench_strategy::{KvFill, StrategySpec};
 use skipbench_tasks::Task;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// An experiment as written by a user. Relative paths are taken from the YAML file's folder.
@@ -339,48 +340,49 @@ pub fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> an
     Document::parse(text, &path.display().to_string())?.to()
 }
 
-/// A strategy as given on the command line: the short form, or the long form as YAML writes it in one line.
-///
-/// # Errors
-/// A text that is neither.
-pub(crate) fn strategy(text: &str) -> Result<StrategySpec, String> {
-    let long = text
-        .split_once('{')
-        .map(|(head, _)| head.trim())
-        .is_some_and(|head| head.is_empty() || head.ends_with(':'));
-    match long {
-        true => Document::parse(text, "")
-            .and_then(|document| document.to())
-            .map_err(|error| error.to_string()),
-        false => text
-            .parse::<StrategySpec>()
-            .map_err(|error| error.to_string()),
-    }
-}
-
 /// A share of 1, written as a number or as percent.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Share {
-    Number(f64),
-    Text(String),
+struct Share(f64);
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ShareVisitor;
+
+        impl Visitor<'_> for ShareVisitor {
+            type Value = Share;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a share as percent or as a number, `1%` or `0.01`")
+            }
+
+            fn visit_f64<E>(self, share: f64) -> Result<Share, E> {
+                Ok(Share(share))
+            }
+
+            fn visit_u64<E>(self, share: u64) -> Result<Share, E> {
+                Ok(Share(share as f64))
+            }
+
+            fn visit_i64<E>(self, share: i64) -> Result<Share, E> {
+                Ok(Share(share as f64))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Share, E> {
+                let percent = text.strip_suffix('%').map(str::trim_end);
+                let percent = percent.and_then(|percent| percent.parse::<f64>().ok());
+                let unfit = || E::invalid_value(Unexpected::Str(text), &self);
+                percent
+                    .map(|percent| Share(percent / 100.0))
+                    .ok_or_else(unfit)
+            }
+        }
+
+        deserializer.deserialize_any(ShareVisitor)
+    }
 }
 
 fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
-    let Some(share) = Option::<Share>::deserialize(deserializer)? else {
-        return Ok(None);
-    };
-    let text = match share {
-        Share::Number(number) => return Ok(Some(number)),
-        Share::Text(text) => text,
-    };
-    let percent = text.strip_suffix('%').map(str::trim_end);
-    match percent.and_then(|percent| percent.parse::<f64>().ok()) {
-        Some(percent) => Ok(Some(percent / 100.0)),
-        None => Err(D::Error::custom(format_args!(
-            "a share is written as percent or as a number, `1%` or `0.01`, not {text:?}"
-        ))),
-    }
+    let share = Option::<Share>::deserialize(deserializer)?;
+    Ok(share.map(|share| share.0))
 }
 
 fn share_schema(_: &mut SchemaGenerator) -> Schema {

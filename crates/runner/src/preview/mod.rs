@@ -58,7 +58,7 @@ pub(crate) fn tasks(plan: &Plan) -> anyhow::Result<Vec<TaskPreview>> {
 ///
 /// # Errors
 /// As [`tasks`].
-pub fn warnings(plan: &Plan) -> anyhow::Result<Vec<String>> {
+pub(crate) fn warnings(plan: &Plan) -> anyhow::Result<Vec<String>> {
     Ok(all_warnings(&tasks(plan)?))
 }
 

@@ -45,7 +45,7 @@ impl Document {
         Ok(document)
     }
 
-    /// Parses a text that messages call `name`; nothing is quoted of one without a name, which stands on a command line.
+    /// Parses a text that messages call `name`.
     ///
     /// # Errors
     /// What is no YAML.
@@ -55,7 +55,7 @@ impl Document {
             name: name.to_owned(),
             folder: PathBuf::new(),
             text: text.to_owned(),
-            has_lines: !name.is_empty(),
+            has_lines: true,
         })?;
         Ok(document)
     }
@@ -167,8 +167,7 @@ impl Document {
 
     /// `file:line:column: message`, with the line below it.
     fn located(&self, place: Place, message: &str) -> anyhow::Error {
-        let source = self.sources.get(place.source);
-        let Some(source) = source.filter(|source| !source.name.is_empty()) else {
+        let Some(source) = self.sources.get(place.source) else {
             return anyhow!("{message}");
         };
         if !source.has_lines || place.line == 0 {
@@ -294,7 +293,7 @@ mod tests {
                 "",
                 "name: x\n---\nname: y\n",
             ]
-            .map(|text| error(text))
+            .map(error)
             .join("\n\n")
         );
     }

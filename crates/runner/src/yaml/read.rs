@@ -20,10 +20,11 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    /// Names the value that it is about.
+    /// Names the value that it is about, if nothing further inside has done so.
     fn of(self, path: &str) -> Self {
         match path {
             "" => self,
+            _ if self.place.is_some() => self,
             path => Self {
                 message: format!("`{path}`: {}", self.message),
                 ..self
@@ -55,6 +56,17 @@ impl de::Error for Fault {
     }
 
     fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
+        let found = match found {
+            Unexpected::Seq => "a list".to_owned(),
+            Unexpected::Map => "a map of keys".to_owned(),
+            Unexpected::Unit | Unexpected::Option => "nothing".to_owned(),
+            Unexpected::Str(text) => format!("the text {text:?}"),
+            Unexpected::Float(number) => format!("`{number:?}`"),
+            Unexpected::Unsigned(number) => format!("`{number}`"),
+            Unexpected::Signed(number) => format!("`{number}`"),
+            Unexpected::Bool(truth) => format!("`{truth}`"),
+            found => found.to_string(),
+        };
         Self::custom(format_args!("expected {wanted}, not {found}"))
     }
 
@@ -63,7 +75,7 @@ impl de::Error for Fault {
             Unexpected::Unsigned(_) | Unexpected::Signed(_) => {
                 Self::custom(format_args!("{found} is out of range"))
             }
-            _ => Self::custom(format_args!("expected {wanted}, not {found}")),
+            _ => Self::invalid_type(found, wanted),
         }
     }
 
@@ -139,6 +151,7 @@ impl<'a> Reader<'a> {
         };
         let message = match self.path.as_str() {
             "" => format!("the file takes {wanted}; it holds {found}"),
+            path if found == "nothing" => format!("`{path}` takes {wanted}, and is empty"),
             path => format!("`{path}` takes {wanted}, not {found}"),
         };
         Fault {
@@ -191,7 +204,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
     type Error = Fault;
 
     fn deserialize_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
-        let place = self.node.place;
+        let (place, path) = (self.node.place, self.path.clone());
         match &self.node.value {
             Value::Null => visitor.visit_unit(),
             Value::Bool(value) => visitor.visit_bool(*value),
@@ -202,7 +215,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
             Value::List(_) => return self.deserialize_seq(visitor),
             Value::Map(_) => return self.entries(visitor, ""),
         }
-        .map_err(|fault: Fault| fault.at(place))
+        .map_err(|fault: Fault| fault.of(&path).at(place))
     }
 
     fn deserialize_bool<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -243,13 +256,13 @@ impl<'a> Deserializer<'a> for Reader<'a> {
 
     /// A number or a truth value is a text too, as it was written.
     fn deserialize_str<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
-        let place = self.node.place;
+        let (place, path) = (self.node.place, self.path.clone());
         match &self.node.value {
             Value::Text(text) => visitor.visit_str(text),
             Value::Null | Value::List(_) | Value::Map(_) => return Err(self.wants("a text")),
             _ => visitor.visit_str(self.written()),
         }
-        .map_err(|fault: Fault| fault.at(place))
+        .map_err(|fault: Fault| fault.of(&path).at(place))
     }
 
     fn deserialize_string<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -272,14 +285,14 @@ impl<'a> Deserializer<'a> for Reader<'a> {
     }
 
     fn deserialize_seq<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
-        let place = self.node.place;
+        let (place, path) = (self.node.place, self.path.clone());
         match &self.node.value {
             Value::List(items) => visitor
                 .visit_seq(Items {
                     rest: items.iter().enumerate(),
                     list: self,
                 })
-                .map_err(|fault| fault.at(place)),
+                .map_err(|fault| fault.of(&path).at(place)),
             Value::Null | Value::Map(_) => Err(self.wants("a list")),
             _ => {
                 let key = self.path.rsplit('.').next().unwrap_or_default();
@@ -315,7 +328,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
         known: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        let place = self.node.place;
+        let (place, path) = (self.node.place, self.path.clone());
         match &self.node.value {
             Value::Text(name) => {
                 let name: StrDeserializer<'_, Fault> = name.as_str().into_deserializer();
@@ -328,7 +341,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
             })),
             _ => return Err(self.wants(format_args!("one of {}", known.join(", ")))),
         }
-        .map_err(|fault| fault.at(place))
+        .map_err(|fault| fault.of(&path).at(place))
     }
 
     fn deserialize_ignored_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {

@@ -17,21 +17,14 @@ fn slips(dir: &Path) -> PathBuf {
         "name: e
 models: [{{name: m, path: {:?}}}]
 tasks:
-  - {{name: t, source: s.txt, reference: r.txt, prompt: '{{source}} = {{target}}\\n ', prompts: 50, max-new-tokens: 500}}
+  - {{name: t, source: s.txt, reference: r.txt, prompt: '{{source}} = {{target}}\\n ', prompts: 50, max-new-tokens: 510}}
   - {{builtin: translation, prompts: 2}}
-strategies: ['early-exit: {{threshold: 0.5}}', unified@2]
+strategies: [early-exit: {{threshold: 0.5}}, unified@2]
 timing: {{batches: 2, repeats: 1}}
 ",
         checkpoint().canonicalize().unwrap()
     );
-    std::fs::write(
-        &path,
-        text.replace(
-            "'early-exit: {threshold: 0.5}'",
-            "early-exit: {threshold: 0.5}",
-        ),
-    )
-    .unwrap();
+    std::fs::write(&path, text).unwrap();
     path
 }
 
@@ -50,7 +43,7 @@ fn a_plan_shows_what_the_model_gets_and_what_looks_like_a_slip() {
             "Warning: task `t`: the prompt holds {target}",
             r"Warning: task `t`: the prompt holds a backslash and a letter (\n)",
             "Warning: task `t`: 3 of 3 prompts end in a space",
-            "Warning: task `t`: 3 of 3 prompts do not fit with 500 new tokens in the 512 positions of model `m`",
+            "Warning: task `t`: 3 of 3 prompts do not fit with 510 new tokens in the 512 positions of model `m`",
             "batch 1  beams 1",
             "kv-fill propagate",
             "6 cells, results in runs/e",
@@ -108,6 +101,22 @@ fn a_plan_is_data_too() {
     assert_eq!(set["cells"].as_array().unwrap().len(), 4);
     assert_eq!(set["tasks"][0]["prompts"], 4);
     assert_eq!(set["estimate"], Value::Null);
+}
+
+#[test]
+fn results_never_go_into_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = slips(dir.path());
+    let into = skipbench()
+        .arg("plan")
+        .arg(&path)
+        .arg("--out")
+        .arg(checkpoint())
+        .output()
+        .unwrap();
+    assert_eq!(into.status.code(), Some(2));
+    let error = String::from_utf8(into.stderr).unwrap();
+    assert_names(&error, &["into the checkpoint folder"]);
 }
 
 #[test]
