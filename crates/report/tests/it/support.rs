@@ -300,6 +300,7 @@ pub(crate) fn planned(cells: &[Cell]) -> Vec<PlannedCell> {
         if planned.iter().all(|other| other.content != record.content) {
             planned.push(PlannedCell {
                 id: record.id.clone(),
+                place: planned.len(),
                 content: record.content.clone(),
                 name: record.name(),
                 model: record.model.name.clone(),
