@@ -9,7 +9,7 @@ use crate::run::{RunInfo, check_versions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The folder of a run, held against other processes. It keeps no answers in memory.
@@ -59,8 +59,13 @@ impl Folder {
     /// another version wrote.
     pub fn open(dir: &Path, info: &RunInfo) -> std::result::Result<Self, RecordError> {
         std::fs::create_dir_all(dir).map_err(RecordError::write(dir))?;
-        let lock = lock(dir)?;
+        let lock = skipbench_fs::lock(dir).map_err(RecordError::write(dir))?;
+        let lock = lock.ok_or_else(|| RecordError::Locked {
+            dir: dir.to_path_buf(),
+        })?;
         check_owner(dir, info)?;
+        // What a process that was killed had not finished writing.
+        skipbench_fs::remove_leftovers(dir).map_err(RecordError::write(dir))?;
         let mut folder = Self {
             dir: dir.to_path_buf(),
             _lock: lock,
@@ -337,23 +342,6 @@ fn check_owner(dir: &Path, info: &RunInfo) -> Result<()> {
         // A run that was cut off before it wrote anything, or while it did.
         Ok(_) | Err(RecordError::NoRun { .. } | RecordError::Malformed { .. }) => Ok(()),
         Err(error) => Err(error),
-    }
-}
-
-/// Takes the folder; a process that was killed holds it no longer.
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join(".lock");
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(&path)
-        .map_err(RecordError::write(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(RecordError::Locked {
-            dir: dir.to_path_buf(),
-        }),
-        Err(TryLockError::Error(error)) => Err(RecordError::write(&path)(error)),
     }
 }
 
