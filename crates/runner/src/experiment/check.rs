@@ -183,9 +183,10 @@ fn within<T: PartialOrd + Debug>(
         return Ok(());
     }
     let path = path.into();
-    // Debug, which writes 1e308 in five characters.
-    let (lo, hi) = (range.start(), range.end());
-    let message = format!("`{path}` is {value:?}; it is a number from {lo:?} to {hi:?}");
+    // Debug writes 1e308 in five characters, and 10 as 10.0.
+    let short = |value: &T| format!("{value:?}").trim_end_matches(".0").to_owned();
+    let (value, lo, hi) = (short(&value), short(range.start()), short(range.end()));
+    let message = format!("`{path}` is {value}; it is a number from {lo} to {hi}");
     misfit(path, message)
 }
 

@@ -1,6 +1,6 @@
 //! `skipbench report`: folders in, tables and plots out.
 
-use crate::support::{assert_names, checkpoint, refused, skipbench, stdout};
+use crate::support::{assert_names, checkpoint, refused, repository, skipbench, stdout};
 use std::path::{Path, PathBuf};
 
 /// Runs a small experiment; gives its YAML and the folder of the run.
@@ -107,4 +107,27 @@ fn what_is_no_run_is_refused_with_what_to_do() {
         &refused(&mut report(&out)),
         &["run.json was written by an older skipbench"],
     );
+}
+
+/// Every archive of this repository draws its own tables again.
+#[test]
+fn archives_draw_their_own_tables_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut drawn = 0;
+    for entry in std::fs::read_dir(repository().join("reports")).unwrap() {
+        let archive = entry.unwrap().path();
+        if !archive.join("run.json").is_file() {
+            continue;
+        }
+        let out = dir.path().join(archive.file_name().unwrap());
+        stdout(skipbench().arg("report").arg(&archive).arg("--out").arg(&out));
+        for name in ["table.md", "results.csv"] {
+            let (kept, again) = (archive.join(name), out.join(name));
+            let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+            // Its name stands in no file, so that it may be called anything.
+            assert_eq!(read(&kept), read(&again), "{}", kept.display());
+        }
+        drawn += 1;
+    }
+    assert!(drawn > 0, "there are archives");
 }
