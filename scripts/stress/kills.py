@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """\
 name: kills
 models: [{path: %s}]
-tasks: [{builtin: translation, prompts: 48}, {builtin: summarization, prompts: 16}]
-strategies: [unified, top, sleb, early-exit, "early-exit:cosine", shallow-deep]
-speedups: [1.5, 2, 3]
+tasks: [{builtin: translation, prompts: 16, calibration-prompts: 8}, {builtin: summarization, prompts: 8, calibration-prompts: 8}]
+strategies: [unified, sleb, early-exit, shallow-deep]
+speedups: [1.5, 3]
 batch-sizes: [1, 8]
 timing: {batches: 2, repeats: 2}
 """
