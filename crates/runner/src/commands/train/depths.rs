@@ -62,7 +62,8 @@ impl DepthEntry {
                 self.full_percent
             );
         }
-        if let Some(speedup) = self.speedups.iter().find(|speedup| !(**speedup >= 1.0)) {
+        let too_small = |speedup: &&f64| speedup.is_nan() || **speedup < 1.0;
+        if let Some(speedup) = self.speedups.iter().find(too_small) {
             bail!("`depths.speedups` holds {speedup:e}; a speedup is at least 1");
         }
         let resolve = |spec: StrategySpec| -> anyhow::Result<Vec<Choice>> {
