@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod compare;
 mod generate;
 mod layers;
 mod plan;
 mod records;
 mod run;
+mod runs;
 mod schema;
 mod score;
 mod strategies;
