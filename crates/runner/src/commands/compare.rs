@@ -16,7 +16,7 @@ pub struct CompareArgs {
     baseline: PathBuf,
     /// Folder of the run that is judged
     new: PathBuf,
-    /// Loss of speed that is allowed, as 3% or 0.03
+    /// How much longer a token may take, as 3% or 0.03
     #[arg(long, value_name = "SHARE", default_value = "3%", value_parser = slowdown)]
     max_slowdown: f64,
     /// Loss of quality that is allowed, in points of the main metric from 0 to 100
@@ -171,7 +171,7 @@ fn resolved(path: &Path) -> PathBuf {
 
 fn slowdown(text: &str) -> Result<f64, String> {
     share(text, 0.0..1.0).ok_or_else(|| {
-        "write a share of the speed as 3% or 0.03, from 0 to less than 100%".to_owned()
+        "write a share of the time as 3% or 0.03, from 0 to less than 100%".to_owned()
     })
 }
 
@@ -189,7 +189,10 @@ fn share(text: &str, range: std::ops::Range<f64>) -> Option<f64> {
 }
 
 fn points(text: &str) -> Result<f64, String> {
-    let points = text.parse().ok().filter(|points| (0.0..=100.0).contains(points));
+    let points = text
+        .parse()
+        .ok()
+        .filter(|points| (0.0..=100.0).contains(points));
     points.ok_or_else(|| "write points of the main metric as 0.5, from 0 to 100".to_owned())
 }
 
@@ -202,7 +205,17 @@ mod tests {
         assert_eq!(slowdown("3%"), Ok(0.03));
         assert_eq!(slowdown("0.03"), Ok(0.03));
         assert_eq!(slowdown("0"), Ok(0.0));
-        for wrong in ["3", "100%", "-1%", "nan", "NaN%", "inf", "", "%", "3 percent"] {
+        for wrong in [
+            "3",
+            "100%",
+            "-1%",
+            "nan",
+            "NaN%",
+            "inf",
+            "",
+            "%",
+            "3 percent",
+        ] {
             assert!(slowdown(wrong).is_err(), "{wrong}");
         }
         assert_eq!(alpha("1%"), Ok(0.01));

@@ -3,7 +3,7 @@
 use super::estimate::{Estimate, Verdict};
 use super::pairing::{CellPair, machine_changes};
 use super::quality::QualityChange;
-use super::speed::{Measure, SpeedChange};
+use super::speed::{Measure, Speeds};
 use super::{Axis, CellComparison, Limits, Settings};
 use serde::Serialize;
 use skipbench_metrics::{Resampling, holm};
@@ -106,7 +106,10 @@ pub(super) fn cell(
         None => old.name(),
     };
     let checks = match new {
-        None => vec![Check::result(Verdict::Worse, "NEW has no such cell".to_owned())],
+        None => vec![Check::result(
+            Verdict::Worse,
+            "NEW has no such cell".to_owned(),
+        )],
         Some(new) => match missing_result(old, new) {
             Some(check) => vec![check],
             None => {
@@ -171,16 +174,17 @@ fn speed(old: &Record, new: &Record, settings: &Settings) -> Vec<Check> {
         checks.push(check);
     }
     if machine.is_empty() {
-        checks.push(Check::of_speed(Measure::TokensPerSecond, old, new, settings));
+        checks.push(Check::of_speed(
+            Measure::TokensPerSecond,
+            old,
+            new,
+            settings,
+        ));
     }
     checks
 }
 
-fn quality(
-    old: (&Run, &Record),
-    new: (&Run, &Record),
-    resampling: &Resampling,
-) -> Option<Check> {
+fn quality(old: (&Run, &Record), new: (&Run, &Record), resampling: &Resampling) -> Option<Check> {
     let metric = old.1.task.metrics.first()?.clone();
     let blank = Check::blank(Dimension::Quality, metric);
     Some(match QualityChange::of(old, new, resampling) {
@@ -247,7 +251,7 @@ impl Check {
             _ => Self::blank(Dimension::TokensPerSecond, "tokens/s".to_owned()),
         };
         let untimed = |record: &Record| record.timing.is_none();
-        let Some(change) = SpeedChange::of(measure, old, new) else {
+        let Some(speeds) = Speeds::of(measure, old, new) else {
             let reason = match (untimed(old), untimed(new)) {
                 (true, _) => "not timed in BASELINE",
                 (_, true) => "not timed in NEW",
@@ -260,22 +264,22 @@ impl Check {
         };
         let full = match measure {
             Measure::TokensPerSecond if !settings.limits.tokens_per_s => {
-                SpeedChange::of(Measure::FullTokensPerSecond, old, new)
+                Speeds::of(Measure::FullTokensPerSecond, old, new)
             }
             _ => None,
         };
         Self {
-            baseline: Some(change.old),
-            new: Some(change.new),
-            measured_on: Some(change.batches),
-            reason: match change.estimate {
+            baseline: Some(speeds.old),
+            new: Some(speeds.new),
+            measured_on: Some(speeds.change.map_or(1, |change| change.batches)),
+            reason: match speeds.change {
                 None => Some("one batch cannot tell; two are the least".to_owned()),
                 Some(_) => full.map(|full| {
                     let percent = 100.0 * (full.new / full.old - 1.0);
                     format!("the full network beside it changed by {percent:+.1}%")
                 }),
             },
-            estimate: change.estimate,
+            estimate: speeds.change.as_ref().map(Estimate::from),
             ..blank
         }
     }
@@ -283,7 +287,7 @@ impl Check {
     /// The largest loss that is allowed, in the units of the estimate.
     fn limit(&self, limits: &Limits) -> f64 {
         match self.dimension {
-            Dimension::Speed | Dimension::TokensPerSecond => -(-limits.max_slowdown).ln_1p(),
+            Dimension::Speed | Dimension::TokensPerSecond => limits.max_slowdown.ln_1p(),
             Dimension::Quality | Dimension::Result => limits.max_quality_drop,
         }
     }
@@ -340,12 +344,13 @@ pub(super) fn judge(cells: &mut [CellComparison], limits: &Limits) {
     let (decisive, informative): (Vec<_>, Vec<_>) =
         measured.partition(|(check, _)| check.decides(limits));
     for family in [decisive, informative] {
-        let p_values = |p: fn(&Estimate, f64) -> f64| {
-            let of_all = family.iter().map(|(check, estimate)| p(estimate, check.limit(limits)));
-            holm(&of_all.collect::<Vec<_>>())
-        };
-        let losses = p_values(Estimate::p_of_loss_within);
-        let gains = p_values(Estimate::p_of_gain_within);
+        let losses = family.iter().map(|(check, estimate)| {
+            let limit = check.limit(limits);
+            estimate.p_of_loss_within(limit)
+        });
+        let losses = holm(&losses.collect::<Vec<_>>());
+        let gains = family.iter().map(|(_, estimate)| estimate.p_of_no_gain());
+        let gains = holm(&gains.collect::<Vec<_>>());
         for ((check, estimate), p) in family.into_iter().zip(losses.into_iter().zip(gains)) {
             check.judge(&estimate, limits, p);
         }

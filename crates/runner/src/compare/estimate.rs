@@ -1,8 +1,8 @@
 //! A measured change with its uncertainty, and what it allows to say.
 
 use serde::{Deserialize, Serialize};
+use skipbench_engine::SpeedChange;
 use statrs::distribution::{ContinuousCDF, StudentsT};
-use std::collections::BTreeMap;
 
 /// More than so many times what was measured is no advice.
 const MOST_TIMES_AS_MANY: f64 = 100.0;
@@ -13,7 +13,7 @@ const POWER_80: f64 = 0.841_62;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// A gain that is larger than the limit.
+    /// A gain, and not one that is shown to be smaller than the limit.
     Better,
     /// No loss that is larger than the limit.
     Same,
@@ -48,43 +48,20 @@ pub(super) struct Estimate {
     pub(super) p_of_no_change: Option<f64>,
 }
 
-impl Estimate {
-    /// From a value of each batch. Values of the same batch of both are compared with each other, so that what a batch does
-    /// to a strategy cancels out; other batches are compared on average (Welch 1947). `None` for fewer than two batches.
-    pub(super) fn of_batches(
-        old: &BTreeMap<usize, f64>,
-        new: &BTreeMap<usize, f64>,
-        same_batches: bool,
-    ) -> Option<Self> {
-        if same_batches {
-            let pairs = old.iter().filter_map(|(batch, was)| Some(new.get(batch)? - was));
-            let mean = Mean::of(&pairs.collect::<Vec<_>>())?;
-            return Some(Self {
-                gain: mean.mean,
-                standard_error: mean.squared_error.sqrt(),
-                degrees: mean.count - 1.0,
-                units: mean.count as usize,
-                p_of_no_change: None,
-            });
-        }
-        let mean = |values: &BTreeMap<usize, f64>| {
-            Mean::of(&values.values().copied().collect::<Vec<_>>())
-        };
-        let (was, is) = (mean(old)?, mean(new)?);
-        let squared_error = was.squared_error + is.squared_error;
-        let part = |mean: &Mean| mean.squared_error.powi(2) / (mean.count - 1.0);
-        Some(Self {
-            gain: is.mean - was.mean,
-            standard_error: squared_error.sqrt(),
-            degrees: match squared_error > 0.0 {
-                true => squared_error.powi(2) / (part(&was) + part(&is)),
-                false => was.count.min(is.count) - 1.0,
-            },
-            units: was.count.min(is.count) as usize,
+impl From<&SpeedChange> for Estimate {
+    /// Of the logarithm.
+    fn from(change: &SpeedChange) -> Self {
+        Self {
+            gain: change.ratio.ln(),
+            standard_error: change.standard_error,
+            degrees: change.degrees,
+            units: change.batches,
             p_of_no_change: None,
-        })
+        }
     }
+}
 
+impl Estimate {
     /// The interval that holds the gain but for a chance of `alpha`.
     pub(super) fn interval(&self, alpha: f64) -> (f64, f64) {
         let half = self.quantile(alpha) * self.standard_error;
@@ -92,8 +69,9 @@ impl Estimate {
     }
 
     fn quantile(&self, alpha: f64) -> f64 {
-        StudentsT::new(0.0, 1.0, self.degrees)
-            .map_or(f64::INFINITY, |student| student.inverse_cdf(1.0 - alpha / 2.0))
+        StudentsT::new(0.0, 1.0, self.degrees).map_or(f64::INFINITY, |student| {
+            student.inverse_cdf(1.0 - alpha / 2.0)
+        })
     }
 
     /// The p-value of a loss of at most `limit`: small where the loss is larger. It is twice that of the one-sided test, so
@@ -103,16 +81,14 @@ impl Estimate {
         self.p_beyond(-self.gain - limit)
     }
 
-    /// The same of a gain.
-    pub(super) fn p_of_gain_within(&self, limit: f64) -> f64 {
-        self.p_beyond(self.gain - limit)
+    /// The p-value of no gain, likewise.
+    pub(super) fn p_of_no_gain(&self) -> f64 {
+        self.p_beyond(self.gain)
     }
 
     fn p_beyond(&self, distance: f64) -> f64 {
         let one_sided = match StudentsT::new(0.0, 1.0, self.degrees) {
-            Ok(student) if self.standard_error > 0.0 => {
-                student.sf(distance / self.standard_error)
-            }
+            Ok(student) if self.standard_error > 0.0 => student.sf(distance / self.standard_error),
             Ok(_) if distance > 0.0 => 0.0,
             _ => 1.0,
         };
@@ -122,11 +98,12 @@ impl Estimate {
 
     /// What can be said, given the p-values above after correction.
     pub(super) fn verdict(&self, limit: f64, alpha: f64, p_loss: f64, p_gain: f64) -> Verdict {
+        let (lo, hi) = self.interval(alpha);
         if p_loss < alpha {
             Verdict::Worse
-        } else if p_gain < alpha {
+        } else if p_gain < alpha && hi > limit {
             Verdict::Better
-        } else if self.interval(alpha).0 >= -limit {
+        } else if lo >= -limit {
             Verdict::Same
         } else {
             Verdict::CannotTell
@@ -138,28 +115,73 @@ impl Estimate {
     pub(super) fn units_needed(&self, limit: f64, alpha: f64) -> Option<usize> {
         let distance = (self.gain + limit).abs();
         let times = ((self.quantile(alpha) + POWER_80) * self.standard_error / distance).powi(2);
-        let units = (self.units as f64 * times).ceil().max(self.units as f64 + 1.0);
+        let units = (self.units as f64 * times)
+            .ceil()
+            .max(self.units as f64 + 1.0);
         (times <= MOST_TIMES_AS_MANY).then_some(units as usize)
     }
 }
 
-struct Mean {
-    mean: f64,
-    /// Of the mean.
-    squared_error: f64,
-    count: f64,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Mean {
-    /// `None` for fewer than two values.
-    fn of(values: &[f64]) -> Option<Self> {
-        let count = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        (values.len() > 1).then(|| Self {
-            mean,
-            squared_error: squares / (count - 1.0) / count,
-            count,
-        })
+    fn estimate(gain: f64, standard_error: f64) -> Estimate {
+        Estimate {
+            gain,
+            standard_error,
+            degrees: 1e6,
+            units: 100,
+            p_of_no_change: None,
+        }
+    }
+
+    fn verdict(estimate: Estimate) -> Verdict {
+        let (p_loss, p_gain) = (estimate.p_of_loss_within(3.0), estimate.p_of_no_gain());
+        estimate.verdict(3.0, 0.05, p_loss, p_gain)
+    }
+
+    /// The 95% interval of a normal is 1.96 standard errors to each side.
+    #[test]
+    fn the_interval_decides() {
+        for (gain, expected) in [
+            (-5.0, Verdict::Worse),
+            (-4.97, Verdict::Worse),
+            (-4.95, Verdict::CannotTell),
+            (-1.05, Verdict::CannotTell),
+            (-1.03, Verdict::Same),
+            (1.03, Verdict::Same),
+            (1.95, Verdict::Same),
+            (1.97, Verdict::Better),
+            (9.0, Verdict::Better),
+        ] {
+            assert_eq!(verdict(estimate(gain, 1.0)), expected, "{gain}");
+        }
+        // A gain that is smaller than the limit beyond doubt makes no difference.
+        assert_eq!(verdict(estimate(1.0, 0.1)), Verdict::Same);
+        assert_eq!(verdict(estimate(0.0, 0.0)), Verdict::Same);
+        assert_eq!(verdict(estimate(-3.1, 0.0)), Verdict::Worse);
+    }
+
+    #[test]
+    fn a_test_that_finds_nothing_has_the_last_word() {
+        let doubtful = Estimate {
+            p_of_no_change: Some(0.2),
+            ..estimate(-9.0, 1.0)
+        };
+        assert_eq!(verdict(doubtful), Verdict::CannotTell);
+    }
+
+    #[test]
+    fn so_many_would_tell() {
+        let open = estimate(-4.0, 1.0);
+        // (1.96 + 0.84)^2 times as many, for a distance of one standard error from the limit.
+        assert_eq!(open.units_needed(3.0, 0.05), Some(785));
+        let more = Estimate {
+            units: 785,
+            ..estimate(-4.0, (100.0_f64 / 785.0).sqrt())
+        };
+        assert_eq!(verdict(more), Verdict::Worse);
+        assert_eq!(estimate(-3.01, 1.0).units_needed(3.0, 0.05), None);
     }
 }

@@ -56,7 +56,7 @@ impl Axis {
 /// What counts as worse.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Limits {
-    /// Loss of speed that is allowed, as a share.
+    /// How much longer a token may take, as a share.
     pub max_slowdown: f64,
     /// Loss of quality that is allowed, in points: hundredths of the metric's range.
     pub max_quality_drop: f64,
@@ -160,7 +160,9 @@ pub fn compare(baseline: &Run, new: &Run, settings: &Settings) -> anyhow::Result
     comparison.worse = comparison.count(Verdict::Worse) > 0;
     for (name, run) in [("BASELINE", baseline), ("NEW", new)] {
         let warnings = run.warnings.iter();
-        comparison.warnings.extend(warnings.map(|warning| format!("{name}: {warning}")));
+        comparison
+            .warnings
+            .extend(warnings.map(|warning| format!("{name}: {warning}")));
     }
     Ok(comparison)
 }
@@ -175,7 +177,9 @@ impl Comparison {
 
     /// Checks with this verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
-        self.checks().filter(|(_, check)| check.verdict == verdict).count()
+        self.checks()
+            .filter(|(_, check)| check.verdict == verdict)
+            .count()
     }
 }
 
@@ -218,7 +222,9 @@ fn comparable(cells: &[CellPair<'_>], across: &[Axis]) -> anyhow::Result<()> {
     if reasons.is_empty() {
         return Ok(());
     }
-    let flags = needed.into_iter().map(|axis| format!("--across {}", axis.name()));
+    let flags = needed
+        .into_iter()
+        .map(|axis| format!("--across {}", axis.name()));
     let flags: Vec<String> = flags.collect();
     bail!(
         "BASELINE and NEW are not comparable; they differ in\n  {}\n`{}` compares them all the same",
@@ -235,4 +241,3 @@ fn resampling(alpha: f64, cells: usize) -> Resampling {
         ..Resampling::default()
     }
 }
-

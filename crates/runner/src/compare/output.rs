@@ -77,7 +77,12 @@ pub fn junit(comparison: &Comparison) -> String {
         }
     }
     let counts = |checks: &[(&CellComparison, &Check)]| {
-        let count = |verdict| checks.iter().filter(|case| case.1.verdict == verdict).count();
+        let count = |verdict| {
+            checks
+                .iter()
+                .filter(|case| case.1.verdict == verdict)
+                .count()
+        };
         format!(
             "tests=\"{}\" failures=\"{}\" errors=\"0\" skipped=\"{}\"",
             checks.len(),
@@ -92,12 +97,17 @@ pub fn junit(comparison: &Comparison) -> String {
     );
     for (name, cases) in &suites {
         let name = xml_text(name);
-        xml.push_str(&format!("  <testsuite name=\"{name}\" {}>\n", counts(cases)));
+        xml.push_str(&format!(
+            "  <testsuite name=\"{name}\" {}>\n",
+            counts(cases)
+        ));
         for (cell, check) in cases {
             let class = xml_text(&cell.name);
             let name = xml_text(&check.title());
             let outcome = xml_text(&check.outcome());
-            xml.push_str(&format!("    <testcase classname=\"{class}\" name=\"{name}\">\n"));
+            xml.push_str(&format!(
+                "    <testcase classname=\"{class}\" name=\"{name}\">\n"
+            ));
             xml.push_str(&match check.verdict {
                 Verdict::Worse => {
                     format!("      <failure type=\"worse\" message=\"{outcome}\"/>\n")
@@ -132,7 +142,10 @@ pub fn annotations(comparison: &Comparison) -> String {
         };
         let (verdict, title) = (check.verdict.words(), check.title());
         let title = property(&format!("{title}, {verdict}: {}", cell.name));
-        Some(format!("::{level} title={title}::{}\n", data(&check.outcome())))
+        Some(format!(
+            "::{level} title={title}::{}\n",
+            data(&check.outcome())
+        ))
     };
     comparison.checks().filter_map(line).collect()
 }
@@ -153,7 +166,11 @@ impl Check {
             parts.push(format!("{} -> {}", self.value(baseline), self.value(new)));
         }
         if self.change.is_some() {
-            parts.push(format!("{} {}", self.change_text(), self.p_text()).trim_end().to_owned());
+            parts.push(
+                format!("{} {}", self.change_text(), self.p_text())
+                    .trim_end()
+                    .to_owned(),
+            );
         }
         parts.extend(self.reason.clone());
         parts.join("; ")
@@ -197,7 +214,10 @@ impl Check {
 fn columns(comparison: &Comparison) -> [String; 7] {
     let level = 100.0 * (1.0 - comparison.limits.alpha);
     let change = format!("change [{}%]", (level * 1e6).round() / 1e6);
-    ["cell", "measure", "baseline", "new", &change, "p", "verdict"].map(str::to_owned)
+    [
+        "cell", "measure", "baseline", "new", &change, "p", "verdict",
+    ]
+    .map(str::to_owned)
 }
 
 fn row(cell: &CellComparison, check: &Check) -> [String; 7] {
@@ -243,13 +263,10 @@ fn summary(comparison: &Comparison) -> String {
     .collect();
     let added = match comparison.added.len() {
         0 => String::new(),
-        count => format!(
-            "; {count} in NEW alone: {}",
-            comparison.added.join(", ")
-        ),
+        count => format!("; {count} in NEW alone: {}", comparison.added.join(", ")),
     };
     format!(
-        "{} (limits: {}% of speed, {} points of quality, alpha {}){added}",
+        "{} (limits: {}% more time, {} points of quality, alpha {}){added}",
         counts.join(", "),
         (limits.max_slowdown * 1e8).round() / 1e6,
         limits.max_quality_drop,

@@ -92,9 +92,8 @@ pub(super) fn pair<'a>(
         added: Vec::new(),
     };
     if pairs.is_empty() {
-        let same = |old: &Record, new: &Record| {
-            places.is_same(old, new) && is_same_strategy(old, new)
-        };
+        let same =
+            |old: &Record, new: &Record| places.is_same(old, new) && is_same_strategy(old, new);
         for old in &old_cells {
             let found = new_cells.iter().find(|new| same(old[0], new[0]));
             pairing.cells.push(closest(old, found));
@@ -199,10 +198,7 @@ fn closest<'a>(old: &[&'a Record], new: Option<&Vec<&'a Record>>) -> CellPair<'a
 
 /// What differs between the machines of two measurements and changes times.
 pub(super) fn machine_changes(old: &Record, new: &Record) -> Vec<String> {
-    let mut changes = new
-        .measured()
-        .machine
-        .differences(&old.measured().machine);
+    let mut changes = new.measured().machine.differences(&old.measured().machine);
     if old.model.device != new.model.device {
         changes.push(format!(
             "device {}, not {}",
@@ -283,7 +279,10 @@ pub(super) fn differences(old: &Record, new: &Record) -> Vec<(Axis, String)> {
     if let (Some(was), Some(is)) = (&old.timing, &new.timing)
         && was.new_tokens != is.new_tokens
     {
-        let tokens = format!("timing new-tokens ({} -> {})", was.new_tokens, is.new_tokens);
+        let tokens = format!(
+            "timing new-tokens ({} -> {})",
+            was.new_tokens, is.new_tokens
+        );
         found.push((Axis::Settings, tokens));
     }
     found

@@ -77,7 +77,13 @@ fn common<'a>(
         asked.entry(&prompt.prompt).or_default().push(index);
     }
     let mut common = Vec::new();
-    for (index, Prompt { prompt, references, .. }) in run.prompts(new).iter().enumerate() {
+    for (
+        index,
+        Prompt {
+            prompt, references, ..
+        },
+    ) in run.prompts(new).iter().enumerate()
+    {
         if let Some(earlier) = asked.get_mut(prompt.as_str()).and_then(Vec::pop) {
             common.push(Common {
                 old: old_answers[earlier],
@@ -183,8 +189,12 @@ fn from_recorded_scores(
 /// Whether each answer is right under either, where no score is anything but 0 or 1.
 fn right_or_wrong(old: &[f64], new: &[f64]) -> Option<Vec<(bool, bool)>> {
     let mut all = old.iter().chain(new);
-    all.all(|score| [0.0, 1.0].contains(score))
-        .then(|| old.iter().zip(new).map(|(old, new)| (*old == 1.0, *new == 1.0)).collect())
+    all.all(|score| [0.0, 1.0].contains(score)).then(|| {
+        old.iter()
+            .zip(new)
+            .map(|(old, new)| (*old == 1.0, *new == 1.0))
+            .collect()
+    })
 }
 
 impl QualityChange {

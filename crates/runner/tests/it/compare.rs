@@ -58,7 +58,9 @@ fn verdict(json: &str, strategy: &str, dimension: &str) -> String {
     let cell = cells.iter().find(|cell| cell["strategy"] == strategy);
     let checks = cell.unwrap()["checks"].as_array().unwrap();
     let check = checks.iter().find(|check| check["dimension"] == dimension);
-    check.map_or("none", |check| check["verdict"].as_str().unwrap()).to_owned()
+    check
+        .map_or("none", |check| check["verdict"].as_str().unwrap())
+        .to_owned()
 }
 
 #[test]
@@ -66,7 +68,9 @@ fn the_same_folder_twice_is_the_same_all_over() {
     let dir = tempfile::tempdir().unwrap();
     baseline().write(&dir.path().join("old"));
     let mut command = skipbench();
-    command.current_dir(dir.path()).args(["compare", "old", "old", "--json", "-"]);
+    command
+        .current_dir(dir.path())
+        .args(["compare", "old", "old", "--json", "-"]);
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let json = String::from_utf8(output.stdout).unwrap();
@@ -77,7 +81,11 @@ fn the_same_folder_twice_is_the_same_all_over() {
         ("unified@2", "quality"),
         ("top@2", "tokens/s"),
     ] {
-        assert_eq!(verdict(&json, strategy, dimension), "same", "{strategy} {dimension}");
+        assert_eq!(
+            verdict(&json, strategy, dimension),
+            "same",
+            "{strategy} {dimension}"
+        );
     }
     // The full network is its own yardstick.
     assert_eq!(verdict(&json, "full", "speed"), "none");
@@ -95,16 +103,27 @@ fn every_output_tells_the_same() {
         _ => blocks(0.5),
     });
     spoil(&mut new.cell("top@2").answers, 3);
-    old.cells.extend(FakeRun::of(texts(40), &["bottom@2", "random@2"]).cells);
+    old.cells
+        .extend(FakeRun::of(texts(40), &["bottom@2", "random@2"]).cells);
     let mut failed = FakeRun::of(texts(40), &["bottom@2"]).cells;
-    failed[0].record.fail("the model has \"too few\" layers <16> & more");
+    failed[0]
+        .record
+        .fail("the model has \"too few\" layers <16> & more");
     new.cells.extend(failed);
     let dir = tempfile::tempdir().unwrap();
     old.write(&dir.path().join("old"));
     new.write(&dir.path().join("new"));
     let (code, table, _) = compare_in(
         dir.path(),
-        &["--json", "c.json", "--junit", "c.xml", "--markdown", "c.md", "--github"],
+        &[
+            "--json",
+            "c.json",
+            "--junit",
+            "c.xml",
+            "--markdown",
+            "c.md",
+            "--github",
+        ],
     );
     assert_eq!(code, 1);
     insta::assert_snapshot!("compare_table", table);
@@ -121,7 +140,11 @@ fn every_output_tells_the_same() {
         ("bottom@2", "result", "worse"),
         ("random@2", "result", "worse"),
     ] {
-        assert_eq!(verdict(&json, strategy, dimension), expected, "{strategy} {dimension}");
+        assert_eq!(
+            verdict(&json, strategy, dimension),
+            expected,
+            "{strategy} {dimension}"
+        );
     }
 }
 
@@ -162,7 +185,10 @@ fn limits_are_the_users() {
         (code, verdict(&json, "top@2", "quality"))
     };
     assert_eq!(quality(&[]), (1, "worse".to_owned()));
-    assert_eq!(quality(&["--max-quality-drop", "60"]), (0, "same".to_owned()));
+    assert_eq!(
+        quality(&["--max-quality-drop", "60"]),
+        (0, "same".to_owned())
+    );
 }
 
 /// What slows the full network as well shows in tokens per second alone, and never without a word.
@@ -170,7 +196,10 @@ fn limits_are_the_users() {
 fn a_slower_build_is_told_from_a_slower_strategy() {
     let slower = |_: &str| -> Vec<Block> {
         let mut all = blocks(0.5);
-        for times in all.iter_mut().flat_map(|block| [&mut block.full, &mut block.strategy]) {
+        for times in all
+            .iter_mut()
+            .flat_map(|block| [&mut block.full, &mut block.strategy])
+        {
             times.step_s.iter_mut().for_each(|seconds| *seconds *= 1.2);
         }
         all
@@ -181,11 +210,20 @@ fn a_slower_build_is_told_from_a_slower_strategy() {
     assert_eq!(code, 0);
     assert_eq!(verdict(&json, "unified@2", "speed"), "same");
     assert_eq!(verdict(&json, "unified@2", "tokens/s"), "cannot-tell");
-    assert_names(&json, &["either the machine was or the build is", "changed by -16.7%"]);
+    assert_names(
+        &json,
+        &[
+            "either the machine was or the build is",
+            "changed by -16.7%",
+        ],
+    );
     let (_, annotations, _) = compare(&old, &new, &["--github"]);
     assert_names(&annotations, &["::warning title=tokens/s, cannot tell"]);
     let (code, json, _) = compare(&old, &new, &["--tokens-per-s", "--json", "-"]);
-    assert_eq!((code, verdict(&json, "unified@2", "tokens/s").as_str()), (1, "worse"));
+    assert_eq!(
+        (code, verdict(&json, "unified@2", "tokens/s").as_str()),
+        (1, "worse")
+    );
 }
 
 #[test]
@@ -193,7 +231,8 @@ fn too_little_is_said_to_be_too_little() {
     let noisy = |shift: f64| -> Vec<Block> {
         let noise = [0.08, -0.1, 0.05];
         let all = noise.iter().enumerate();
-        all.map(|(batch, noise)| block(batch, 0, 1.0, 0.5 * (1.0 + shift * noise))).collect()
+        all.map(|(batch, noise)| block(batch, 0, 1.0, 0.5 * (1.0 + shift * noise)))
+            .collect()
     };
     let run = |blocks: &dyn Fn() -> Vec<Block>| {
         FakeRun::of(texts(40), &["unified@2"]).timed(|_| blocks())
@@ -202,10 +241,17 @@ fn too_little_is_said_to_be_too_little() {
     spoil(&mut new.cell("unified@2").answers[..3], 3);
     let (code, table, _) = compare(&old, &new, &[]);
     assert_eq!(code, 0);
-    assert_names(&table, &["batches would tell, not 3", "prompts would tell, not 40"]);
+    assert_names(
+        &table,
+        &["batches would tell, not 3", "prompts would tell, not 40"],
+    );
 
     let single = run(&|| blocks(0.5)[..1].to_vec());
-    let (_, table, _) = compare(&single, &single.clone().timed(|_| blocks(0.9)[..1].to_vec()), &[]);
+    let (_, table, _) = compare(
+        &single,
+        &single.clone().timed(|_| blocks(0.9)[..1].to_vec()),
+        &[],
+    );
     assert_names(&table, &["one batch cannot tell; two are the least"]);
 }
 
@@ -240,8 +286,16 @@ fn other_weights_texts_or_settings_are_not_comparable() {
     let mut fewer = texts(40);
     fewer.truncate(30);
     let cases: [(FakeRun, &str, &[&str]); 3] = [
-        (baseline().with(weights), "model", &["model adapted: weights (a1a1a1a1 -> d4d4d4d4)"]),
-        (baseline().with(settings), "settings", &["max-new-tokens (64 -> 32)"]),
+        (
+            baseline().with(weights),
+            "model",
+            &["model adapted: weights (a1a1a1a1 -> d4d4d4d4)"],
+        ),
+        (
+            baseline().with(settings),
+            "settings",
+            &["max-new-tokens (64 -> 32)"],
+        ),
         (
             FakeRun::of(fewer, &["full", "unified@2", "top@2"]),
             "task",
@@ -293,10 +347,18 @@ fn pairs_set_other_strategies_side_by_side() {
     assert_eq!(pair("unified: {speedup: 2}=top@2.0").0, 1);
     let (code, _, stderr) = pair("unified@2=top@3");
     assert_eq!(code, 2);
-    assert_names(&stderr, &["NEW has no strategy `top@3`", "`full`, `top@2`, `unified@2`"]);
+    assert_names(
+        &stderr,
+        &[
+            "NEW has no strategy `top@3`",
+            "`full`, `top@2`, `unified@2`",
+        ],
+    );
     for wrong in ["unified@2", "=top@2", "unified@2="] {
         let mut command = skipbench();
-        command.current_dir(dir.path()).args(["compare", "old", "new", "--pair", wrong]);
+        command
+            .current_dir(dir.path())
+            .args(["compare", "old", "new", "--pair", wrong]);
         assert_names(&refused(&mut command), &["OLD=NEW"]);
     }
 }
@@ -318,8 +380,15 @@ fn unknown_strategies_are_paired_too() {
     let (code, json, _) = compare(&run(1), &run(2), &["--json", "-"]);
     assert_eq!(code, 1);
     assert_eq!(verdict(&json, "rotating@2", "result"), "worse");
-    let (code, json, _) = compare(&run(1), &run(2), &["--pair", "rotating@2=rotating@2", "--json", "-"]);
-    assert_eq!((code, verdict(&json, "rotating@2", "quality").as_str()), (0, "same"));
+    let (code, json, _) = compare(
+        &run(1),
+        &run(2),
+        &["--pair", "rotating@2=rotating@2", "--json", "-"],
+    );
+    assert_eq!(
+        (code, verdict(&json, "rotating@2", "quality").as_str()),
+        (0, "same")
+    );
 }
 
 /// Right-or-wrong scores of a metric that this program does not know.
@@ -344,7 +413,10 @@ fn right_or_wrong_is_tested_by_mcnemar() {
     assert_names(&worse, &["McNemar, exact", "\"value\":-15.0"]);
     // Three more of 200 may be chance.
     let (code, open, _) = json(&run(0..10, 0.0), &run(0..13, 0.0));
-    assert_eq!((code, verdict(&open, "top@2", "quality").as_str()), (0, "cannot-tell"));
+    assert_eq!(
+        (code, verdict(&open, "top@2", "quality").as_str()),
+        (0, "cannot-tell")
+    );
     let (_, unknown, _) = json(&run(0..10, 0.5), &run(0..40, 0.5));
     assert_eq!(verdict(&unknown, "top@2", "quality"), "cannot-tell");
     assert_names(&unknown, &["metric `exact-answer` is not known"]);
@@ -353,7 +425,10 @@ fn right_or_wrong_is_tested_by_mcnemar() {
 #[test]
 fn times_of_one_side_alone_tell_nothing() {
     let untimed = FakeRun::of(texts(40), &["full", "unified@2", "top@2"]);
-    for (old, new, side) in [(&baseline(), &untimed, "NEW"), (&untimed, &baseline(), "BASELINE")] {
+    for (old, new, side) in [
+        (&baseline(), &untimed, "NEW"),
+        (&untimed, &baseline(), "BASELINE"),
+    ] {
         let (code, json, _) = compare(old, new, &["--json", "-"]);
         assert_eq!(code, 0);
         assert_eq!(verdict(&json, "top@2", "speed"), "cannot-tell");
@@ -375,11 +450,17 @@ fn bad_input_is_refused() {
     std::fs::create_dir(at("empty")).unwrap();
     let refused = |arguments: &[&str]| {
         let mut command = skipbench();
-        command.current_dir(dir.path()).arg("compare").args(arguments);
+        command
+            .current_dir(dir.path())
+            .arg("compare")
+            .args(arguments);
         refused(&mut command)
     };
     assert_names(&refused(&["old", "nowhere"]), &["nowhere holds no run"]);
-    assert_names(&refused(&["empty", "old"]), &["empty holds no run: run.json is missing"]);
+    assert_names(
+        &refused(&["empty", "old"]),
+        &["empty holds no run: run.json is missing"],
+    );
     for (version, part) in [("99", "has format version 99"), ("null", "run.json")] {
         baseline().write(&at("other"));
         let text = std::fs::read_to_string(at("other/run.json")).unwrap();
@@ -391,7 +472,10 @@ fn bad_input_is_refused() {
     let mut other = FakeRun::of(texts(5), &["top@2"]);
     other.cells[0].record.model.name = "base".to_owned();
     other.write(&at("base"));
-    assert_names(&refused(&["old", "base"]), &["no cell of BASELINE is in NEW", "base translation"]);
+    assert_names(
+        &refused(&["old", "base"]),
+        &["no cell of BASELINE is in NEW", "base translation"],
+    );
     for (option, value) in [
         ("--max-slowdown", "3"),
         ("--max-slowdown", "nan"),
@@ -404,14 +488,23 @@ fn bad_input_is_refused() {
         assert_names(&refused(&["old", "old", &option]), &[value]);
     }
     for output in ["old/cells.jsonl", "./old/../old/run.json"] {
-        assert_names(&refused(&["old", "old", "--json", output]), &["lies in the folder of a run"]);
+        assert_names(
+            &refused(&["old", "old", "--json", output]),
+            &["lies in the folder of a run"],
+        );
     }
     assert_names(
         &refused(&["old", "old", "--json", "x", "--junit", "./x"]),
         &["--json and --junit both go to"],
     );
-    assert_names(&refused(&["old", "old", "--json", "-", "--github"]), &["both print to stdout"]);
-    assert_names(&refused(&["old", "old", "--json", "no/where.json"]), &["no/where.json"]);
+    assert_names(
+        &refused(&["old", "old", "--json", "-", "--github"]),
+        &["both print to stdout"],
+    );
+    assert_names(
+        &refused(&["old", "old", "--json", "no/where.json"]),
+        &["no/where.json"],
+    );
 }
 
 /// What the cells depend on beside what the records say for themselves.

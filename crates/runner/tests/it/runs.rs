@@ -4,8 +4,8 @@ use serde_json::json;
 use skipbench_engine::Block;
 use skipbench_machine::Machine;
 use skipbench_record::{
-    Answer, Binary, Folder, Identity, Made, ModelRecord, PlannedCell, Prompt, Quality, Record, RunInfo,
-    Score, Search, TaskRecord, Timing, VERSION, Written,
+    Answer, Binary, Folder, Identity, Made, ModelRecord, PlannedCell, Prompt, Quality, Record,
+    RunInfo, Score, Search, TaskRecord, Timing, VERSION, Written,
 };
 use skipbench_strategy::StrategySpec;
 use std::path::Path;
@@ -28,7 +28,10 @@ pub(crate) struct FakeCell {
 impl FakeRun {
     /// Cells whose answers are the references, without times.
     pub(crate) fn of(texts: Vec<(String, String)>, strategies: &[&str]) -> Self {
-        let answers: Vec<String> = texts.iter().map(|(_, reference)| reference.clone()).collect();
+        let answers: Vec<String> = texts
+            .iter()
+            .map(|(_, reference)| reference.clone())
+            .collect();
         let cell = |strategy: &&str| FakeCell {
             record: record(strategy, &texts),
             answers: answers.clone(),
@@ -65,14 +68,17 @@ impl FakeRun {
     /// Writes it to a folder.
     pub(crate) fn write(&self, dir: &Path) {
         let first = &self.cells[0].record;
-        let planned = self.cells.iter().map(|FakeCell { record, .. }| PlannedCell {
-            id: record.id.clone(),
-            content: record.content.clone(),
-            name: record.name(),
-            model: record.model.name.clone(),
-            task: record.task.name.clone(),
-            metrics: record.task.metrics.clone(),
-        });
+        let planned = self
+            .cells
+            .iter()
+            .map(|FakeCell { record, .. }| PlannedCell {
+                id: record.id.clone(),
+                content: record.content.clone(),
+                name: record.name(),
+                model: record.model.name.clone(),
+                task: record.task.name.clone(),
+                metrics: record.task.metrics.clone(),
+            });
         let info = RunInfo {
             version: VERSION,
             name: "fake".to_owned(),
@@ -139,6 +145,7 @@ impl Change for Record {
             id: "times".to_owned(),
             blocks,
             new_tokens: 64,
+            notes: Vec::new(),
             peak_memory_bytes: None,
             peak_gpu_bytes: None,
             made: self.made.clone(),
