@@ -66,6 +66,8 @@ impl Interval {
 pub struct Paired {
     /// Score of the system minus that of the baseline.
     pub difference: f64,
+    /// Standard error of the difference: its standard deviation over the resamples of the paired bootstrap.
+    pub standard_error: f64,
     /// Paired bootstrap (Koehn 2004): how often the difference of a resample, centred, is as large as the real one.
     pub bootstrap_p: f64,
     /// Approximate randomisation (Riezler and Maxwell 2005): how often outputs swapped at random differ as much.
@@ -115,8 +117,10 @@ impl Table<'_> {
         let at_least = difference.abs() * (1.0 - 1e-9);
 
         let differences: Vec<f64> = bootstrap([self, system], resampling)
-            .map(|[baseline, system]| (system - baseline).abs())
+            .map(|[baseline, system]| system - baseline)
             .collect();
+        let standard_error = standard_deviation(&differences);
+        let differences: Vec<f64> = differences.iter().map(|d| d.abs()).collect();
         let mean = differences.iter().sum::<f64>() / differences.len() as f64;
         let extreme = differences.iter().filter(|d| *d - mean >= at_least).count();
         let bootstrap_p = p_value(extreme, differences.len());
@@ -124,6 +128,7 @@ impl Table<'_> {
         let extreme = self.shuffled(system, resampling, at_least);
         Paired {
             difference,
+            standard_error,
             bootstrap_p,
             randomisation_p: p_value(extreme, resampling.shuffles),
         }
@@ -187,6 +192,13 @@ fn bootstrap<'a, const N: usize>(
     scores.into_iter()
 }
 
+fn standard_deviation(values: &[f64]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (n - 1.0)).sqrt()
+}
+
 fn stream(seed: u64, index: usize) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(index as u64);
@@ -221,6 +233,35 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Bleu, Evaluation, Hypotheses, Metric, References, evaluate, paired};
+
+    /// Of a metric that is a mean over segments of equal length, the standard error is known.
+    #[test]
+    fn the_standard_error_is_that_of_a_mean() {
+        let unigrams = Metric::Bleu(Bleu {
+            max_order: 1,
+            ..Bleu::default()
+        });
+        let references = References::single((0..400).map(|_| "a b c d")).unwrap();
+        let scored = |right: &dyn Fn(usize) -> bool| -> Evaluation {
+            let texts = (0..400).map(|index| match right(index) {
+                true => "a b c d",
+                false => "a b c x",
+            });
+            evaluate(&unigrams, &Hypotheses::new(texts), &references).unwrap()
+        };
+        let (baseline, system) = (scored(&|_| true), scored(&|index| index % 4 > 0));
+        let test = paired(&baseline, &system, &Resampling::default()).unwrap();
+        // A quarter of the segments lose a quarter of 100 points.
+        assert!((test.difference + 6.25).abs() < 1e-9);
+        let expected = 25.0 * (0.25_f64 * 0.75 / 400.0).sqrt();
+        assert!(
+            (test.standard_error / expected - 1.0).abs() < 0.1,
+            "{test:?}"
+        );
+        let same = paired(&system, &system, &Resampling::default()).unwrap();
+        assert_eq!((same.difference, same.standard_error), (0.0, 0.0));
+    }
 
     #[test]
     fn holms_own_steps() {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that determines a result, by name: `weights`, `strategy`, `threads`, ... Two results with the same identity
 /// are interchangeable; of two that differ, [`Identity::changes`] says in what.
@@ -40,29 +40,35 @@ impl Identity {
         format!("{:x}", hash.finalize())[..16].to_owned()
     }
 
-    /// Names of the parts that are not the same in `earlier`, each with what it was and is where that is short.
+    /// Names of the parts that are not the same in `earlier`, in alphabetical order.
+    pub fn differing<'a>(&'a self, earlier: &'a Self) -> Vec<&'a str> {
+        let names: BTreeSet<&String> = self.0.keys().chain(earlier.0.keys()).collect();
+        let differs = |name: &&String| self.0.get(*name) != earlier.0.get(*name);
+        names
+            .into_iter()
+            .filter(differs)
+            .map(String::as_str)
+            .collect()
+    }
+
+    /// The parts that are not the same in `earlier`, each with what it was and is where that is short.
     pub fn changes(&self, earlier: &Self) -> Vec<String> {
-        let shown = |value: Option<&Value>| match value {
+        let differing = self.differing(earlier).into_iter();
+        differing.map(|name| self.change(earlier, name)).collect()
+    }
+
+    /// A part with what it was in `earlier` and is, where that is short.
+    pub fn change(&self, earlier: &Self, name: &str) -> String {
+        let shown = |identity: &Self| match identity.get(name) {
             None => "none".to_owned(),
             Some(Value::String(text)) => text.clone(),
             Some(value) => value.to_string(),
         };
-        let names = self.0.keys().chain(earlier.0.keys());
-        let mut changed: Vec<&String> = names
-            .filter(|name| self.0.get(*name) != earlier.0.get(*name))
-            .collect();
-        changed.sort();
-        changed.dedup();
-        changed
-            .into_iter()
-            .map(|name| {
-                let (was, is) = (shown(earlier.0.get(name)), shown(self.0.get(name)));
-                match was.len().max(is.len()) <= 40 {
-                    true => format!("{name} ({was} -> {is})"),
-                    false => name.clone(),
-                }
-            })
-            .collect()
+        let (was, is) = (shown(earlier), shown(self));
+        match was.len().max(is.len()) <= 40 {
+            true => format!("{name} ({was} -> {is})"),
+            false => name.to_owned(),
+        }
     }
 }
 

@@ -65,6 +65,8 @@ pub enum Command {
     Train(commands::train::TrainArgs),
     /// Write the tables and plots of a finished run again
     Report(commands::report::ReportArgs),
+    /// Compare a run with a baseline: better, same, worse, or cannot tell; exit code 1 where anything is worse
+    Compare(commands::compare::CompareArgs),
     /// Write examples of the built-in tasks as JSON lines
     Data(commands::data::DataArgs),
 }
@@ -83,6 +85,7 @@ impl Command {
             Command::Score(args) => commands::score::run(args),
             Command::Train(args) => commands::train::run(args),
             Command::Report(args) => commands::report::run(args),
+            Command::Compare(args) => commands::compare::run(args),
             Command::Data(args) => commands::data::run(args),
         }
     }

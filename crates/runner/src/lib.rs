@@ -8,6 +8,7 @@
 pub mod cell;
 pub mod cli;
 pub mod commands;
+pub mod compare;
 pub mod experiment;
 pub mod plan;
 pub mod task;

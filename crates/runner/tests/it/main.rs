@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod compare;
 mod generate;
 mod layers;
 mod plan;
 mod records;
 mod report;
 mod run;
+mod runs;
 mod schema;
 mod score;
 mod strategies;
