@@ -17,7 +17,9 @@ impl FromStr for StrategySpec {
         };
         // A map on one line may stand in its braces.
         let braced = text.trim().strip_prefix('{');
-        let text = braced.and_then(|text| text.strip_suffix('}')).unwrap_or(text);
+        let text = braced
+            .and_then(|text| text.strip_suffix('}'))
+            .unwrap_or(text);
         if let Some((name, settings)) = long_form(text) {
             return Self::named(name)?
                 .with_settings(settings)

@@ -16,6 +16,9 @@ use std::process::ExitCode;
 
 const NAME: &str = "rotating";
 
+/// Set in the environment, it plays the part of a commit that breaks the policy, for the gate to catch: `docs/gate.md`.
+const BUG: &str = "ROTATING_BUG";
+
 /// Both ends and a window of the inner layers that moves up with every token, around and around: over a few tokens every
 /// layer has its turn. Each token skips layers that the next ones run, so the holes in the KV cache must be filled.
 struct Rotating {
@@ -23,6 +26,8 @@ struct Rotating {
     kept: usize,
     stride: usize,
     kv_fill: KvFill,
+    /// The first layer, and the last one too unless that is forgotten.
+    ends: Vec<usize>,
 }
 
 impl Strategy for Rotating {
@@ -48,7 +53,7 @@ impl Strategy for Rotating {
         let first = (step - 1) * self.stride;
         let window = (0..self.kept - 2).map(|offset| 1 + (first + offset) % inner.max(1));
         StepPlan::fixed(LayerSet::from_layers(
-            [0, self.n_layers - 1].into_iter().chain(window),
+            self.ends.iter().copied().chain(window),
         ))
     }
 
@@ -95,7 +100,11 @@ impl Extension for RotatingExtension {
                 }
             }
         }
+        let last = std::env::var_os(BUG)
+            .is_none()
+            .then_some(request.n_layers - 1);
         Ok(Box::new(Rotating {
+            ends: std::iter::once(0).chain(last).collect(),
             n_layers: request.n_layers,
             kept: kept_layers(request.n_layers, speedup)?,
             stride,

@@ -1,13 +1,24 @@
 //! `skipbench compare`.
 
-use super::print_json;
 use crate::compare::{self, Axis, Comparison, Limits, Settings, StrategyPair};
+use crate::outputs::{self, Named};
 use anyhow::{Context, ensure};
 use clap::Args;
 use skipbench_record::Run;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Files of a run, compressed or not.
+const FILES: [&str; 7] = [
+    "run.json",
+    "cells.jsonl",
+    "cells.jsonl.gz",
+    "samples.jsonl",
+    "samples.jsonl.gz",
+    "prompts.jsonl",
+    "prompts.jsonl.gz",
+];
 
 /// Arguments of `skipbench compare`.
 #[derive(Debug, Args)]
@@ -92,81 +103,55 @@ impl CompareArgs {
         .filter_map(|(option, path)| Some((option, path.as_deref()?)))
     }
 
-    /// Refuses what would destroy an input or another output.
+    /// Refuses what would destroy an input or another output, and more than one text on stdout.
     fn check_outputs(&self) -> anyhow::Result<()> {
-        let mut taken: Vec<(&str, PathBuf)> = Vec::new();
-        for (option, path) in self.outputs() {
-            let place = match is_stdout(path) {
-                true => path.to_path_buf(),
-                false => resolved(path),
-            };
-            for folder in [&self.baseline, &self.new] {
-                ensure!(
-                    is_stdout(path) || place.parent() != Some(&resolved(folder)),
-                    "{option} {} lies in the folder of a run that is compared; write it elsewhere",
-                    path.display()
-                );
-            }
-            if let Some((other, _)) = taken.iter().find(|(_, other)| *other == place) {
-                anyhow::bail!("{other} and {option} both go to {}", path.display());
-            }
-            taken.push((option, place));
+        let sides = [("BASELINE", &self.baseline), ("NEW", &self.new)];
+        let files = sides.map(|(side, dir)| FILES.map(|name| (side, dir.join(name))));
+        let inputs: Vec<Named<'_>> = files
+            .as_flattened()
+            .iter()
+            .map(|(option, path)| Named { option, path })
+            .collect();
+        let (to_stdout, outputs): (Vec<_>, Vec<_>) =
+            self.outputs().partition(|(_, path)| is_stdout(path));
+        let named = |(option, path)| Named { option, path };
+        let outputs: Vec<Named<'_>> = outputs.into_iter().map(named).collect();
+        outputs::check(&inputs, &outputs)?;
+        let mut printed: Vec<&str> = to_stdout.iter().map(|(option, _)| *option).collect();
+        if self.github && !printed.is_empty() {
+            printed.push("--github");
         }
-        let stdout = self.outputs().find(|(_, path)| is_stdout(path));
-        if let (Some((option, _)), true) = (stdout, self.github) {
-            anyhow::bail!("`{option} -` and `--github` both print to stdout; give {option} a file");
-        }
+        ensure!(
+            printed.len() < 2,
+            "{} print to stdout together; give all but one of them a file",
+            printed.join(" and ")
+        );
         Ok(())
     }
 
     fn write(&self, comparison: &Comparison) -> anyhow::Result<()> {
-        let mut table = true;
+        let mut printed = compare::table(comparison);
+        if self.github {
+            printed.push_str(&compare::annotations(comparison));
+        }
         for (option, path) in self.outputs() {
-            if is_stdout(path) && option == "--json" {
-                print_json(comparison)?;
-                table = false;
-                continue;
-            }
             let text = match option {
                 "--json" => serde_json::to_string_pretty(comparison)? + "\n",
                 "--junit" => compare::junit(comparison),
                 _ => compare::markdown(comparison),
             };
-            if is_stdout(path) {
-                write!(std::io::stdout(), "{text}")?;
-                table = false;
-                continue;
+            match is_stdout(path) {
+                true => printed = text,
+                false => skipbench_fs::write_whole(path, text.as_bytes()).context(option)?,
             }
-            skipbench_fs::write_whole(path, text.as_bytes())
-                .with_context(|| format!("{option} {}", path.display()))?;
         }
-        let mut out = std::io::stdout().lock();
-        if table {
-            write!(out, "{}", compare::table(comparison))?;
-        }
-        if self.github {
-            write!(out, "{}", compare::annotations(comparison))?;
-        }
+        write!(std::io::stdout().lock(), "{printed}")?;
         Ok(())
     }
 }
 
 fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-"
-}
-
-/// Where a path leads, whether or not there is a file yet.
-fn resolved(path: &Path) -> PathBuf {
-    let there = |path: &Path| path.canonicalize().ok();
-    there(path)
-        .or_else(|| {
-            let folder = match path.parent() {
-                Some(folder) if folder != Path::new("") => folder,
-                _ => Path::new("."),
-            };
-            Some(there(folder)?.join(path.file_name()?))
-        })
-        .unwrap_or_else(|| path.to_path_buf())
 }
 
 fn slowdown(text: &str) -> Result<f64, String> {

@@ -1,6 +1,6 @@
 //! What is compared of a cell, and what can be said of it.
 
-use super::estimate::{Estimate, Verdict};
+use super::estimate::{Estimate, MOST_TIMES_AS_MANY, Verdict};
 use super::pairing::{CellPair, machine_changes};
 use super::quality::QualityChange;
 use super::speed::{Measure, Speeds};
@@ -313,16 +313,13 @@ impl Check {
         self.verdict = estimate.verdict(limit, alpha, p_loss, p_gain);
         if self.verdict == Verdict::Worse && !self.decides(limits) {
             self.verdict = Verdict::CannotTell;
-            self.explain(
-                "slower: either the machine was or the build is; `--tokens-per-s` makes it count"
-                    .to_owned(),
-            );
+            self.explain("slower, which alone fails no gate but with `--tokens-per-s`".to_owned());
         } else if self.verdict == Verdict::CannotTell {
             self.needed = estimate.units_needed(limit, alpha);
             let (unit, now) = (self.dimension.unit(), estimate.units);
             self.explain(match self.needed {
                 Some(needed) => format!("about {needed} {unit} would tell, not {now}"),
-                None => "the change is about as large as the limit".to_owned(),
+                None => format!("not even {MOST_TIMES_AS_MANY} times as many {unit} would tell"),
             });
         }
     }

@@ -5,9 +5,9 @@ use skipbench_engine::SpeedChange;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 /// More than so many times what was measured is no advice.
-const MOST_TIMES_AS_MANY: f64 = 100.0;
-/// A standard normal lies below it with a chance of 80%.
-const POWER_80: f64 = 0.841_62;
+pub(super) const MOST_TIMES_AS_MANY: usize = 100;
+/// Chance of telling that the batches or prompts which are asked for are to have.
+const POWER: f64 = 0.8;
 
 /// What can be said of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -110,16 +110,35 @@ impl Estimate {
         }
     }
 
-    /// Batches or prompts that would tell, with a chance of 80% were the change as large as it was measured; `None` where
-    /// it is so near the limit that no reasonable number would.
+    /// Batches or prompts that would tell, with a chance of [`POWER`] were the change as large as it was measured; `None`
+    /// where it is so near the limit that no reasonable number would.
     pub(super) fn units_needed(&self, limit: f64, alpha: f64) -> Option<usize> {
-        let distance = (self.gain + limit).abs();
-        let times = ((self.quantile(alpha) + POWER_80) * self.standard_error / distance).powi(2);
-        let units = (self.units as f64 * times)
-            .ceil()
-            .max(self.units as f64 + 1.0);
-        (times <= MOST_TIMES_AS_MANY).then_some(units as usize)
+        let distance = (self.gain + limit).abs() / self.standard_error;
+        let tells = |units: usize| {
+            let times = units as f64 / self.units as f64;
+            let degrees = self.degrees * times;
+            let quantiles = quantile(1.0 - alpha / 2.0, degrees) + quantile(POWER, degrees);
+            quantiles <= distance * times.sqrt()
+        };
+        let most = self.units.saturating_mul(MOST_TIMES_AS_MANY);
+        if !tells(most) {
+            return None;
+        }
+        let (mut few, mut enough) = (self.units, most);
+        while enough - few > 1 {
+            let middle = few.midpoint(enough);
+            match tells(middle) {
+                true => enough = middle,
+                false => few = middle,
+            }
+        }
+        Some(enough)
     }
+}
+
+/// The value below which a share `p` of Student's t distribution lies.
+fn quantile(p: f64, degrees: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, degrees).map_or(f64::INFINITY, |student| student.inverse_cdf(p))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A comparison as a table, as Markdown, as JUnit XML and as GitHub annotations.
 
 use super::{CellComparison, Check, Comparison, Dimension, Verdict};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table, TableComponent, presets};
 use skipbench_metrics::{Metric, Unit};
 
 /// For a terminal: a row for each thing that was compared, and below it what the numbers do not say.
@@ -9,9 +9,20 @@ pub fn table(comparison: &Comparison) -> String {
     let mut table = Table::new();
     table
         .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .remove_style(TableComponent::HorizontalLines)
+        .remove_style(TableComponent::MiddleIntersections)
+        .remove_style(TableComponent::LeftBorderIntersections)
+        .remove_style(TableComponent::RightBorderIntersections)
         .set_header(columns(comparison));
-    for (cell, check) in comparison.checks() {
-        table.add_row(row(cell, check));
+    for cell in &comparison.cells {
+        for (index, check) in cell.checks.iter().enumerate() {
+            let mut row = row(cell, check);
+            if index > 0 {
+                // Said in the line above.
+                row[0].clear();
+            }
+            table.add_row(row);
+        }
     }
     for column in 2..=4 {
         if let Some(column) = table.column_mut(column) {
@@ -23,7 +34,7 @@ pub fn table(comparison: &Comparison) -> String {
         text.push_str(&format!("{line}\n"));
     }
     text.push_str(&format!("\n{}\n", table.trim_fmt()));
-    let reasons = reasons(comparison, |_| true);
+    let reasons = reasons(comparison);
     if !reasons.is_empty() {
         text.push('\n');
     }
@@ -52,7 +63,7 @@ pub fn markdown(comparison: &Comparison) -> String {
     if !changed.is_empty() {
         text.push_str(&markdown_table(comparison, &changed));
         text.push('\n');
-        for reason in reasons(comparison, |check| check.verdict != Verdict::Same) {
+        for reason in reasons(comparison) {
             text.push_str(&format!("- {}\n", markdown_text(&reason)));
         }
     }
@@ -233,10 +244,11 @@ fn row(cell: &CellComparison, check: &Check) -> [String; 7] {
     ]
 }
 
-/// What the numbers do not say, a line each.
-fn reasons(comparison: &Comparison, keep: fn(&Check) -> bool) -> Vec<String> {
-    let checks = comparison.checks().filter(|(_, check)| keep(check));
+/// What the numbers do not say of everything that is not the same, a line each.
+fn reasons(comparison: &Comparison) -> Vec<String> {
+    let checks = comparison.checks();
     checks
+        .filter(|(_, check)| check.verdict != Verdict::Same)
         .filter_map(|(cell, check)| {
             let reason = check.reason.as_ref()?;
             Some(format!("{}, {}: {reason}", cell.name, check.measure))

@@ -218,7 +218,7 @@ fn a_slower_build_is_told_from_a_slower_strategy() {
         ],
     );
     let (_, annotations, _) = compare(&old, &new, &["--github"]);
-    assert_names(&annotations, &["::warning title=tokens/s, cannot tell"]);
+    assert_names(&annotations, &["::warning title=tokens/s%2C cannot tell"]);
     let (code, json, _) = compare(&old, &new, &["--tokens-per-s", "--json", "-"]);
     assert_eq!(
         (code, verdict(&json, "unified@2", "tokens/s").as_str()),
@@ -321,9 +321,9 @@ fn prompts_are_paired_by_their_text() {
     turned.reverse();
     let old = FakeRun::of(texts(40), &["top@2"]);
     let new = FakeRun::of(turned, &["top@2"]);
-    let (code, table, stderr) = compare(&old, &new, &["--across", "task"]);
+    let (code, json, stderr) = compare(&old, &new, &["--across", "task", "--json", "-"]);
     assert_eq!(code, 0, "{stderr}");
-    assert_names(&table, &["all 40 answers are the same"]);
+    assert_names(&json, &["all 40 answers are the same"]);
     let other = texts(80).split_off(40);
     let (code, table, _) = compare(&old, &FakeRun::of(other, &["top@2"]), &["--across", "task"]);
     assert_eq!(code, 0);
@@ -341,7 +341,10 @@ fn pairs_set_other_strategies_side_by_side() {
     let (code, json, _) = pair("unified@2=top@2");
     assert_eq!(code, 1);
     assert_eq!(verdict(&json, "unified@2", "quality"), "worse");
-    assert_names(&json, &["\"new_strategy\":\"top@2\"", "unified@2 -> top@2"]);
+    assert_names(
+        &json,
+        &["\"new_strategy\": \"top@2\"", "unified@2 -> top@2"],
+    );
     assert!(!json.contains("batch 1 full"), "only the pair: {json}");
     // However it is written.
     assert_eq!(pair("unified: {speedup: 2}=top@2.0").0, 1);
@@ -410,7 +413,7 @@ fn right_or_wrong_is_tested_by_mcnemar() {
     let (code, worse, _) = json(&run(0..10, 0.0), &run(0..40, 0.0));
     assert_eq!(code, 1);
     assert_eq!(verdict(&worse, "top@2", "quality"), "worse");
-    assert_names(&worse, &["McNemar, exact", "\"value\":-15.0"]);
+    assert_names(&worse, &["McNemar, exact", "\"value\": -15.0"]);
     // Three more of 200 may be chance.
     let (code, open, _) = json(&run(0..10, 0.0), &run(0..13, 0.0));
     assert_eq!(
@@ -490,16 +493,16 @@ fn bad_input_is_refused() {
     for output in ["old/cells.jsonl", "./old/../old/run.json"] {
         assert_names(
             &refused(&["old", "old", "--json", output]),
-            &["lies in the folder of a run"],
+            &["would overwrite what BASELINE reads"],
         );
     }
     assert_names(
         &refused(&["old", "old", "--json", "x", "--junit", "./x"]),
-        &["--json and --junit both go to"],
+        &["are the same file"],
     );
     assert_names(
         &refused(&["old", "old", "--json", "-", "--github"]),
-        &["both print to stdout"],
+        &["print to stdout together"],
     );
     assert_names(
         &refused(&["old", "old", "--json", "no/where.json"]),

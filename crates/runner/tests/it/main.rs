@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod compare;
+mod gate;
 mod generate;
 mod layers;
 mod plan;

@@ -120,7 +120,13 @@ fn archives_draw_their_own_tables_again() {
             continue;
         }
         let out = dir.path().join(archive.file_name().unwrap());
-        stdout(skipbench().arg("report").arg(&archive).arg("--out").arg(&out));
+        stdout(
+            skipbench()
+                .arg("report")
+                .arg(&archive)
+                .arg("--out")
+                .arg(&out),
+        );
         for name in ["table.md", "results.csv"] {
             let (kept, again) = (archive.join(name), out.join(name));
             let read = |path: &Path| std::fs::read_to_string(path).unwrap();

@@ -1,0 +1,200 @@
+//! How often the gate is right: seeded simulations of runs, compared by what `skipbench compare` compares with.
+//!
+//! `cargo test --release --workspace gate_simulation -- --ignored --nocapture` prints the table of the long form.
+
+use crate::runs::{Change, FakeRun, block, texts};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use skipbench::compare::{Dimension, Limits, Settings, Verdict, compare};
+use skipbench_engine::Block;
+use skipbench_metrics::{Hypotheses, Metric, References, evaluate};
+use skipbench_record::Run;
+use std::path::Path;
+
+/// As in `experiments/gate.yaml`.
+const PROMPTS: usize = 768;
+const BATCHES: usize = 12;
+const PASSES: usize = 4;
+const STRATEGIES: [&str; 4] = ["full", "unified@2", "top@2", "early-exit@2"];
+
+/// The strategy that changes; the others stay as they are.
+const CHANGED: &str = "unified@2";
+
+/// The new build beside the baseline's.
+#[derive(Clone, Copy)]
+struct Build {
+    /// Time of a token of the changed strategy, as a multiple.
+    time: f64,
+    /// BLEU that its answers lose.
+    bleu: f64,
+}
+
+const IDENTICAL: Build = Build {
+    time: 1.0,
+    bleu: 0.0,
+};
+
+/// Decode times of a machine whose speed drifts by a tenth over a run; a block is 1% off, one in fifty takes half as long
+/// again, and a start of the program is 0.5% off from beginning to end.
+fn times(strategy: &str, slowdown: f64, rng: &mut ChaCha8Rng) -> Vec<Block> {
+    let speedup = if strategy == "full" { 1.0 } else { 2.0 };
+    let of_this_start = 1.0 + 0.005 * normal(rng);
+    let mut blocks = Vec::new();
+    for pass in 0..PASSES {
+        for batch in 0..BATCHES {
+            let done = (pass * BATCHES + batch) as f64 / (PASSES * BATCHES) as f64;
+            // What the prompts of a batch do to a strategy is the same in every run.
+            let of_batch = 1.0 + 0.05 * ((batch * 7) % 5) as f64 / 5.0;
+            let mut time = |mean: f64| {
+                let outlier = if rng.random_bool(0.02) { 1.5 } else { 1.0 };
+                mean * (1.0 + 0.1 * done) * (1.0 + 0.01 * normal(rng)) * outlier
+            };
+            let full = time(0.05);
+            let strategy = time(0.05 * of_batch * slowdown * of_this_start / speedup);
+            blocks.push(block(batch, pass, full, strategy));
+        }
+    }
+    blocks
+}
+
+/// Box and Muller's.
+fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    let (a, b): (f64, f64) = (rng.random(), rng.random());
+    (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+}
+
+/// Answers of which a share is spoiled, as a strategy does that skips too much: the end is lost or said twice.
+fn spoiled(answers: &[String], share: f64, rng: &mut ChaCha8Rng) -> Vec<String> {
+    let mut spoil = |answer: &String| {
+        if !rng.random_bool(share) {
+            return answer.clone();
+        }
+        let words: Vec<&str> = answer.split(' ').collect();
+        let kept = &words[..words.len() * 2 / 3];
+        match rng.random_bool(0.5) {
+            true => kept.join(" "),
+            false => [kept, &kept[kept.len() / 2..]].concat().join(" "),
+        }
+    };
+    answers.iter().map(&mut spoil).collect()
+}
+
+/// The share of spoiled answers that costs so much BLEU, on many answers.
+fn share_that_costs(bleu: f64, before: f64) -> f64 {
+    let texts = texts(20_000);
+    let right: Vec<String> = texts.into_iter().map(|(_, reference)| reference).collect();
+    let references = References::single(right.iter().cloned()).unwrap();
+    let metric: Metric = "bleu".parse().unwrap();
+    let score = |share: f64| {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let base = spoiled(&right, before, &mut rng);
+        let answers = spoiled(&base, share, &mut rng);
+        evaluate(&metric, &Hypotheses::new(answers), &references)
+            .unwrap()
+            .score()
+    };
+    let goal = score(0.0) - bleu;
+    let (mut lo, mut hi) = (0.0, 1.0);
+    for _ in 0..20 {
+        let middle = (lo + hi) / 2.0;
+        match score(middle) > goal {
+            true => lo = middle,
+            false => hi = middle,
+        }
+    }
+    hi
+}
+
+/// Of answers that are not spoiled by a change, so many are by the strategy itself: BLEU is about 94.
+const SPOILED_BEFORE: f64 = 0.12;
+
+/// A baseline and a new run; `spoil` is the share of the changed strategy's answers that the new build spoils more.
+fn runs(dir: &Path, build: Build, spoil: f64, seed: u64) -> (Run, Run) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut old = FakeRun::of(texts(PROMPTS), &STRATEGIES);
+    for cell in &mut old.cells {
+        cell.answers = spoiled(&cell.answers, SPOILED_BEFORE, &mut rng);
+    }
+    let mut new = old.clone();
+    let changed = &mut new.cell(CHANGED).answers;
+    *changed = spoiled(changed, spoil, &mut rng);
+    for (run, time) in [(&mut old, 1.0), (&mut new, build.time)] {
+        for cell in &mut run.cells {
+            let label = cell.record.strategy.label.clone();
+            let slowdown = if label == CHANGED { time } else { 1.0 };
+            cell.record.time(times(&label, slowdown, &mut rng));
+        }
+    }
+    let folder = |name: &str, run: &FakeRun| {
+        let folder = dir.join(format!("{name}-{seed}"));
+        run.write(&folder);
+        Run::read(&folder).unwrap()
+    };
+    (folder("old", &old), folder("new", &new))
+}
+
+/// Of so many trials: those in which anything is worse, and those in which the changed strategy is worse in `dimension`.
+fn trials(count: u64, build: Build, dimension: Dimension) -> (usize, usize) {
+    let spoil = match build.bleu > 0.0 {
+        true => share_that_costs(build.bleu, SPOILED_BEFORE),
+        false => 0.0,
+    };
+    let settings = Settings {
+        limits: Limits {
+            max_slowdown: 0.03,
+            max_quality_drop: 0.5,
+            alpha: 0.05,
+            tokens_per_s: false,
+        },
+        across: Vec::new(),
+        pairs: Vec::new(),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (mut worse, mut caught) = (0, 0);
+    for seed in 0..count {
+        let (old, new) = runs(dir.path(), build, spoil, seed);
+        let comparison = compare(&old, &new, &settings).unwrap();
+        worse += usize::from(comparison.worse);
+        caught += usize::from(comparison.checks().any(|(cell, check)| {
+            cell.strategy == CHANGED
+                && check.dimension == dimension
+                && check.verdict == Verdict::Worse
+        }));
+    }
+    (worse, caught)
+}
+
+/// At the defaults: a tenth more time and two points of BLEU are caught 95 times in 100, an identical build is called worse
+/// at most 5 times.
+fn simulation(count: u64) {
+    let share = |found: usize| 100.0 * found as f64 / count as f64;
+    let slower = Build {
+        time: 1.1,
+        bleu: 0.0,
+    };
+    let poorer = Build {
+        time: 1.0,
+        bleu: 2.0,
+    };
+    let (false_alarms, _) = trials(count, IDENTICAL, Dimension::Speed);
+    let (_, slow) = trials(count, slower, Dimension::Speed);
+    let (_, poor) = trials(count, poorer, Dimension::Quality);
+    println!("of {count} gates each, in percent");
+    println!("identical build called worse   {:6.1}", share(false_alarms));
+    println!("10% slower called worse        {:6.1}", share(slow));
+    println!("2 points of BLEU called worse  {:6.1}", share(poor));
+    assert!(share(false_alarms) <= 5.0, "{false_alarms} of {count}");
+    assert!(share(slow) >= 95.0, "{slow} of {count}");
+    assert!(share(poor) >= 95.0, "{poor} of {count}");
+}
+
+#[test]
+fn a_few_gates_are_right() {
+    simulation(20);
+}
+
+#[test]
+#[ignore = "takes minutes; a_few_gates_are_right is its short form"]
+fn gate_simulation() {
+    simulation(400);
+}
