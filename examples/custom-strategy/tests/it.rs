@@ -94,6 +94,40 @@ fn run_puts_it_beside_the_others() {
     }
 }
 
+/// The gate of `docs/gate.md`, without times: the policy against itself, and against a version that forgets the last layer.
+#[test]
+fn the_gate_catches_a_worse_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = dir.path().join("gate.yaml");
+    let adapted = checkpoint().with_file_name("adapted");
+    let text = format!(
+        "name: gate\nmodels: [{{path: {:?}}}]\ntasks: [{{builtin: translation, prompts: 128}}]\nstrategies: [rotating: {{stride: 4}}]\nspeedups: [2]\ntiming: {{batches: 0}}\n",
+        adapted.canonicalize().unwrap()
+    );
+    std::fs::write(&experiment, text).unwrap();
+    let run = |name: &str, worse: bool| {
+        let mut command = command();
+        if worse {
+            command.env("ROTATING_BUG", "1");
+        }
+        let out = dir.path().join(name);
+        command.arg("run").arg(&experiment).arg("--out").arg(&out);
+        command.assert().success();
+        out
+    };
+    let (baseline, again, worse) = (run("old", false), run("again", false), run("new", true));
+    let compare = |new: &PathBuf| {
+        let mut command = command();
+        command.arg("compare").arg(&baseline).arg(new);
+        command
+    };
+    let same = stdout(&mut compare(&again));
+    assert!(same.contains("nothing worse, 2 same"), "{same}");
+    let caught = compare(&worse).assert().code(1).get_output().stdout.clone();
+    let caught = String::from_utf8(caught).unwrap();
+    assert!(caught.contains("1 worse, 1 same"), "{caught}");
+}
+
 #[test]
 fn its_mistakes_are_refused() {
     let error = |strategy: &str| {

@@ -213,8 +213,8 @@ fn a_slower_build_is_told_from_a_slower_strategy() {
     assert_names(
         &json,
         &[
-            "either the machine was or the build is",
-            "changed by -16.7%",
+            "alone fails no gate",
+            "the full network beside it changed by -16.7%",
         ],
     );
     let (_, annotations, _) = compare(&old, &new, &["--github"]);

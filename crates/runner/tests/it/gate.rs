@@ -12,9 +12,9 @@ use skipbench_record::Run;
 use std::path::Path;
 
 /// As in `experiments/gate.yaml`.
-const PROMPTS: usize = 768;
+const PROMPTS: usize = 3072;
 const BATCHES: usize = 12;
-const PASSES: usize = 4;
+const PASSES: usize = 8;
 const STRATEGIES: [&str; 4] = ["full", "unified@2", "top@2", "early-exit@2"];
 
 /// The strategy that changes; the others stay as they are.
@@ -25,12 +25,15 @@ const CHANGED: &str = "unified@2";
 struct Build {
     /// Time of a token of the changed strategy, as a multiple.
     time: f64,
+    /// Share of the answers that come out anew, as often better as worse.
+    redrawn: f64,
     /// BLEU that its answers lose.
     bleu: f64,
 }
 
 const IDENTICAL: Build = Build {
     time: 1.0,
+    redrawn: 0.0,
     bleu: 0.0,
 };
 
@@ -81,7 +84,7 @@ fn spoiled(answers: &[String], share: f64, rng: &mut ChaCha8Rng) -> Vec<String> 
 
 /// The share of spoiled answers that costs so much BLEU, on many answers.
 fn share_that_costs(bleu: f64, before: f64) -> f64 {
-    let texts = texts(20_000);
+    let texts = texts(6000);
     let right: Vec<String> = texts.into_iter().map(|(_, reference)| reference).collect();
     let references = References::single(right.iter().cloned()).unwrap();
     let metric: Metric = "bleu".parse().unwrap();
@@ -95,7 +98,7 @@ fn share_that_costs(bleu: f64, before: f64) -> f64 {
     };
     let goal = score(0.0) - bleu;
     let (mut lo, mut hi) = (0.0, 1.0);
-    for _ in 0..20 {
+    for _ in 0..12 {
         let middle = (lo + hi) / 2.0;
         match score(middle) > goal {
             true => lo = middle,
@@ -116,7 +119,18 @@ fn runs(dir: &Path, build: Build, spoil: f64, seed: u64) -> (Run, Run) {
         cell.answers = spoiled(&cell.answers, SPOILED_BEFORE, &mut rng);
     }
     let mut new = old.clone();
+    let right: Vec<String> = old
+        .texts
+        .iter()
+        .map(|(_, reference)| reference.clone())
+        .collect();
+    let others = spoiled(&right, SPOILED_BEFORE, &mut rng);
     let changed = &mut new.cell(CHANGED).answers;
+    for (answer, other) in changed.iter_mut().zip(others) {
+        if rng.random_bool(build.redrawn) {
+            *answer = other;
+        }
+    }
     *changed = spoiled(changed, spoil, &mut rng);
     for (run, time) in [(&mut old, 1.0), (&mut new, build.time)] {
         for cell in &mut run.cells {
@@ -164,25 +178,41 @@ fn trials(count: u64, build: Build, dimension: Dimension) -> (usize, usize) {
     (worse, caught)
 }
 
-/// At the defaults: a tenth more time and two points of BLEU are caught 95 times in 100, an identical build is called worse
-/// at most 5 times.
+/// At the defaults: a tenth more time and two points of BLEU are caught 95 times in 100; an identical build, or one whose
+/// answers are others and as good, is called worse at most 5 times.
 fn simulation(count: u64) {
     let share = |found: usize| 100.0 * found as f64 / count as f64;
     let slower = Build {
         time: 1.1,
-        bleu: 0.0,
+        ..IDENTICAL
     };
-    let poorer = Build {
-        time: 1.0,
-        bleu: 2.0,
+    let other = Build {
+        redrawn: 0.5,
+        ..IDENTICAL
     };
+    let poorer = Build { bleu: 2.0, ..other };
     let (false_alarms, _) = trials(count, IDENTICAL, Dimension::Speed);
+    let (_, other) = trials(count, other, Dimension::Quality);
     let (_, slow) = trials(count, slower, Dimension::Speed);
     let (_, poor) = trials(count, poorer, Dimension::Quality);
     println!("of {count} gates each, in percent");
-    println!("identical build called worse   {:6.1}", share(false_alarms));
-    println!("10% slower called worse        {:6.1}", share(slow));
-    println!("2 points of BLEU called worse  {:6.1}", share(poor));
+    println!(
+        "identical build called worse                {:6.1}",
+        share(false_alarms)
+    );
+    println!(
+        "other answers, as good, called worse        {:6.1}",
+        share(other)
+    );
+    println!(
+        "10% more time called worse                  {:6.1}",
+        share(slow)
+    );
+    println!(
+        "other answers, 2 BLEU poorer, called worse  {:6.1}",
+        share(poor)
+    );
+    assert!(share(other) <= 5.0, "{other} of {count}");
     assert!(share(false_alarms) <= 5.0, "{false_alarms} of {count}");
     assert!(share(slow) >= 95.0, "{slow} of {count}");
     assert!(share(poor) >= 95.0, "{poor} of {count}");
@@ -190,7 +220,7 @@ fn simulation(count: u64) {
 
 #[test]
 fn a_few_gates_are_right() {
-    simulation(20);
+    simulation(8);
 }
 
 #[test]

@@ -73,7 +73,6 @@ impl FakeRun {
             .iter()
             .map(|FakeCell { record, .. }| PlannedCell {
                 id: record.id.clone(),
-                place: 0,
                 content: record.content.clone(),
                 name: record.name(),
                 model: record.model.name.clone(),
@@ -247,9 +246,9 @@ pub(crate) fn machine(threads: usize) -> Machine {
     .unwrap()
 }
 
-/// A block of 64 decode steps.
+/// A block of 64 tokens.
 pub(crate) fn block(batch: usize, pass: usize, full_s: f64, strategy_s: f64) -> Block {
-    let times = |seconds: f64| json!({"prefill_s": 0.01, "step_s": vec![seconds / 64.0; 64]});
+    let times = |seconds: f64| json!({"prefill_s": 0.01, "step_s": [seconds]});
     serde_json::from_value(json!({
         "batch": batch,
         "pass": pass,
