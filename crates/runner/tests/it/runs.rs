@@ -73,6 +73,7 @@ impl FakeRun {
             .iter()
             .map(|FakeCell { record, .. }| PlannedCell {
                 id: record.id.clone(),
+                place: 0,
                 content: record.content.clone(),
                 name: record.name(),
                 model: record.model.name.clone(),
