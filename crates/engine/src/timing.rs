@@ -7,7 +7,7 @@ mod measure;
 #[cfg(test)]
 mod simulation;
 mod speedup;
-mod student;
+pub mod student;
 
 pub use block::{Block, Times};
 pub use change::{SpeedChange, Verdict, compare_speed};

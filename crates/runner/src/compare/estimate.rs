@@ -1,8 +1,7 @@
 //! A measured change with its uncertainty, and what it allows to say.
 
 use serde::{Deserialize, Serialize};
-use skipbench_engine::SpeedChange;
-use statrs::distribution::{ContinuousCDF, StudentsT};
+use skipbench_engine::{SpeedChange, student};
 
 /// More than so many times what was measured is no advice.
 pub(super) const MOST_TIMES_AS_MANY: usize = 100;
@@ -64,14 +63,8 @@ impl From<&SpeedChange> for Estimate {
 impl Estimate {
     /// The interval that holds the gain but for a chance of `alpha`.
     pub(super) fn interval(&self, alpha: f64) -> (f64, f64) {
-        let half = self.quantile(alpha) * self.standard_error;
+        let half = student::quantile(1.0 - alpha / 2.0, self.degrees) * self.standard_error;
         (self.gain - half, self.gain + half)
-    }
-
-    fn quantile(&self, alpha: f64) -> f64 {
-        StudentsT::new(0.0, 1.0, self.degrees).map_or(f64::INFINITY, |student| {
-            student.inverse_cdf(1.0 - alpha / 2.0)
-        })
     }
 
     /// The p-value of a loss of at most `limit`: small where the loss is larger. It is twice that of the one-sided test, so
@@ -87,10 +80,9 @@ impl Estimate {
     }
 
     fn p_beyond(&self, distance: f64) -> f64 {
-        let one_sided = match StudentsT::new(0.0, 1.0, self.degrees) {
-            Ok(student) if self.standard_error > 0.0 => student.sf(distance / self.standard_error),
-            Ok(_) if distance > 0.0 => 0.0,
-            _ => 1.0,
+        let one_sided = match self.standard_error > 0.0 {
+            true => student::upper_tail(distance / self.standard_error, self.degrees),
+            false => f64::from(distance <= 0.0),
         };
         let p = (2.0 * one_sided).min(1.0);
         p.max(self.p_of_no_change.unwrap_or(0.0))
@@ -117,7 +109,8 @@ impl Estimate {
         let tells = |units: usize| {
             let times = units as f64 / self.units as f64;
             let degrees = self.degrees * times;
-            let quantiles = quantile(1.0 - alpha / 2.0, degrees) + quantile(POWER, degrees);
+            let quantiles =
+                student::quantile(1.0 - alpha / 2.0, degrees) + student::quantile(POWER, degrees);
             quantiles <= distance * times.sqrt()
         };
         let most = self.units.saturating_mul(MOST_TIMES_AS_MANY);
@@ -134,11 +127,6 @@ impl Estimate {
         }
         Some(enough)
     }
-}
-
-/// The value below which a share `p` of Student's t distribution lies.
-fn quantile(p: f64, degrees: f64) -> f64 {
-    StudentsT::new(0.0, 1.0, degrees).map_or(f64::INFINITY, |student| student.inverse_cdf(p))
 }
 
 #[cfg(test)]
