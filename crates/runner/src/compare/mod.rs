@@ -1,7 +1,7 @@
 //! What changed from one run to another: better, same, worse, or cannot tell.
 //!
-//! The cells of both runs are paired by what they are ([`pairing`]); speed and quality of each pair become a change with
-//! its uncertainty ([`estimate`]), and all of them together, corrected for their number (Holm 1979), become verdicts. The
+//! The cells of both runs are paired by what they are (`pairing.rs`); speed and quality of each pair become a change with
+//! its uncertainty (`estimate.rs`), and all of them together, corrected for their number (Holm 1979), become verdicts. The
 //! [`Comparison`] holds everything that is printed of it in whatever form.
 //!
 //! A loss counts where it is larger than the limit and this is no accident: where the whole interval of the change lies
