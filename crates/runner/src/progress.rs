@@ -243,7 +243,7 @@ pub(crate) fn end_on_signals(words: &'static str) {
                     bar.set_draw_target(ProgressDrawTarget::hidden());
                 }
                 let _ = writeln!(io::stderr(), "{words}");
-                #[allow(
+                #[expect(
                     clippy::exit,
                     reason = "a signal ends the process from whatever it does"
                 )]

@@ -65,8 +65,8 @@ impl fmt::Display for Drift {
         };
         write!(
             f,
-            "the machine became {:.0}% {direction} during timing; speedups are ratios of neighbouring runs and hold, times in \
-             seconds do not",
+            "the machine became {:.0}% {direction} during timing; times in seconds do not compare, \
+             and speedups, which are ratios of neighbouring runs, may belong to the state that the machine was in",
             100.0 * self.change.abs()
         )
     }
