@@ -42,7 +42,7 @@ pub use ledger::{Cost, Ledger};
 pub use options::{Beam, MAX_LENGTH_PENALTY, Options, Sampling};
 pub use scores::{CalibrationText, ScoreLog, removal_order};
 pub use timing::{
-    Block, Drift, Interval, Latency, Outliers, SpeedChange, Speedup, Times, TimingPlan, Verdict,
+    Block, Drift, Interval, Latency, Outliers, SpeedChange, Speedup, Times, TimingPlan,
     compare_speed, energy_per_token, measure, speedup, student,
 };
 pub use trace::TokenTrace;

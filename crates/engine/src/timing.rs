@@ -10,7 +10,7 @@ mod speedup;
 pub mod student;
 
 pub use block::{Block, Times};
-pub use change::{SpeedChange, Verdict, compare_speed};
+pub use change::{SpeedChange, compare_speed};
 pub use diagnostics::{Drift, Latency, Outliers, energy_per_token};
 pub use measure::{TimingPlan, measure};
 pub use speedup::{Interval, Speedup, speedup};

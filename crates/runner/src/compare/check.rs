@@ -1,6 +1,6 @@
 //! What is compared of a cell, and what can be said of it.
 
-use super::estimate::{Estimate, MOST_TIMES_AS_MANY, Verdict};
+use super::estimate::{Bias, Estimate, MOST_TIMES_AS_MANY, Verdict};
 use super::pairing::{CellPair, machine_changes};
 use super::quality::QualityChange;
 use super::speed::{Measure, Speeds};
@@ -220,6 +220,32 @@ fn quality(old: (&Run, &Record), new: (&Run, &Record), resampling: &Resampling) 
     })
 }
 
+/// Of a change of the full network from one run to the next, the share that may show in `achieved` though nothing has changed,
+/// for a strategy that does the full network's work and less of it.
+const SHARE_OF_LIKE_WORK: f64 = 0.25;
+
+/// The same for one that also does other work: exit checks do not become faster where the layers do
+/// (`reports/2026-11-27-amd-epyc-2c-gate-aa`).
+const SHARE_OF_OTHER_WORK: f64 = 1.0;
+
+/// Changes of the full network up to this log are not worth a note.
+const WORTH_TELLING: f64 = 0.02;
+
+/// How far the `achieved` of a strategy may be off where the full network runs `machine` (a log) faster than in the baseline:
+/// too low where it does, too high where it runs slower.
+fn what_the_machine_may_explain(machine: f64, strategy: &Record) -> Bias {
+    let ledger = strategy.quality.as_ref().map(|quality| quality.ledger);
+    let other_work = ledger.is_some_and(|ledger| ledger.checks.bytes + ledger.draft.bytes > 0);
+    let share = match other_work {
+        true => SHARE_OF_OTHER_WORK,
+        false => SHARE_OF_LIKE_WORK,
+    };
+    Bias {
+        below: share * (-machine).max(0.0),
+        above: share * machine.max(0.0),
+    }
+}
+
 impl Check {
     fn blank(dimension: Dimension, measure: String) -> Self {
         Self {
@@ -262,11 +288,16 @@ impl Check {
                 ..blank
             };
         };
-        let full = match measure {
-            Measure::TokensPerSecond if !settings.limits.tokens_per_s => {
-                Speeds::of(Measure::FullTokensPerSecond, old, new)
-            }
-            _ => None,
+        let full = Speeds::of(Measure::FullTokensPerSecond, old, new);
+        let machine = full.map_or(0.0, |full| (full.new / full.old).ln());
+        let same_machine = machine_changes(old, new).is_empty();
+        let mut estimate = speeds.change.as_ref().map(Estimate::from);
+        if let (Measure::Achieved, true, Some(estimate)) = (measure, same_machine, &mut estimate) {
+            estimate.bias = what_the_machine_may_explain(machine, new);
+        }
+        let tells_the_machine = match measure {
+            Measure::Achieved => same_machine && machine.abs() > WORTH_TELLING,
+            _ => !settings.limits.tokens_per_s,
         };
         Self {
             baseline: Some(speeds.old),
@@ -274,12 +305,12 @@ impl Check {
             measured_on: Some(speeds.change.map_or(1, |change| change.batches)),
             reason: match speeds.change {
                 None => Some("one batch cannot tell; two are the least".to_owned()),
-                Some(_) => full.map(|full| {
-                    let percent = 100.0 * (full.new / full.old - 1.0);
+                Some(_) => tells_the_machine.then(|| {
+                    let percent = 100.0 * machine.exp_m1();
                     format!("the full network beside it changed by {percent:+.1}%")
                 }),
             },
-            estimate: speeds.change.as_ref().map(Estimate::from),
+            estimate,
             ..blank
         }
     }

@@ -45,6 +45,15 @@ pub(super) struct Estimate {
     pub(super) units: usize,
     /// The p-value of a test that there is no change at all, where there is one that does not rest on `standard_error`.
     pub(super) p_of_no_change: Option<f64>,
+    /// How far the gain may be off for a reason that more units do not remove.
+    pub(super) bias: Bias,
+}
+
+/// The true gain lies up to so much below or above what was measured, beside all chance. Neither is negative.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Bias {
+    pub(super) below: f64,
+    pub(super) above: f64,
 }
 
 impl From<&SpeedChange> for Estimate {
@@ -56,6 +65,7 @@ impl From<&SpeedChange> for Estimate {
             degrees: change.degrees,
             units: change.batches,
             p_of_no_change: None,
+            bias: Bias::default(),
         }
     }
 }
@@ -64,19 +74,20 @@ impl Estimate {
     /// The interval that holds the gain but for a chance of `alpha`.
     pub(super) fn interval(&self, alpha: f64) -> (f64, f64) {
         let half = student::quantile(1.0 - alpha / 2.0, self.degrees) * self.standard_error;
-        (self.gain - half, self.gain + half)
+        let Bias { below, above } = self.bias;
+        (self.gain - below - half, self.gain + above + half)
     }
 
     /// The p-value of a loss of at most `limit`: small where the loss is larger. It is twice that of the one-sided test, so
     /// that it is below `alpha` where the whole of [`Estimate::interval`] lies beyond the limit, and never below the test
     /// that there is no change at all.
     pub(super) fn p_of_loss_within(&self, limit: f64) -> f64 {
-        self.p_beyond(-self.gain - limit)
+        self.p_beyond(-self.gain - self.bias.above - limit)
     }
 
     /// The p-value of no gain, likewise.
     pub(super) fn p_of_no_gain(&self) -> f64 {
-        self.p_beyond(self.gain)
+        self.p_beyond(self.gain - self.bias.below)
     }
 
     fn p_beyond(&self, distance: f64) -> f64 {
@@ -105,7 +116,12 @@ impl Estimate {
     /// Batches or prompts that would tell, with a chance of [`POWER`] were the change as large as it was measured; `None`
     /// where it is so near the limit that no reasonable number would.
     pub(super) fn units_needed(&self, limit: f64, alpha: f64) -> Option<usize> {
-        let distance = (self.gain + limit).abs() / self.standard_error;
+        let beyond = self.gain + limit;
+        let bias = match beyond < 0.0 {
+            true => self.bias.above,
+            false => self.bias.below,
+        };
+        let distance = (beyond.abs() - bias) / self.standard_error;
         let tells = |units: usize| {
             let times = units as f64 / self.units as f64;
             let degrees = self.degrees * times;
@@ -140,6 +156,7 @@ mod tests {
             degrees: 1e6,
             units: 100,
             p_of_no_change: None,
+            bias: Bias::default(),
         }
     }
 
@@ -177,6 +194,21 @@ mod tests {
             ..estimate(-9.0, 1.0)
         };
         assert_eq!(verdict(doubtful), Verdict::CannotTell);
+    }
+
+    #[test]
+    fn what_a_bias_may_explain_is_not_called_worse_or_better() {
+        let biased = |gain, below, above| Estimate {
+            bias: Bias { below, above },
+            ..estimate(gain, 0.1)
+        };
+        assert_eq!(verdict(biased(-5.0, 0.0, 1.0)), Verdict::Worse);
+        assert_eq!(verdict(biased(-5.0, 0.0, 2.0)), Verdict::CannotTell);
+        assert_eq!(verdict(biased(-5.0, 2.0, 0.0)), Verdict::Worse);
+        assert_eq!(verdict(biased(5.0, 2.0, 0.0)), Verdict::Better);
+        assert_eq!(verdict(biased(5.0, 5.0, 0.0)), Verdict::Same);
+        assert_eq!(verdict(biased(0.0, 4.0, 0.0)), Verdict::CannotTell);
+        assert_eq!(biased(-5.0, 0.0, 2.0).units_needed(3.0, 0.05), None);
     }
 
     #[test]

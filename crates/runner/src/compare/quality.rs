@@ -1,6 +1,6 @@
 //! Answers of one cell in two runs.
 
-use super::estimate::Estimate;
+use super::estimate::{Bias, Estimate};
 use anyhow::{Context, bail};
 use skipbench_metrics::{
     Hypotheses, Metric, References, Resampling, Unit, evaluate, mcnemar, paired,
@@ -139,6 +139,7 @@ fn from_texts(
         degrees: n as f64 - 1.0,
         units: n,
         p_of_no_change: Some(test.randomisation_p),
+        bias: Bias::default(),
     };
     Ok(QualityChange {
         estimate: (n > 1).then_some(estimate),
@@ -211,6 +212,7 @@ impl QualityChange {
             degrees: n - 1.0,
             units: pairs.len(),
             p_of_no_change: Some(test.p),
+            bias: Bias::default(),
         };
         Self {
             estimate: (n > 1.0).then_some(estimate),
