@@ -18,6 +18,17 @@ pub enum EngineError {
     /// Nothing to generate.
     #[error("max-new-tokens is 0; at least one token must be generated")]
     NoTokens,
+    /// A continuation without a token.
+    #[error("text {row} has no token to score; give a continuation that is not empty")]
+    NothingToScore {
+        /// Text of the batch, from 0.
+        row: usize,
+    },
+    /// One pass over the whole text needs layers that are the same at each position.
+    #[error(
+        "the strategy decides token by token, so it has no layers of its own for a pass over the whole text; score it as decoded"
+    )]
+    NoFixedLayers,
     /// An option of the search means nothing, or does not go with another.
     #[error("`{option}`: {message}")]
     Search {

@@ -18,6 +18,7 @@ mod exact;
 mod generate;
 mod generation;
 mod ledger;
+mod likelihood;
 mod ngram;
 mod options;
 mod oracle;
@@ -39,6 +40,7 @@ pub use error::{EngineError, Result};
 pub use generate::Engine;
 pub use generation::{DraftTally, Generation, RowOutput};
 pub use ledger::{Cost, Ledger};
+pub use likelihood::{Likelihood, ScoreMode, ScoreOptions, ScoredText};
 pub use options::{Beam, MAX_LENGTH_PENALTY, Options, Sampling};
 pub use scores::{CalibrationText, ScoreLog, removal_order};
 pub use timing::{

@@ -15,7 +15,7 @@ pub(crate) fn argmax(logits: &Tensor) -> Result<Vec<Option<u32>>> {
     Ok(values.chunks_exact(vocab).map(likeliest).collect())
 }
 
-fn likeliest(logits: &[f32]) -> Option<u32> {
+pub(crate) fn likeliest(logits: &[f32]) -> Option<u32> {
     let mut best = (0, f32::NEG_INFINITY);
     let mut numbers = true;
     for (id, &logit) in logits.iter().enumerate() {

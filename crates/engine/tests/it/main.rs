@@ -4,6 +4,7 @@
 mod beams;
 mod exits;
 mod fills;
+mod likelihood;
 mod memory;
 mod mock;
 mod modules;

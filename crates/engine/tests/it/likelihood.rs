@@ -1,0 +1,194 @@
+//! Scores of given text: what generation itself had, whatever the strategy does in between.
+
+use crate::support::{Hooked, fixed, generate, load, ragged, spec};
+use skipbench_engine::{Engine, EngineError, Likelihood, ScoreMode, ScoreOptions, ScoredText};
+use skipbench_model::{Backend, CausalLm};
+use skipbench_strategy::StrategySpec;
+use std::sync::Mutex;
+
+fn score(
+    model: &dyn CausalLm,
+    texts: &[ScoredText],
+    spec: &StrategySpec,
+    how: ScoreOptions,
+) -> Result<Vec<Likelihood>, EngineError> {
+    let mut strategy = spec.build(model.sizes().n_layers).unwrap();
+    Engine::new(model).score(texts, strategy.as_mut(), how)
+}
+
+/// Each prompt with what was generated behind it.
+fn answered(prompts: &[Vec<u32>], answers: &[Vec<u32>]) -> Vec<ScoredText> {
+    let pairs = std::iter::zip(prompts, answers);
+    pairs
+        .map(|(context, continuation)| ScoredText {
+            context: context.clone(),
+            continuation: continuation.clone(),
+        })
+        .collect()
+}
+
+const STEPS: usize = 9;
+
+/// Every kind of strategy: fixed sets and parts of layers, schedules, sets by prompt, exits under every fill, drafts, oracles.
+const STRATEGIES: [&str; 14] = [
+    "full",
+    "unified@2",
+    "top@2",
+    "drop-list: {drop-mlp: [1, 2], drop-attention: [2]}",
+    "skip-decode@2",
+    "early-exit: {threshold: 0.02}",
+    "early-exit: {threshold: 0.02, kv-fill: copy}",
+    "early-exit: {threshold: 0.02, kv-fill: mask}",
+    "early-exit: {threshold: 0.02, kv-fill: deferred}",
+    "early-exit: {threshold: 0.02, batch-mode: sync}",
+    "random@2",
+    "self-speculative@2",
+    "oracle-exit",
+    "position-decay@2",
+];
+
+/// Greedy answers are the likeliest at every token and ran through as many layers as generation says.
+#[test]
+fn an_answer_scored_as_decoded_is_the_likeliest_and_ran_through_the_same_layers() {
+    let mut tried = 0;
+    for name in ["llama2-gqa-tied", "bloom-odd-heads-bare"] {
+        let model = load(name, Backend::Auto);
+        for text in STRATEGIES {
+            let Ok(spec) = text.parse::<StrategySpec>() else {
+                panic!("{text}");
+            };
+            let prompts = ragged();
+            let generation = generate(&model, &prompts, &spec, &fixed(STEPS));
+            let answers: Vec<Vec<u32>> = generation.rows.iter().map(|r| r.tokens.clone()).collect();
+            let how = ScoreOptions {
+                planned_tokens: Some(STEPS),
+                ..ScoreOptions::default()
+            };
+            let scored = score(&model, &answered(&prompts, &answers), &spec, how).unwrap();
+            for (scored, row) in scored.iter().zip(&generation.rows) {
+                assert!(scored.is_greedy(), "{name}, {text}: {scored:?}");
+                if spec.draft().is_none() {
+                    assert_eq!(scored.layers, row.layers, "{name}, {text}");
+                }
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 100);
+}
+
+/// The head of every decode step against the pass that scores all steps of a fixed set at once, in rows of unequal length.
+#[test]
+fn a_fixed_set_scored_at_once_has_the_probabilities_of_its_steps() {
+    for backend in [Backend::Auto, Backend::Composed] {
+        let model = load("llama2-gqa-tied", backend);
+        let prompts = ragged();
+        for text in ["full", "unified@2", "bottom@2"] {
+            let heads = Mutex::new(Vec::new());
+            let recorder = Hooked {
+                inner: &model,
+                layer: &|_, _, output| Ok(output),
+                head: &|_, logits| {
+                    heads.lock().unwrap().push(logits.to_vec2::<f32>()?);
+                    Ok(logits)
+                },
+            };
+            let generation = generate(&recorder, &prompts, &spec(text), &fixed(STEPS));
+            let heads = heads.into_inner().unwrap();
+            assert_eq!(heads.len(), STEPS);
+            // Rows are cut at different lengths, so that spans are ragged at both ends.
+            let answers: Vec<Vec<u32>> = generation
+                .rows
+                .iter()
+                .enumerate()
+                .map(|(row, output)| output.tokens[..STEPS - row].to_vec())
+                .collect();
+            let texts = answered(&prompts, &answers);
+            let scored = score(&model, &texts, &spec(text), ScoreOptions::default()).unwrap();
+            for (row, answer) in answers.iter().enumerate() {
+                assert_eq!(scored[row].log_probabilities.len(), answer.len());
+                for (step, &token) in answer.iter().enumerate() {
+                    let wanted = log_softmax(&heads[step][row], token);
+                    let found = scored[row].log_probabilities[step];
+                    assert!(
+                        (wanted - found).abs() < 1e-4,
+                        "{text}, row {row}, token {step}: {found}, not {wanted}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn log_softmax(logits: &[f32], token: u32) -> f64 {
+    let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+    f64::from(logits[token as usize]) - sum.ln()
+}
+
+/// With all layers both modes are the same; with fewer the context is not.
+#[test]
+fn one_pass_runs_the_context_through_the_layers_of_the_strategy_too() {
+    let model = load("qwen2", Backend::Auto);
+    let prompts = ragged();
+    let texts = answered(&prompts, &vec![vec![4, 40, 7, 19]; prompts.len()]);
+    let one_pass = ScoreOptions {
+        mode: ScoreMode::OnePass,
+        ..ScoreOptions::default()
+    };
+    let both = |text: &str| {
+        let as_decoded = score(&model, &texts, &spec(text), ScoreOptions::default()).unwrap();
+        let one_pass = score(&model, &texts, &spec(text), one_pass).unwrap();
+        let sums = std::iter::zip(&as_decoded, &one_pass);
+        sums.map(|(a, b)| (a.sum(), b.sum())).collect::<Vec<_>>()
+    };
+    assert!(both("full").iter().all(|(a, b)| (a - b).abs() < 1e-4));
+    assert!(both("unified@2").iter().all(|(a, b)| (a - b).abs() > 1e-3));
+    let pruned = score(
+        &model,
+        &texts,
+        &spec("unified: {speedup: 2, prefill: skip}"),
+        ScoreOptions::default(),
+    )
+    .unwrap();
+    let in_one_pass = score(&model, &texts, &spec("unified@2"), one_pass).unwrap();
+    for (a, b) in pruned.iter().zip(&in_one_pass) {
+        assert!(
+            (a.sum() - b.sum()).abs() < 1e-4,
+            "prefill: skip is the same thing"
+        );
+    }
+    let exits = spec("early-exit: {threshold: 0.02}");
+    let error = score(&model, &texts, &exits, one_pass).unwrap_err();
+    assert!(matches!(error, EngineError::NoFixedLayers), "{error}");
+}
+
+#[test]
+fn what_cannot_be_scored_is_refused() {
+    let model = load("qwen2", Backend::Auto);
+    let try_to = |context: Vec<u32>, continuation: Vec<u32>| {
+        let text = ScoredText {
+            context,
+            continuation,
+        };
+        score(&model, &[text], &spec("full"), ScoreOptions::default())
+            .unwrap_err()
+            .to_string()
+    };
+    let limit = model.sizes().max_positions.unwrap();
+    for (message, wanted) in [
+        (try_to(vec![], vec![1]), "is empty"),
+        (try_to(vec![1], vec![]), "no token to score"),
+        (try_to(vec![1; limit], vec![1, 2]), "the model has 64"),
+        (try_to(vec![4_000_000], vec![1]), "4000000"),
+        (try_to(vec![1], vec![4_000_000, 1]), "4000000"),
+    ] {
+        assert!(message.contains(wanted), "{message}");
+    }
+    let nothing = score(&model, &[], &spec("full"), ScoreOptions::default());
+    assert!(matches!(nothing, Err(EngineError::EmptyBatch)));
+    let fits = ScoredText {
+        context: vec![1; limit - 1],
+        continuation: vec![1, 2],
+    };
+    assert!(score(&model, &[fits], &spec("full"), ScoreOptions::default()).is_ok());
+}
