@@ -2,14 +2,15 @@
 //!
 //! # Overview
 //!
-//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder: LLaMA 1/2/3, Mistral, Qwen2 or BLOOM. It
+//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder, of one of the families of [`Family`]. It
 //! implements [`CausalLm`], through which the engine runs it a layer at a time, in any order and leaving out
 //! any layer, over a ragged batch ([`Span`]) with a [`KvCache`] that is addressed by absolute position.
 //!
-//! A family ([`Family`]) only knows its tensor names and config keys; all families share one pre-norm layer.
-//! That layer exists in two forms behind the same call: composed from candle operations (any device and dtype)
+//! A family only knows its tensor names and config keys; all families share one layer, which data describes: which norms
+//! there are, how positions enter, what a token sees ([`ModelConfig`]). That layer exists in two forms behind the same call: composed from candle operations (any device and dtype)
 //! and fused for f32 on a CPU, where it runs several times as fast.
 
+mod attend;
 mod batch;
 mod cache;
 mod cache_layer;
@@ -23,17 +24,22 @@ mod fused;
 mod kernels;
 mod memory;
 mod mock;
+mod pointwise;
+mod rope;
 pub mod simd;
+mod sizes;
 mod tables;
 mod tokenizer;
 mod weights;
 
 pub use batch::{Span, positions, token_count};
 pub use cache::{CacheShape, HoleReads, KvCache, Provenance};
-pub use config::{Biases, ModelConfig, PositionScheme};
-pub use decoder::{Backend, CausalLm, Decoder, ModelSizes, Part};
+pub use config::{Activation, Biases, LayerKind, ModelConfig, NormPlacement, PositionScheme};
+pub use decoder::{Backend, CausalLm, Decoder, Part};
 pub use error::{ModelError, Result};
 pub use families::Family;
 pub use mock::MockModel;
+pub use rope::{Beyond, Rope};
 pub use simd::instruction_set;
+pub use sizes::ModelSizes;
 pub use tokenizer::{ByteTokenizer, TextTokenizer, Tokenize};

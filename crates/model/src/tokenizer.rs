@@ -32,10 +32,11 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Reads the tokenizer of a checkpoint folder and checks it against the model's vocabulary.
+    /// Reads the tokenizer of a checkpoint folder. One that knows more tokens than the model has embeddings is taken with a
+    /// warning.
     ///
     /// # Errors
-    /// A file that is missing or malformed, or ids beyond the model's embedding.
+    /// A file that is missing or malformed, or an end of sequence beyond the model's embedding.
     pub fn load(dir: &Path, vocab_size: usize) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
@@ -56,9 +57,11 @@ impl TextTokenizer {
         tokenizer.with_padding(None);
         let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         if largest as usize >= vocab_size {
-            return Err(fail(format!(
-                "its largest id is {largest}, but the model has {vocab_size} embeddings; this tokenizer belongs to another model"
-            )));
+            // Tokens that were added and never trained are common; a prompt that holds one is refused.
+            tracing::warn!(
+                "{}: its largest id is {largest}, but the model has {vocab_size} embeddings; a prompt with an id beyond them is refused",
+                path.display()
+            );
         }
         let eos_ids = eos_ids(dir)?;
         if let Some(id) = eos_ids.iter().find(|&&id| id as usize >= vocab_size) {

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod cases;
+mod families;
 mod oracle;
 mod parity;
 mod stories;
