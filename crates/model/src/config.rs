@@ -81,10 +81,15 @@ impl ConfigFile {
             path: path.to_path_buf(),
             message: format!("not valid JSON: {error}"),
         })?;
-        Ok(Self {
+        Ok(Self::of(path, value))
+    }
+
+    /// An object that stands in for a file; errors name `path`.
+    pub(crate) fn of(path: &Path, value: Value) -> Self {
+        Self {
             path: path.to_path_buf(),
             value,
-        })
+        }
     }
 
     pub(crate) fn error(&self, message: impl Into<String>) -> ModelError {
@@ -220,8 +225,12 @@ impl ModelConfig {
     /// # Errors
     /// A missing or malformed file, an unknown architecture, a key that is absent or out of range.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = ConfigFile::read(path)?;
-        let config = Family::detect(&file)?.config(&file)?;
+        Self::of(&ConfigFile::read(path)?)
+    }
+
+    /// The same from an object that is read already.
+    pub(crate) fn of(file: &ConfigFile) -> Result<Self> {
+        let config = Family::detect(file)?.config(file)?;
         if config.n_heads % config.n_kv_heads != 0 {
             return Err(file.error(format!(
                 "{} query heads cannot share {} key-value heads",
@@ -237,10 +246,10 @@ mod tests {
     use super::*;
 
     fn file(json: &str) -> ConfigFile {
-        ConfigFile {
-            path: PathBuf::from("config.json"),
-            value: serde_json::from_str(json).unwrap(),
-        }
+        ConfigFile::of(
+            Path::new("config.json"),
+            serde_json::from_str(json).unwrap(),
+        )
     }
 
     #[test]
