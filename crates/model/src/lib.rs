@@ -2,7 +2,7 @@
 //!
 //! # Overview
 //!
-//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder: LLaMA 1/2/3, Mistral, Qwen2 or BLOOM. It
+//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder or a GGUF file: LLaMA 1/2/3, Mistral, Qwen2 or BLOOM. It
 //! implements [`CausalLm`], through which the engine runs it a layer at a time, in any order and leaving out
 //! any layer, over a ragged batch ([`Span`]) with a [`KvCache`] that is addressed by absolute position.
 //!
@@ -10,6 +10,7 @@
 //! That layer exists in two forms behind the same call: composed from candle operations (any device and dtype)
 //! and fused for f32 on a CPU, where it runs several times as fast.
 
+mod added_tokens;
 mod batch;
 mod cache;
 mod cache_layer;
@@ -20,6 +21,7 @@ mod decoder;
 mod error;
 mod families;
 mod fused;
+mod gguf;
 mod kernels;
 mod memory;
 mod mock;
@@ -36,4 +38,4 @@ pub use error::{ModelError, Result};
 pub use families::Family;
 pub use mock::MockModel;
 pub use simd::instruction_set;
-pub use tokenizer::{ByteTokenizer, TextTokenizer, Tokenize};
+pub use tokenizer::{ByteTokenizer, SpecialTokens, TextTokenizer, Tokenize};

@@ -6,3 +6,4 @@ mod oracle;
 mod parity;
 mod stories;
 mod support;
+mod tokens;
