@@ -76,6 +76,14 @@ pub enum ModelError {
         /// Shape that the config implies.
         expected: Vec<usize>,
     },
+    /// A repository of the hub cannot be had.
+    #[error("{name}: {message}")]
+    Hub {
+        /// `hub:owner/name[@revision]`.
+        name: String,
+        /// What is wrong, and what to do.
+        message: String,
+    },
     /// A tensor that holds no plain numbers.
     #[error("tensor `{name}` in {} has the element type {dtype}: its weights are quantised, which is not read whether config.json has a `quantization_config` or not; use the checkpoint that they were made from, or a GGUF file of it", dir.display())]
     Quantized {

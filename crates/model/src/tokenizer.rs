@@ -13,7 +13,15 @@ pub trait Tokenize: Send + Sync {
     ///
     /// # Errors
     /// The tokenizer refuses the text.
-    fn encode(&self, text: &str) -> Result<Vec<u32>>;
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, true)
+    }
+
+    /// Token ids of a text, with the tokenizer's own special tokens around it or without.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>>;
 
     /// Text of generated ids, special tokens left out.
     ///
@@ -175,10 +183,10 @@ fn from_folder(dir: &Path, path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
 }
 
 impl Tokenize for TextTokenizer {
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let ids = self
             .engine
-            .encode(text, true)
+            .encode(text, add_special_tokens)
             .map_err(|error| self.fail(&error))?;
         match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             None => Ok(ids),
@@ -239,7 +247,7 @@ impl ByteTokenizer {
 }
 
 impl Tokenize for ByteTokenizer {
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    fn encode_with(&self, text: &str, _: bool) -> Result<Vec<u32>> {
         Ok(text.bytes().map(u32::from).collect())
     }
 

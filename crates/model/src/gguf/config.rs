@@ -85,6 +85,7 @@ pub(super) fn of(gguf: &Gguf) -> Result<Json> {
     };
     put("vocab_size", vocab_size.into());
     put("torch_dtype", gguf.dtype().into());
+    check_sizes(gguf)?;
     let architecture = gguf.architecture;
     let (model_type, class) = match architecture {
         Architecture::Llama => ("llama", "LlamaForCausalLM"),
@@ -169,6 +170,26 @@ pub(super) fn of(gguf: &Gguf) -> Result<Json> {
         }
     }
     Ok(Json::Object(config))
+}
+
+/// Holds the sizes that the metadata claim against the tensors: what is made of them would be as large as they say.
+fn check_sizes(gguf: &Gguf) -> Result<()> {
+    let layers = gguf.usize("block_count")?;
+    let last = format!("blk.{}.attn_output.weight", layers - 1);
+    let width = gguf.usize("embedding_length")?;
+    let heads = gguf.usize("attention.head_count")?;
+    let all_heads = gguf.head_dim()?.saturating_mul(heads);
+    match gguf.header.tensors.get(&last) {
+        None => Err(gguf.error(format!(
+            "`{}` is {layers}, and it has no tensor `{last}`",
+            gguf.architecture.key("block_count")
+        ))),
+        Some(info) if info.shape != [width, all_heads] => Err(gguf.error(format!(
+            "tensor `{last}` has the shape {:?}, and the metadata speak of a width of {width} and heads of {all_heads} channels together",
+            info.shape
+        ))),
+        Some(_) => Ok(()),
+    }
 }
 
 /// What Gemma 2 and 3 have beside the others.

@@ -280,3 +280,64 @@ impl Gguf {
         Ok(Some(texts))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// What `scripts/fixtures/make_gguf_fixtures.py` writes.
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/gguf")
+            .join(name)
+    }
+
+    #[test]
+    fn every_type_is_unpacked_as_the_gguf_package_does() {
+        let expected = std::fs::read_to_string(fixture("blocks.json")).unwrap();
+        let expected: BTreeMap<String, Vec<f32>> = serde_json::from_str(&expected).unwrap();
+        assert_eq!(expected.len(), 13);
+        let gguf = Gguf::open(&fixture("blocks.gguf")).unwrap();
+        for (kind, expected) in expected {
+            let values = gguf.own_tensor(&format!("{kind}.weight")).unwrap().unwrap();
+            assert_eq!(values.len(), 1024, "{kind}");
+            let found = values.iter().step_by(37);
+            for (index, (found, expected)) in found.zip(&expected).enumerate() {
+                assert!(
+                    (found - expected).abs() <= 1e-5 * expected.abs().max(1e-3),
+                    "{kind}: value {} is {found}, expected {expected}",
+                    37 * index
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_tensor_larger_than_a_chunk_is_whole() {
+        let values: Vec<f32> = (0..CHUNK + 32).map(|index| index as f32).collect();
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(1u64.to_le_bytes());
+        bytes.extend(1u64.to_le_bytes());
+        let text = |bytes: &mut Vec<u8>, text: &str| {
+            bytes.extend((text.len() as u64).to_le_bytes());
+            bytes.extend(text.as_bytes());
+        };
+        text(&mut bytes, "general.architecture");
+        bytes.extend(8u32.to_le_bytes());
+        text(&mut bytes, "llama");
+        text(&mut bytes, "x");
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend((values.len() as u64).to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        assert_eq!(gguf.own_tensor("x").unwrap().unwrap(), values);
+    }
+}

@@ -1,7 +1,10 @@
 //! What a user of the crate sees: checkpoints in, logits and tokens out, clear errors.
 #![allow(clippy::unwrap_used)]
 
+mod bad_gguf;
 mod bad_input;
+mod gguf;
+mod hub;
 mod oracle;
 mod parity;
 mod stories;
