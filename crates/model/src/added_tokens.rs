@@ -38,11 +38,10 @@ pub(crate) fn add(dir: &Path, tokenizer: &mut Tokenizer) -> Result<SpecialTokens
             }
         }
         _ => {
+            // The `additional_special_tokens` of the map come too late in transformers to make a listed token special.
+            let mut special: Vec<String> = extra(&settings).filter_map(text).collect();
             settings.extend(object(dir, "special_tokens_map.json")?);
-            let special: Vec<String> = named(&settings)
-                .chain(extra(&settings))
-                .filter_map(text)
-                .collect();
+            special.extend(named(&settings).filter_map(text));
             for (token, id) in object(dir, "added_tokens.json")? {
                 if let Some(id) = id.as_u64() {
                     let is_special = special.contains(&token);

@@ -1,7 +1,13 @@
-//! Prompt ids of published models against llama.cpp's: `scripts/fixtures/make_token_goldens.py` makes the golden files.
+//! Prompt ids of published models against llama.cpp's, and their answers against transformers':
+//! `scripts/fixtures/make_token_goldens.py` and `make_gguf_goldens.py` make the golden files. Tokens that stand beside
+//! `tokenizer.json` against transformers': `make_tokenizer_fixtures.py`.
 
+use crate::support::greedy;
+use candle_core::Device;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use skipbench_model::{TextTokenizer, Tokenize};
+use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -103,4 +109,80 @@ fn gemma3_joins_as_llama_cpp() {
     let ids = tokenizer.encode(text).unwrap();
     assert_eq!(ids[0], 2);
     assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+}
+
+/// A prompt with what llama.cpp makes of it and what transformers answers.
+#[derive(Deserialize)]
+struct Answer {
+    text: String,
+    prompt: Vec<u32>,
+    tokens: Vec<u32>,
+}
+
+fn assert_answers_of(model: &str) {
+    let path = download(&format!("{model}.gguf"));
+    let decoder = Decoder::load(&path, &Device::Cpu, None, Backend::Auto).unwrap();
+    let sizes = decoder.sizes();
+    let tokenizer = TextTokenizer::load(&path, sizes.vocab_size).unwrap();
+    let answers: Vec<Answer> =
+        serde_json::from_str(&golden(&format!("{model}.greedy.json"))).unwrap();
+    assert_eq!(answers.len(), 12);
+    let all: Vec<usize> = (0..sizes.n_layers).collect();
+    for answer in answers {
+        assert_eq!(tokenizer.encode(&answer.text).unwrap(), answer.prompt);
+        let tokens = greedy(&decoder, &answer.prompt, &all, answer.tokens.len());
+        assert_eq!(tokens, answer.tokens, "{:?}", answer.text);
+    }
+}
+
+#[test]
+#[cfg_attr(
+    not(has_smollm2),
+    ignore = "scripts/fetch_models.sh smollm2 was not run"
+)]
+fn smollm2_answers_as_transformers() {
+    assert_answers_of("SmolLM2-135M-Instruct.Q4_1");
+}
+
+/// Files beside a tokenizer, and what transformers makes of texts with it.
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    files: BTreeMap<String, serde_json::Value>,
+    rows: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    text: String,
+    ids: Vec<u32>,
+    decoded: String,
+}
+
+#[test]
+fn tokens_beside_the_tokenizer_are_taken_as_by_transformers() {
+    #[derive(Deserialize)]
+    struct File {
+        tokenizer: serde_json::Value,
+        cases: Vec<Case>,
+    }
+    let file: File = serde_json::from_str(&golden("beside.json")).unwrap();
+    assert!(file.cases.len() >= 12);
+    for case in file.cases {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, value: &serde_json::Value| {
+            fs::write(dir.path().join(name), value.to_string()).unwrap();
+        };
+        write("tokenizer.json", &file.tokenizer);
+        for (name, value) in &case.files {
+            write(name, value);
+        }
+        let tokenizer = TextTokenizer::load(dir.path(), 1000).unwrap();
+        for row in case.rows {
+            let ids = tokenizer.encode(&row.text).unwrap();
+            assert_eq!(ids, row.ids, "{}: {:?}", case.name, row.text);
+            let text = tokenizer.decode(&ids).unwrap();
+            assert_eq!(text, row.decoded, "{}: {:?}", case.name, row.text);
+        }
+    }
 }
