@@ -1,12 +1,27 @@
-//! Tells the tests whether `shared/` lies beside the repository: a test that needs it is ignored where it does not.
+//! Tells the tests what lies beside the repository or was downloaded into it: a test is ignored where what it needs is not
+//! there.
 
 use std::path::Path;
 
+/// Path and the `cfg` that says it is there.
+const NEEDED: [(&str, &str); 3] = [
+    ("../../../shared/data/stories260k", "has_shared"),
+    (
+        "../../data/downloads/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "has_smollm2",
+    ),
+    (
+        "../../data/downloads/gemma-3-270m.Q4_K_M.gguf",
+        "has_gemma3",
+    ),
+];
+
 fn main() {
-    let needed = "../../../shared/data/stories260k";
-    println!("cargo::rustc-check-cfg=cfg(has_shared)");
-    println!("cargo::rerun-if-changed={needed}");
-    if Path::new(needed).exists() {
-        println!("cargo::rustc-cfg=has_shared");
+    for (path, cfg) in NEEDED {
+        println!("cargo::rustc-check-cfg=cfg({cfg})");
+        println!("cargo::rerun-if-changed={path}");
+        if Path::new(path).exists() {
+            println!("cargo::rustc-cfg={cfg}");
+        }
     }
 }

@@ -1,20 +1,89 @@
-//! A Hugging Face checkpoint folder: which file holds which tensor.
+//! A checkpoint: a Hugging Face folder or a GGUF file, and which file holds which tensor.
 
+use crate::config::ConfigFile;
 use crate::error::{ModelError, Result};
+use crate::gguf::{self, Gguf};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
 use std::path::{Path, PathBuf};
 
-/// Tensors of a folder, read on demand and converted to one dtype and device.
+/// Tensors under Hugging Face's names, read on demand and converted to one dtype and device.
 pub(crate) struct Checkpoint {
-    dir: PathBuf,
-    files: MmapedSafetensors,
+    path: PathBuf,
+    weights: Weights,
     dtype: DType,
     device: Device,
 }
 
+enum Weights {
+    Safetensors(MmapedSafetensors),
+    Gguf(Gguf),
+}
+
 impl Checkpoint {
-    pub(crate) fn open(dir: &Path, dtype: DType, device: &Device) -> Result<Self> {
+    pub(crate) fn open(model: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let weights = match gguf::is_gguf(model) {
+            true => Weights::Gguf(Gguf::open(model)?),
+            false => Weights::open(model)?,
+        };
+        Ok(Self {
+            path: model.to_path_buf(),
+            weights,
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match &self.weights {
+            Weights::Safetensors(files) => files.get(name).is_ok(),
+            Weights::Gguf(gguf) => gguf.has(name),
+        }
+    }
+
+    /// The tensor `name`, checked against the shape that the config implies.
+    pub(crate) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
+        let missing = || ModelError::MissingTensor {
+            name: name.to_owned(),
+            dir: self.path.clone(),
+        };
+        let check = |found: &[usize]| match found == expected {
+            true => Ok(()),
+            false => Err(ModelError::TensorShape {
+                name: name.to_owned(),
+                dir: self.path.clone(),
+                found: found.to_vec(),
+                expected: expected.to_vec(),
+            }),
+        };
+        match &self.weights {
+            Weights::Safetensors(files) => {
+                let view = files.get(name).map_err(|_| missing())?;
+                check(view.shape())?;
+                match view.dtype() {
+                    Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {}
+                    other => {
+                        return Err(ModelError::Quantized {
+                            name: name.to_owned(),
+                            dir: self.path.clone(),
+                            dtype: format!("{other:?}"),
+                        });
+                    }
+                }
+                Ok(files.load(name, &self.device)?.to_dtype(self.dtype)?)
+            }
+            Weights::Gguf(gguf) => {
+                check(gguf.shape(name).ok_or_else(missing)?)?;
+                let values = Tensor::from_vec(gguf.tensor(name)?, expected, &Device::Cpu)?;
+                Ok(values.to_dtype(self.dtype)?.to_device(&self.device)?)
+            }
+        }
+    }
+}
+
+impl Weights {
+    fn open(dir: &Path) -> Result<Self> {
         let paths = weight_files(dir)?;
         for path in &paths {
             check_complete(path)?;
@@ -22,36 +91,7 @@ impl Checkpoint {
         // SAFETY: the files are mapped read-only; like every mmap reader this one relies on nobody
         // truncating a checkpoint while it is being loaded.
         let files = unsafe { MmapedSafetensors::multi(&paths) }?;
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            files,
-            dtype,
-            device: device.clone(),
-        })
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.files.get(name).is_ok()
-    }
-
-    /// The tensor `name`, checked against the shape that the config implies.
-    pub(crate) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
-        let view = self
-            .files
-            .get(name)
-            .map_err(|_| ModelError::MissingTensor {
-                name: name.to_owned(),
-                dir: self.dir.clone(),
-            })?;
-        if view.shape() != expected {
-            return Err(ModelError::TensorShape {
-                name: name.to_owned(),
-                dir: self.dir.clone(),
-                found: view.shape().to_vec(),
-                expected: expected.to_vec(),
-            });
-        }
-        Ok(self.files.load(name, &self.device)?.to_dtype(self.dtype)?)
+        Ok(Self::Safetensors(files))
     }
 }
 
@@ -68,16 +108,11 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
             missing: "model.safetensors".to_owned(),
         });
     }
-    let text = std::fs::read_to_string(&index).map_err(|source| ModelError::Read {
-        path: index.clone(),
-        source,
-    })?;
     let malformed = |message: String| ModelError::Config {
         path: index.clone(),
         message,
     };
-    let json: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|error| malformed(format!("not valid JSON: {error}")))?;
+    let json = ConfigFile::read(&index)?;
     let map = json
         .get("weight_map")
         .and_then(|map| map.as_object())

@@ -2,6 +2,7 @@
 
 use crate::error::{ModelError, Result};
 use crate::families::Family;
+use crate::gguf::{self, Gguf};
 use crate::rope::{Beyond, Rope, RopeDefaults};
 use candle_core::DType;
 use serde_json::Value;
@@ -133,7 +134,9 @@ impl ConfigFile {
             path: path.to_path_buf(),
             source,
         })?;
-        let value = serde_json::from_str(&text).map_err(|error| ModelError::Config {
+        // transformers refuses a byte-order mark; nothing is lost by reading on behind it.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let value = serde_json::from_str(text).map_err(|error| ModelError::Config {
             path: path.to_path_buf(),
             message: format!("not valid JSON: {error}"),
         })?;
@@ -158,6 +161,11 @@ impl ConfigFile {
     /// The value under a key, `null` counting as absent.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.value.get(key).filter(|value| !value.is_null())
+    }
+
+    /// All of it, where it is an object.
+    pub(crate) fn object(&self) -> Option<&serde_json::Map<String, Value>> {
+        self.value.as_object()
     }
 
     pub(crate) fn usize(&self, key: &str) -> Result<usize> {
@@ -205,6 +213,20 @@ impl ConfigFile {
                 self.error(format!("key `{key}` must be true or false, got {value}"))
             }),
         }
+    }
+
+    /// Weights that are packed in a way of their own would be read as numbers that they are not.
+    fn refuse_quantized(&self) -> Result<()> {
+        let keys = ["quantization_config", "compression_config"];
+        let Some((key, value)) = keys.into_iter().find_map(|key| Some((key, self.get(key)?)))
+        else {
+            return Ok(());
+        };
+        let method = value.get("quant_method").and_then(Value::as_str);
+        Err(self.error(format!(
+            "`{key}` says that the weights are quantised ({}), which is not read; use the checkpoint that they were made from, or a GGUF file of it",
+            method.unwrap_or("by a method that is not named")
+        )))
     }
 
     /// `dtype` (v5) or `torch_dtype` (v4); f32 where neither is given.
@@ -336,8 +358,28 @@ impl ModelConfig {
         Self::of(&ConfigFile::read(path)?)
     }
 
+    /// The configuration of a model: `config.json` of a Hugging Face folder, or the metadata of a `.gguf` file.
+    ///
+    /// # Errors
+    /// A path that holds no model; as [`read`](Self::read).
+    pub fn open(model: &Path) -> Result<Self> {
+        if gguf::is_gguf(model) {
+            let gguf = Gguf::open(model)?;
+            return Self::of(&ConfigFile::of(model, gguf.config()?));
+        }
+        let path = model.join("config.json");
+        if !path.is_file() {
+            return Err(ModelError::NotACheckpoint {
+                dir: model.to_path_buf(),
+                missing: "config.json".to_owned(),
+            });
+        }
+        Self::read(&path)
+    }
+
     /// The same from an object that is read already.
     pub(crate) fn of(file: &ConfigFile) -> Result<Self> {
+        file.refuse_quantized()?;
         let config = Family::detect(file)?.config(file)?;
         if config.n_heads % config.n_kv_heads != 0 {
             return Err(file.error(format!(

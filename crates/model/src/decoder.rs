@@ -138,31 +138,24 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads a Hugging Face folder. `dtype` `None` takes the file's own on a GPU and f32 on a CPU, where
+    /// Loads a Hugging Face folder or a `.gguf` file. `dtype` `None` takes the file's own on a GPU and f32 on a CPU, where
     /// narrower types are widened at each call and only cost time.
     ///
     /// # Errors
     /// A file that is missing, damaged or of an unknown architecture; a tensor that is missing or of another
     /// shape than the config says.
     pub fn load(
-        dir: &Path,
+        model: &Path,
         device: &Device,
         dtype: Option<DType>,
         backend: Backend,
     ) -> Result<Self> {
-        let config_path = dir.join("config.json");
-        if !config_path.is_file() {
-            return Err(ModelError::NotACheckpoint {
-                dir: dir.to_path_buf(),
-                missing: "config.json".to_owned(),
-            });
-        }
-        let config = ModelConfig::read(&config_path)?;
+        let config = ModelConfig::open(model)?;
         let dtype = dtype.unwrap_or(match device {
             Device::Cpu => DType::F32,
             _ => config.dtype,
         });
-        let checkpoint = Checkpoint::open(dir, dtype, device)?;
+        let checkpoint = Checkpoint::open(model, dtype, device)?;
         let frame = config.family.frame(&checkpoint, &config)?;
         let fused =
             backend == Backend::Auto && matches!(device, Device::Cpu) && dtype == DType::F32;

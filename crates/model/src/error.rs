@@ -15,7 +15,7 @@ pub enum ModelError {
         source: std::io::Error,
     },
     /// A folder holds none of the files that a checkpoint must have.
-    #[error("{} is not a checkpoint folder: {missing} is missing (expected a Hugging Face folder with config.json, model.safetensors or its shards, tokenizer.json)", dir.display())]
+    #[error("{} is not a checkpoint folder: {missing} is missing (expected a Hugging Face folder with config.json, model.safetensors or its shards, tokenizer.json; a .gguf file and hub:owner/name are models too)", dir.display())]
     NotACheckpoint {
         /// The folder.
         dir: PathBuf,
@@ -48,8 +48,16 @@ pub enum ModelError {
         /// What the parser says.
         message: String,
     },
+    /// A GGUF file cannot be used.
+    #[error("{}: not a GGUF file that can be used: {message}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, naming the key or the tensor.
+        message: String,
+    },
     /// A tensor that the config calls for is absent.
-    #[error("tensor `{name}` is missing from {}; the config.json beside it calls for it", dir.display())]
+    #[error("tensor `{name}` is missing from {}; the model's configuration calls for it", dir.display())]
     MissingTensor {
         /// The checkpoint's name for the tensor.
         name: String,
@@ -57,7 +65,7 @@ pub enum ModelError {
         dir: PathBuf,
     },
     /// A tensor has another shape than the config says.
-    #[error("tensor `{name}` in {} has shape {found:?}, but config.json calls for {expected:?}", dir.display())]
+    #[error("tensor `{name}` in {} has shape {found:?}, but the model's configuration calls for {expected:?}", dir.display())]
     TensorShape {
         /// The checkpoint's name for the tensor.
         name: String,
@@ -67,6 +75,24 @@ pub enum ModelError {
         found: Vec<usize>,
         /// Shape that the config implies.
         expected: Vec<usize>,
+    },
+    /// A repository of the hub cannot be had.
+    #[error("{name}: {message}")]
+    Hub {
+        /// `hub:owner/name[@revision]`.
+        name: String,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+    /// A tensor that holds no plain numbers.
+    #[error("tensor `{name}` in {} has the element type {dtype}: its weights are quantised, which is not read whether config.json has a `quantization_config` or not; use the checkpoint that they were made from, or a GGUF file of it", dir.display())]
+    Quantized {
+        /// The checkpoint's name for the tensor.
+        name: String,
+        /// The checkpoint folder.
+        dir: PathBuf,
+        /// The element type.
+        dtype: String,
     },
     /// The tokenizer cannot be used with the model.
     #[error("{}: {message}", path.display())]

@@ -2,7 +2,7 @@
 //!
 //! # Overview
 //!
-//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder, of one of the families of [`Family`]. It
+//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder or a GGUF file, of one of the families of [`Family`]. It
 //! implements [`CausalLm`], through which the engine runs it a layer at a time, in any order and leaving out
 //! any layer, over a ragged batch ([`Span`]) with a [`KvCache`] that is addressed by absolute position.
 //!
@@ -10,6 +10,7 @@
 //! there are, how positions enter, what a token sees ([`ModelConfig`]). That layer exists in two forms behind the same call: composed from candle operations (any device and dtype)
 //! and fused for f32 on a CPU, where it runs several times as fast.
 
+mod added_tokens;
 mod attend;
 mod batch;
 mod cache;
@@ -21,6 +22,8 @@ mod decoder;
 mod error;
 mod families;
 mod fused;
+mod gguf;
+mod hub;
 mod kernels;
 mod memory;
 mod mock;
@@ -28,6 +31,7 @@ mod pointwise;
 mod rope;
 pub mod simd;
 mod sizes;
+mod source;
 mod tables;
 mod tokenizer;
 mod weights;
@@ -38,8 +42,11 @@ pub use config::{Activation, Biases, LayerKind, ModelConfig, NormPlacement, Posi
 pub use decoder::{Backend, CausalLm, Decoder, Part};
 pub use error::{ModelError, Result};
 pub use families::Family;
+pub use hub::{Hub, HubFile, HubName, Snapshot};
+pub use memory::human;
 pub use mock::MockModel;
 pub use rope::{Beyond, Rope};
 pub use simd::instruction_set;
 pub use sizes::ModelSizes;
-pub use tokenizer::{ByteTokenizer, TextTokenizer, Tokenize};
+pub use source::ModelSource;
+pub use tokenizer::{ByteTokenizer, SpecialTokens, TextTokenizer, Tokenize};

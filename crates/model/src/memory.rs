@@ -63,7 +63,7 @@ fn free() -> Option<u64> {
 }
 
 /// Bytes for a reader: `1.5 GiB`.
-pub(crate) fn human(bytes: u128) -> String {
+pub fn human(bytes: u128) -> String {
     let mut value = bytes as f64;
     for unit in ["bytes", "KiB", "MiB", "GiB", "TiB"] {
         if value < 1024.0 {

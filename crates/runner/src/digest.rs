@@ -1,9 +1,11 @@
 //! Hashes of what a result depends on: every byte of a checkpoint, and the texts of a task.
 
+use crate::models::DownloadFile;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -21,25 +23,55 @@ pub(crate) struct CheckpointDigest {
 }
 
 impl CheckpointDigest {
-    /// Hashes a checkpoint folder. The hash of a large file is remembered by path, size and time of change.
+    /// Hashes a checkpoint folder or a GGUF file, which is all three parts. The hash of a large file is remembered by path,
+    /// size and time of change.
     ///
     /// # Errors
     /// A folder or file that cannot be read.
-    pub(crate) fn of(dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn of(model: &Path) -> anyhow::Result<Self> {
+        Self::with(model, &[])
+    }
+
+    /// As [`of`](Self::of) of a folder whose `absent` files are yet to be downloaded.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub(crate) fn with(model: &Path, absent: &[DownloadFile]) -> anyhow::Result<Self> {
         let mut memory = Memory::load();
-        let mut parts = [Sha256::new(), Sha256::new(), Sha256::new()];
-        for path in files(dir)? {
+        if model.is_file() {
+            let digest = memory.file(model)?;
+            memory.save();
+            return Ok(Self {
+                weights: digest.clone(),
+                tokenizer: digest.clone(),
+                config: digest,
+            });
+        }
+        let mut found = Vec::new();
+        for path in files(model)? {
             let name = path.file_name().unwrap_or_default();
+            if part(&name.to_string_lossy()).is_some() {
+                found.push((name.to_os_string(), memory.file(&path)?));
+            }
+        }
+        memory.save();
+        found.extend(absent.iter().map(|file| {
+            // Without a hash the size is all that is known; the file gets another name of its own then.
+            let digest = file.sha256.clone();
+            let digest = digest.unwrap_or_else(|| format!("{:?} bytes", file.bytes));
+            (OsString::from(&file.name), digest)
+        }));
+        found.sort();
+        let mut parts = [Sha256::new(), Sha256::new(), Sha256::new()];
+        for (name, digest) in found {
             let Some(part) = part(&name.to_string_lossy()) else {
                 continue;
             };
-            let digest = memory.file(&path)?;
             let hash = &mut parts[part];
             hash.update((name.len() as u64).to_le_bytes());
             hash.update(name.as_encoded_bytes());
             hash.update(digest);
         }
-        memory.save();
         let [weights, tokenizer, config] = parts.map(|hash| format!("{:x}", hash.finalize()));
         Ok(Self {
             weights,
@@ -201,6 +233,36 @@ mod tests {
             (before.config, before.tokenizer),
             (after.config, after.tokenizer)
         );
+    }
+
+    #[test]
+    fn a_file_that_is_yet_to_come_counts_as_if_it_were_there() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let absent = |sha256: &str| DownloadFile {
+            name: "model.safetensors".to_owned(),
+            bytes: Some(3),
+            sha256: Some(sha256.to_owned()),
+        };
+        // SHA-256 of "abc".
+        let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let before = CheckpointDigest::with(dir.path(), &[absent(known)]).unwrap();
+        let other = CheckpointDigest::with(dir.path(), &[absent("00")]).unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), "abc").unwrap();
+        assert_eq!(before, CheckpointDigest::of(dir.path()).unwrap());
+        assert_ne!(before, other);
+    }
+
+    #[test]
+    fn a_single_file_is_all_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        std::fs::write(&path, "abc").unwrap();
+        let before = CheckpointDigest::of(&path).unwrap();
+        std::fs::write(&path, "abd").unwrap();
+        let after = CheckpointDigest::of(&path).unwrap();
+        assert_ne!(before.weights, after.weights);
+        assert_ne!(before.tokenizer, after.tokenizer);
     }
 
     #[test]

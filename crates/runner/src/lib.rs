@@ -22,6 +22,7 @@ mod identity;
 mod input;
 mod load;
 mod memo;
+mod models;
 mod outputs;
 mod preview;
 mod progress;

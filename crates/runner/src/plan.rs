@@ -4,6 +4,7 @@ use crate::cell;
 use crate::digest::CheckpointDigest;
 use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry};
 use crate::identity::{Asked, CellIdentity, this_machine};
+use crate::models::{self, Download};
 use crate::task::TaskData;
 use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
@@ -33,7 +34,7 @@ pub struct Plan {
 pub struct ModelPlan {
     /// Name in tables.
     pub name: String,
-    /// Where it lies.
+    /// What was asked for, its path that of a folder or file of this machine.
     pub entry: ModelEntry,
     /// Decoder layers.
     pub n_layers: usize,
@@ -41,6 +42,17 @@ pub struct ModelPlan {
     pub max_positions: Option<usize>,
     /// Hashes of the weights, the tokenizer and the configuration.
     pub(crate) digest: CheckpointDigest,
+    /// What of it is yet to be downloaded.
+    pub(crate) download: Option<Download>,
+}
+
+/// Whether the weights of a model of the hub are downloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// Before anything else.
+    Needed,
+    /// No; only the settings and the tokenizer are, which are small.
+    LookedAt,
 }
 
 /// One model on one task under one strategy at one batch size.
@@ -87,11 +99,12 @@ impl Plan {
     ///
     /// # Errors
     /// Whatever is wrong with the YAML, a checkpoint folder, a task or a strategy.
-    pub fn of(args: &ExperimentArgs) -> anyhow::Result<Self> {
+    pub fn of(args: &ExperimentArgs, weights: Weights) -> anyhow::Result<Self> {
         let experiment = args.read()?;
         let at = |key: &str, index: usize| format!("{key}.{index}");
         let models = experiment.models.iter().enumerate().map(|(index, entry)| {
-            ModelPlan::open(entry).map_err(|error| experiment.fault(&at("models", index), error))
+            ModelPlan::open(entry, weights)
+                .map_err(|error| experiment.fault(&at("models", index), error))
         });
         let models = models.collect::<anyhow::Result<Vec<_>>>()?;
         let tasks = experiment.tasks.iter().enumerate().map(|(index, entry)| {
@@ -339,28 +352,24 @@ fn leads_its_band(spec: &StrategySpec, specs: &[StrategySpec]) -> bool {
 }
 
 impl ModelPlan {
-    fn open(entry: &ModelEntry) -> anyhow::Result<Self> {
-        let config_path = entry.path.join("config.json");
-        if !config_path.is_file() {
-            bail!(
-                "{} is not a checkpoint folder: config.json is missing",
-                entry.path.display()
-            );
-        }
-        let config = ModelConfig::read(&config_path)?;
-        let name = match &entry.name {
-            Some(name) => name.clone(),
-            None => entry.path.file_name().map_or_else(
-                || "model".to_owned(),
-                |name| name.to_string_lossy().into_owned(),
-            ),
+    fn open(entry: &ModelEntry, weights: Weights) -> anyhow::Result<Self> {
+        let located = match weights {
+            Weights::Needed => models::fetch_located(&entry.path)?,
+            Weights::LookedAt => models::look(&entry.path)?,
         };
+        let config = ModelConfig::open(&located.path)?;
+        let absent = located.download.as_ref();
+        let absent = absent.map_or(&[][..], |download| &download.files);
         Ok(Self {
-            name,
-            entry: entry.clone(),
+            name: entry.name.clone().unwrap_or(located.name),
             n_layers: config.n_layers,
             max_positions: config.max_positions,
-            digest: CheckpointDigest::of(&entry.path)?,
+            digest: CheckpointDigest::with(&located.path, absent)?,
+            entry: ModelEntry {
+                path: located.path,
+                ..entry.clone()
+            },
+            download: located.download,
         })
     }
 

@@ -177,22 +177,83 @@ fn a_tokenizer_that_cannot_be_used() {
     assert_names(&message(dir.path()), &["tokenizer.json", "missing"]);
     fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
     assert_names(&message(dir.path()), &["tokenizer.json"]);
-    let vocab: serde_json::Map<_, _> = (0..97)
+    let tokenizer = words(98);
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let tokenizer = TextTokenizer::load(dir.path(), 96).unwrap();
+    assert_eq!(tokenizer.encode("w95").unwrap(), [95]);
+    let message = tokenizer.encode("w97").unwrap_err().to_string();
+    assert_names(
+        &message,
+        &["tokenizer.json", "`w97`", "97", "96 embeddings"],
+    );
+}
+
+/// A tokenizer of `n` words.
+fn words(n: usize) -> serde_json::Value {
+    let vocab: serde_json::Map<_, _> = (0..n)
         .map(|id| (format!("w{id}"), serde_json::json!(id)))
         .collect();
-    let tokenizer = serde_json::json!({
+    serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
         "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-    });
-    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    // One that knows more tokens than the model has embeddings is none of another model.
+    })
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_file() {
+    let dir = writable("mistral-sharded");
+    fs::write(dir.path().join("tokenizer.json"), words(8).to_string()).unwrap();
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+    ] {
+        let path = dir.path().join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    }
+    let model = Decoder::load(dir.path(), &Device::Cpu, None, Backend::Auto).unwrap();
+    assert_eq!(model.sizes().vocab_size, 96);
     let tokenizer = TextTokenizer::load(dir.path(), 96).unwrap();
-    assert_eq!(tokenizer.encode("w96").unwrap(), [96]);
-    fs::write(
-        dir.path().join("generation_config.json"),
-        r#"{"eos_token_id": 96}"#,
-    )
-    .unwrap();
-    assert_names(&message(dir.path()), &["end-of-sequence id 96"]);
+    assert_eq!(tokenizer.encode("w3").unwrap(), [3]);
+}
+
+#[test]
+fn quantised_weights_are_refused() {
+    for method in ["fp8", "bitsandbytes", "gptq", "awq", "compressed-tensors"] {
+        let dir = writable("llama1");
+        edit_config(dir.path(), |config| {
+            config["quantization_config"] = serde_json::json!({"quant_method": method});
+        });
+        assert_names(
+            &load_error(dir.path()),
+            &["config.json", "quantization_config", method, "GGUF"],
+        );
+    }
+    let dir = writable("llama1");
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = String::from_utf8(bytes[8..8 + len].to_vec()).unwrap();
+    // Integers of the same width stand in for a type that holds packed values.
+    let packed = header.replacen("\"F32\"", "\"I32\"", 1);
+    bytes[8..8 + len].copy_from_slice(packed.as_bytes());
+    fs::write(&path, bytes).unwrap();
+    assert_names(
+        &load_error(dir.path()),
+        &["I32", "quantization_config", "GGUF"],
+    );
+}
+
+#[test]
+fn an_index_may_name_tensors_that_nobody_needs() {
+    let dir = writable("mistral-sharded");
+    let path = dir.path().join("model.safetensors.index.json");
+    let mut index: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    index["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] =
+        "model-00001-of-00003.safetensors".into();
+    fs::write(&path, index.to_string()).unwrap();
+    assert!(Decoder::load(dir.path(), &Device::Cpu, None, Backend::Auto).is_ok());
 }

@@ -1,10 +1,14 @@
 //! What a user of the crate sees: checkpoints in, logits and tokens out, clear errors.
 #![allow(clippy::unwrap_used)]
 
+mod bad_gguf;
 mod bad_input;
 mod cases;
 mod families;
+mod gguf;
+mod hub;
 mod oracle;
 mod parity;
 mod stories;
 mod support;
+mod tokens;

@@ -3,6 +3,7 @@
 use crate::calibrate::{lacks_text, on_prompts};
 use crate::experiment::{DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS};
 use crate::input::{Prompt, read_prompts};
+use crate::models;
 use crate::outputs::{self, Named};
 use crate::progress::{self, Progress};
 use crate::trace::{Heat, audit_json, trace_line};
@@ -20,9 +21,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Arguments of `skipbench generate`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
-    /// Checkpoint folder
+    /// Checkpoint folder, `.gguf` file or hub:owner/name[@revision]
     #[arg(long)]
     model: PathBuf,
     /// JSON lines with `prompt`, or text with a prompt a line (`.gz` too)
@@ -101,6 +102,11 @@ struct Line<'a> {
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompts = read_prompts(&args.input)?;
     check(args)?;
+    let args = &GenerateArgs {
+        model: models::fetch(&args.model)?,
+        ..args.clone()
+    };
+    check_depth(args)?;
     let texts = match &args.calibration {
         Some(path) => Some((path, read_prompts(path)?)),
         None => None,
@@ -231,16 +237,17 @@ fn check(args: &GenerateArgs) -> anyhow::Result<()> {
     if let Some(beam) = beam_of(args) {
         beam.check()?;
     }
-    let config = args.model.join("config.json");
-    // Without one the loader says what is missing.
-    if config.is_file() {
-        let n_layers = ModelConfig::read(&config)?.n_layers;
-        args.strategy
-            .validate(n_layers)
-            .with_context(|| format!("strategy `{}`", args.strategy))?;
-        if args.strategy.menu(n_layers).is_some() {
-            args.strategy.build(n_layers)?;
-        }
+    Ok(())
+}
+
+/// Refuses a strategy that cannot work with the model's layers before any weight is read.
+fn check_depth(args: &GenerateArgs) -> anyhow::Result<()> {
+    let n_layers = ModelConfig::open(&args.model)?.n_layers;
+    args.strategy
+        .validate(n_layers)
+        .with_context(|| format!("strategy `{}`", args.strategy))?;
+    if args.strategy.menu(n_layers).is_some() {
+        args.strategy.build(n_layers)?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use super::{generate, print_json};
 use crate::calibrate::{lacks_text, on_prompts};
 use crate::experiment::MAX_NEW_TOKENS;
 use crate::input::read_prompts;
+use crate::models;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
@@ -27,7 +28,7 @@ pub struct LayersArgs {
     /// Decoder layers of the model
     #[arg(long, required_unless_present_any = ["model", "list"])]
     n_layers: Option<usize>,
-    /// Checkpoint folder, instead of `--n-layers`
+    /// Checkpoint folder, `.gguf` file or hub:owner/name[@revision], instead of `--n-layers`
     #[arg(long, conflicts_with = "n_layers")]
     model: Option<PathBuf>,
     /// Prompts to calibrate the strategy on, for layers that are chosen by scores, thresholds and expected lengths
@@ -94,10 +95,12 @@ fn of_model(
     spec: &StrategySpec,
     model: &Path,
 ) -> anyhow::Result<(StrategySpec, usize)> {
-    let n_layers = ModelConfig::read(&model.join("config.json"))?.n_layers;
     let Some(path) = &args.calibration else {
+        let n_layers = ModelConfig::open(&models::look(model)?.path)?.n_layers;
         return Ok((spec.clone(), n_layers));
     };
+    let model = &models::fetch(model)?;
+    let n_layers = ModelConfig::open(model)?.n_layers;
     spec.validate(n_layers)
         .with_context(|| format!("strategy `{spec}`"))?;
     let texts = read_prompts(path)?;

@@ -2,7 +2,8 @@
 
 use super::print_json;
 use crate::experiment::ExperimentArgs;
-use crate::plan::{Cell, Plan};
+use crate::models::Download;
+use crate::plan::{Cell, Plan, Weights};
 use crate::preview::{self, TaskPreview};
 use crate::progress::Spell;
 use clap::Args;
@@ -29,9 +30,11 @@ pub struct PlanArgs {
 /// # Errors
 /// Whatever [`Plan::of`] refuses, a tokenizer or a model that cannot be loaded.
 pub fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
-    let plan = Plan::of(&args.experiment)?;
+    let plan = Plan::of(&args.experiment, Weights::LookedAt)?;
     let tasks = preview::tasks(&plan)?;
     let warnings = preview::all_warnings(&tasks);
+    let downloads = plan.models.iter().filter_map(|m| m.download.as_ref());
+    let downloads: Vec<&Download> = downloads.collect();
     let estimate = match args.no_estimate {
         true => None,
         // A machine that can plan need not be one that can run.
@@ -46,6 +49,7 @@ pub fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
             "cells": cells,
             "tasks": tasks,
             "warnings": warnings,
+            "downloads": downloads,
             "estimate": estimate.and_then(Result::ok).map(|estimate| json!({
                 "seconds": estimate.total_s(),
                 "quality_s": estimate.quality_s,
@@ -64,6 +68,9 @@ pub fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
     writeln!(out)?;
     for warning in &warnings {
         writeln!(out, "Warning: {warning}")?;
+    }
+    for download in &downloads {
+        writeln!(out, "{}", download.text())?;
     }
     let shard = args.experiment.shard;
     let shard = shard.map_or_else(String::new, |shard| format!(" of shard {shard}"));

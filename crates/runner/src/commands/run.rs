@@ -5,7 +5,7 @@ use crate::cell::{self, CellRun, Loaded};
 use crate::experiment::ExperimentArgs;
 use crate::identity::{clocked_by, computed_by, on_text};
 use crate::memo::Memo;
-use crate::plan::{Cell, ModelPlan, Plan};
+use crate::plan::{Cell, ModelPlan, Plan, Weights};
 use crate::preview;
 use crate::progress::{Progress, end_on_signals};
 use anyhow::Context;
@@ -33,7 +33,7 @@ pub struct RunArgs {
 /// Whatever is wrong with the input; a cell that fails is recorded and the others go on.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     end_on_signals("stopped; the same command goes on where it stopped");
-    let plan = Plan::of(&args.experiment)?;
+    let plan = Plan::of(&args.experiment, Weights::Needed)?;
     let dir = plan.experiment.out_dir();
     let device = plan.experiment.device.open()?;
     let mut folder = Folder::open(&dir, &plan.info()?)?;

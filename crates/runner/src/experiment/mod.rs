@@ -6,6 +6,7 @@ mod check;
 pub use args::{ExperimentArgs, Shard};
 pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
 
+use crate::models;
 use crate::yaml::Document;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Unexpected, Visitor};
@@ -84,10 +85,11 @@ pub struct Experiment {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ModelEntry {
-    /// Name in tables; if not given, the folder's.
+    /// Name in tables; if not given, the folder's, the file's without its ending, or the repository's.
     #[serde(default)]
     pub name: Option<String>,
-    /// Hugging Face folder: `config.json`, `model.safetensors` or its parts, `tokenizer.json`.
+    /// Hugging Face folder (`config.json`, `model.safetensors` or its parts, `tokenizer.json`), `.gguf` file, or
+    /// `hub:owner/name[@revision]`.
     pub path: PathBuf,
 }
 
@@ -276,7 +278,7 @@ impl Experiment {
             .map_err(|misfit| document.fault(&misfit.path, misfit.message))?;
         for (index, model) in experiment.models.iter_mut().enumerate() {
             let folder = document.folder_of(&format!("models.{index}.path"));
-            model.path = folder.join(&model.path);
+            model.path = models::join(&folder, &model.path);
         }
         for (index, task) in experiment.tasks.iter_mut().enumerate() {
             let files = [

@@ -3,7 +3,7 @@
 use crate::experiment::Experiment;
 use crate::plan::{Cell, ModelPlan, Plan};
 use crate::task::TaskData;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
 use skipbench_engine::{Beam, Engine, Options};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize};
@@ -43,6 +43,9 @@ struct Pace {
 /// # Errors
 /// A model that cannot be loaded, a device that is not there, a first batch that cannot be run.
 pub(crate) fn estimate(plan: &Plan) -> anyhow::Result<Estimate> {
+    if let Some(download) = plan.models.iter().find_map(|m| m.download.as_ref()) {
+        bail!("the weights of {} are not here yet", download.model);
+    }
     let mut estimate = Estimate::default();
     let device = plan.experiment.device.open()?;
     for (index, model) in plan.models.iter().enumerate() {

@@ -75,7 +75,7 @@ pub(crate) fn all_warnings(previews: &[TaskPreview]) -> Vec<String> {
 
 fn tokenizer(model: &ModelPlan) -> anyhow::Result<TextTokenizer> {
     let folder = &model.entry.path;
-    let config = ModelConfig::read(&folder.join("config.json"))?;
+    let config = ModelConfig::open(folder)?;
     Ok(TextTokenizer::load(folder, config.vocab_size)?)
 }
 

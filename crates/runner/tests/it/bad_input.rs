@@ -109,16 +109,28 @@ fn a_config_that_does_not_fit_the_weights() {
 #[test]
 fn a_tokenizer_of_another_model() {
     let dir = tempfile::tempdir().unwrap();
-    let text = spoilt(|model| {
-        // One more entry than the embedding has rows.
-        rewrite(
-            &model.join("tokenizer.json"),
-            "\"<pad>\": 0,",
-            "\"<pad>\": 0,\n\"surplus\": 1024,",
-        );
+    let model = checkpoint_copy(dir.path());
+    // One more token than the embedding has rows: nothing is wrong until a text holds it.
+    let path = model.join("tokenizer.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let surplus = serde_json::json!({
+        "id": 1024, "content": "<surplus>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true,
     });
-    assert_names(&text, &["tokenizer.json", "1024"]);
-    drop(dir);
+    json["added_tokens"].as_array_mut().unwrap().push(surplus);
+    std::fs::write(&path, json.to_string()).unwrap();
+    let input = prompt(dir.path());
+    let mut command = skipbench();
+    command.arg("generate").arg("--model").arg(&model);
+    command
+        .arg("--input")
+        .arg(&input)
+        .args(["--max-new-tokens", "1"]);
+    command.assert().success();
+    std::fs::write(&input, "a house\na <surplus> house\n").unwrap();
+    let text = generate(&model, &input);
+    assert_names(&text, &["prompt 2", "tokenizer.json", "<surplus>", "1024"]);
 }
 
 #[test]

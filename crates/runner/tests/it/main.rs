@@ -13,6 +13,7 @@ mod run;
 mod runs;
 mod schema;
 mod score;
+mod sources;
 mod strategies;
 mod support;
 mod train;

@@ -5,6 +5,7 @@ use super::depths::{DepthEntry, DepthPlan};
 use super::start::shape_of;
 use crate::digest::CheckpointDigest;
 use crate::experiment;
+use crate::models;
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -24,7 +25,7 @@ pub(super) struct TrainFile {
     /// Shape of a new model; leave out to start from `start-from`.
     #[serde(default)]
     shape: Option<ModelShape>,
-    /// Hugging Face folder to fine-tune; its tokenizer is kept.
+    /// Hugging Face folder or hub:owner/name to fine-tune; its tokenizer is kept.
     #[serde(default)]
     start_from: Option<PathBuf>,
     /// Where the pairs come from.
@@ -54,7 +55,8 @@ impl TrainFile {
         let base = path.parent().unwrap_or(Path::new(""));
         file.out = base.join(&file.out);
         if let Some(start) = &mut file.start_from {
-            *start = base.join(&*start);
+            *start = models::fetch(&models::join(base, start))
+                .with_context(|| format!("{}: `start-from`", path.display()))?;
         }
         for data in &mut file.data {
             for path in [&mut data.source, &mut data.reference]

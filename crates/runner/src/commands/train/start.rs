@@ -13,6 +13,12 @@ const POSITIONS: usize = 512;
 /// # Errors
 /// A folder that cannot be read, and a model that the trainer would compute differently.
 pub(super) fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
+    if dir.is_file() {
+        bail!(
+            "{}: a GGUF file cannot be fine-tuned, since it has no weights to train; give the Hugging Face folder that it was made from",
+            dir.display()
+        );
+    }
     let path = dir.join("config.json");
     let config = ModelConfig::read(&path)?;
     let text = std::fs::read_to_string(&path)?;

@@ -1,0 +1,343 @@
+//! GGUF, llama.cpp's file of one model, presented as the Hugging Face folder that it was made from: its metadata as a
+//! `config.json` ([`config`]), its tensors under Hugging Face's names and in Hugging Face's layout ([`names`]), its
+//! tokenizer as one of the `tokenizers` library ([`tokens`]).
+
+mod config;
+mod header;
+mod names;
+mod pre;
+mod sentencepiece;
+mod tokens;
+mod types;
+
+use crate::error::{ModelError, Result};
+use candle_core::Device;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use header::{Array, Header, Kind, TensorInfo, Value};
+use names::{Architecture, Layout};
+use rayon::prelude::*;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+pub(crate) use sentencepiece::PieceTokenizer;
+pub(crate) use tokens::tokenizer;
+
+/// Values that are unpacked at a time: the packed ones stay small beside a tensor.
+const CHUNK: usize = 1 << 20;
+
+/// An open GGUF file whose header has been checked.
+pub(crate) struct Gguf {
+    path: PathBuf,
+    file: Mutex<File>,
+    header: Header,
+    architecture: Architecture,
+}
+
+/// Whether a path names a GGUF file: by its name, or by its first bytes if it is a file.
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    if path
+        .extension()
+        .is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
+    {
+        return !path.is_dir();
+    }
+    let mut magic = [0; 4];
+    path.is_file()
+        && File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok())
+        && magic == *b"GGUF"
+}
+
+impl Gguf {
+    /// Opens a file and checks its header against its size.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is damaged, or holds a model or an element type that is not supported.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let read = |source| ModelError::Read {
+            path: path.to_path_buf(),
+            source,
+        };
+        let mut file = File::open(path).map_err(read)?;
+        let end = file.metadata().map_err(read)?.len();
+        let wrong = |message: String| ModelError::Gguf {
+            path: path.to_path_buf(),
+            message,
+        };
+        let header = Header::read(&mut file, end).map_err(wrong)?;
+        if let Some(Value::Unsigned(parts @ 2..)) = header.metadata.get("split.count") {
+            return Err(wrong(format!(
+                "it is one of {parts} parts; join them with `llama-gguf-split --merge`"
+            )));
+        }
+        let architecture = match header.metadata.get("general.architecture") {
+            Some(Value::Text(name)) => Architecture::of(name).ok_or_else(|| {
+                wrong(format!(
+                    "`general.architecture` is `{name}`, which is not supported; {} are",
+                    Architecture::names()
+                ))
+            })?,
+            _ => return Err(wrong("`general.architecture` is missing".to_owned())),
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: Mutex::new(file),
+            header,
+            architecture,
+        })
+    }
+
+    /// What `config.json` would say.
+    ///
+    /// # Errors
+    /// A key that is missing or of the wrong kind.
+    pub(crate) fn config(&self) -> Result<serde_json::Value> {
+        config::of(self)
+    }
+
+    pub(crate) fn error(&self, message: impl Into<String>) -> ModelError {
+        ModelError::Gguf {
+            path: self.path.clone(),
+            message: message.into(),
+        }
+    }
+
+    /// Whether it has what Hugging Face calls `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// The shape of what Hugging Face calls `name`.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.find(name).map(|(info, _)| info.shape.as_slice())
+    }
+
+    fn find(&self, name: &str) -> Option<(&TensorInfo, Layout)> {
+        let (own, layout) = self.architecture.find(name)?;
+        Some((self.header.tensors.get(&own)?, layout))
+    }
+
+    /// The values of what Hugging Face calls `name`, in its layout.
+    ///
+    /// # Errors
+    /// A tensor that is not there, or cannot be read.
+    pub(crate) fn tensor(&self, name: &str) -> Result<Vec<f32>> {
+        let Some((info, layout)) = self.find(name) else {
+            return Err(ModelError::MissingTensor {
+                name: name.to_owned(),
+                dir: self.path.clone(),
+            });
+        };
+        let values = self.unpack(info)?;
+        layout
+            .restore(self, values, &info.shape)
+            .map_err(|message| self.error(format!("tensor `{name}`: {message}")))
+    }
+
+    /// The values of a tensor under its own name, as they are.
+    fn own_tensor(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let info = self.header.tensors.get(name);
+        info.map(|info| self.unpack(info)).transpose()
+    }
+
+    fn unpack(&self, info: &TensorInfo) -> Result<Vec<f32>> {
+        let elements = info.elements().unwrap_or(0);
+        let mut values = crate::memory::zeros(
+            "a tensor",
+            elements as u128,
+            "what else runs on the machine",
+        )?;
+        let blocks = info.blocks;
+        let stride = (CHUNK / blocks.elements() * blocks.bytes()) as u64;
+        let chunks = values.par_chunks_mut(CHUNK).enumerate();
+        chunks.try_for_each(|(index, values)| -> Result<()> {
+            let mut packed = vec![0; values.len() / blocks.elements() * blocks.bytes()];
+            self.read(info.at + index as u64 * stride, &mut packed)?;
+            let shape = vec![values.len()];
+            let unpacked = qtensor_from_ggml(blocks.dtype(), &packed, shape, &Device::Cpu)?
+                .dequantize(&Device::Cpu)?
+                .to_vec1::<f32>()?;
+            values.copy_from_slice(&unpacked);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(at))
+            .and_then(|_| file.read_exact(bytes))
+            .map_err(|source| ModelError::Read {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// The value under `key` with the name of the architecture in front.
+    fn own(&self, key: &str) -> Option<&Value> {
+        self.get(&self.architecture.key(key))
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.header.metadata.get(key)
+    }
+
+    fn wrong_kind(&self, key: &str, wanted: &str) -> ModelError {
+        self.error(format!("`{key}` is not {wanted}"))
+    }
+
+    fn bool(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(_) => Err(self.wrong_kind(key, "true or false")),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Text(value)) => Ok(Some(value)),
+            Some(_) => Err(self.wrong_kind(key, "a text")),
+        }
+    }
+
+    fn id(&self, key: &str) -> Result<Option<u32>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Unsigned(id)) => u32::try_from(*id)
+                .map(Some)
+                .map_err(|_| self.wrong_kind(key, "a token's id")),
+            // Some converters write -1 for no such token.
+            Some(Value::Signed(id)) => Ok(u32::try_from(*id).ok()),
+            Some(_) => Err(self.wrong_kind(key, "a token's id")),
+        }
+    }
+
+    fn array(&self, key: &str) -> Result<Option<Array>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(array)) => Ok(Some(*array)),
+            Some(_) => Err(self.wrong_kind(key, "an array")),
+        }
+    }
+
+    /// The bytes of the elements of an array: the header has been walked over them.
+    fn array_bytes(&self, array: Array, bytes: u64) -> Result<Vec<u8>> {
+        let mut found = vec![0; bytes as usize];
+        self.read(array.at, &mut found)?;
+        Ok(found)
+    }
+
+    /// Numbers of any kind.
+    fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let Some(array) = self.array(key)? else {
+            return Ok(None);
+        };
+        let Some(width) = array.kind.width() else {
+            return Err(self.wrong_kind(key, "an array of numbers"));
+        };
+        let bytes = self.array_bytes(array, array.len * width)?;
+        let number = |bytes: &[u8]| match array.kind.value(bytes)? {
+            Value::Unsigned(value) => Some(value as f64),
+            Value::Signed(value) => Some(value as f64),
+            Value::Float(value) => Some(value),
+            Value::Bool(value) => Some(f64::from(u8::from(value))),
+            Value::Text(_) | Value::Array(_) => None,
+        };
+        Ok(bytes.chunks_exact(width as usize).map(number).collect())
+    }
+
+    /// An array of texts; what is not UTF-8 in them reads as U+FFFD.
+    fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
+        let Some(array) = self.array(key)? else {
+            return Ok(None);
+        };
+        if array.kind != Kind::Text {
+            return Err(self.wrong_kind(key, "an array of texts"));
+        }
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |source| ModelError::Read {
+            path: self.path.clone(),
+            source,
+        };
+        file.seek(SeekFrom::Start(array.at)).map_err(failed)?;
+        let mut reader = std::io::BufReader::with_capacity(1 << 18, &mut *file);
+        let mut texts = Vec::new();
+        for _ in 0..array.len {
+            let mut len = [0; 8];
+            reader.read_exact(&mut len).map_err(failed)?;
+            let mut bytes = Vec::new();
+            // Read by what is there: the file may have been changed since its header was checked.
+            let mut text = reader.by_ref().take(u64::from_le_bytes(len));
+            text.read_to_end(&mut bytes).map_err(failed)?;
+            texts.push(match String::from_utf8(bytes) {
+                Ok(text) => text,
+                Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+            });
+        }
+        Ok(Some(texts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// What `scripts/fixtures/make_gguf_fixtures.py` writes.
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/gguf")
+            .join(name)
+    }
+
+    #[test]
+    fn every_type_is_unpacked_as_the_gguf_package_does() {
+        let expected = std::fs::read_to_string(fixture("blocks.json")).unwrap();
+        let expected: BTreeMap<String, Vec<f32>> = serde_json::from_str(&expected).unwrap();
+        assert_eq!(expected.len(), 13);
+        let gguf = Gguf::open(&fixture("blocks.gguf")).unwrap();
+        for (kind, expected) in expected {
+            let values = gguf.own_tensor(&format!("{kind}.weight")).unwrap().unwrap();
+            assert_eq!(values.len(), 1024, "{kind}");
+            let found = values.iter().step_by(37);
+            for (index, (found, expected)) in found.zip(&expected).enumerate() {
+                assert!(
+                    (found - expected).abs() <= 1e-5 * expected.abs().max(1e-3),
+                    "{kind}: value {} is {found}, expected {expected}",
+                    37 * index
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_tensor_larger_than_a_chunk_is_whole() {
+        let values: Vec<f32> = (0..CHUNK + 32).map(|index| index as f32).collect();
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(1u64.to_le_bytes());
+        bytes.extend(1u64.to_le_bytes());
+        let text = |bytes: &mut Vec<u8>, text: &str| {
+            bytes.extend((text.len() as u64).to_le_bytes());
+            bytes.extend(text.as_bytes());
+        };
+        text(&mut bytes, "general.architecture");
+        bytes.extend(8u32.to_le_bytes());
+        text(&mut bytes, "llama");
+        text(&mut bytes, "x");
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend((values.len() as u64).to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        assert_eq!(gguf.own_tensor("x").unwrap().unwrap(), values);
+    }
+}

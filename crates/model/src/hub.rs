@@ -1,0 +1,507 @@
+//! Repositories of the Hugging Face hub, through `hf-hub` and its usual cache.
+
+use crate::error::{ModelError, Result};
+use crate::memory::human;
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Files beside the weights that are taken where they are there.
+const SETTINGS: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
+const WHOLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// `hub:owner/name[@revision]`; the revision is `main` if none is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubName {
+    repo: String,
+    revision: Option<String>,
+}
+
+impl HubName {
+    fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or("main")
+    }
+
+    /// The last part of the name: what a folder of it would be called.
+    pub fn short(&self) -> &str {
+        self.repo.rsplit('/').next().unwrap_or(&self.repo)
+    }
+
+    fn error(&self, message: String) -> ModelError {
+        ModelError::Hub {
+            name: self.to_string(),
+            message,
+        }
+    }
+}
+
+impl fmt::Display for HubName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hub:{}", self.repo)?;
+        match &self.revision {
+            Some(revision) => write!(f, "@{revision}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a text can be a part of a path and of an address, and no more than that.
+fn is_plain(part: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let edge = |char: char| char == '.' || char == '-';
+    !part.is_empty()
+        && part.len() <= 96
+        && part.bytes().all(plain)
+        && !part.contains("..")
+        && !part.starts_with(edge)
+        && !part.ends_with(edge)
+}
+
+impl FromStr for HubName {
+    type Err = ModelError;
+
+    /// Reads what stands behind `hub:`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (repo, revision) = match text.split_once('@') {
+            Some((repo, revision)) => (repo, Some(revision)),
+            None => (text, None),
+        };
+        let parts: Vec<&str> = repo.split('/').collect();
+        // In the cache `--` stands for the slash.
+        let good_repo = matches!(parts[..], [owner, name] if is_plain(owner) && is_plain(name))
+            && !repo.contains("--");
+        let good_revision = revision.is_none_or(|revision| revision.split('/').all(is_plain));
+        if !good_repo || !good_revision {
+            return Err(ModelError::Hub {
+                name: format!("hub:{}", text.escape_debug()),
+                message: "not the name of a repository; it is written hub:owner/name or hub:owner/name@revision, of letters, digits, `-`, `_` and `.`".to_owned(),
+            });
+        }
+        Ok(Self {
+            repo: repo.to_owned(),
+            revision: revision.map(str::to_owned),
+        })
+    }
+}
+
+/// Where repositories are taken from and kept.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    /// Address of the hub or of a mirror.
+    pub endpoint: String,
+    /// Folder of the cache.
+    pub cache: PathBuf,
+    /// Sent as a bearer token.
+    pub token: Option<String>,
+    /// Nothing is asked over the network.
+    pub offline: bool,
+}
+
+impl Hub {
+    /// As the environment says: `HF_ENDPOINT`, `HF_HOME` or `HF_HUB_CACHE`, `HF_TOKEN` or the token that `hf auth login` has
+    /// kept, `HF_HUB_OFFLINE`.
+    pub fn from_env() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let cache = match set("HF_HUB_CACHE") {
+            Some(folder) => Cache::new(folder.into()),
+            None => Cache::from_env(),
+        };
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let offline = set("HF_HUB_OFFLINE").is_some_and(|value| {
+            !["0", "false", "no", "off"].contains(&value.to_lowercase().as_str())
+        });
+        let token = set("HF_TOKEN").or_else(|| Cache::from_env().token());
+        Self {
+            endpoint,
+            cache: cache.path().clone(),
+            // A line feed at its end would make no header.
+            token: token.map(|token| token.trim().to_owned()),
+            offline,
+        }
+    }
+
+    fn endpoint(&self) -> &str {
+        self.endpoint.trim_end_matches('/')
+    }
+
+    fn api(&self, name: &HubName) -> Result<Api> {
+        ApiBuilder::from_cache(self.cache())
+            .with_endpoint(self.endpoint().to_owned())
+            .with_token(self.token.clone())
+            .build()
+            .map_err(|error| self.failed(name, &error))
+    }
+
+    fn cache(&self) -> Cache {
+        Cache::new(self.cache.clone())
+    }
+
+    /// What a repository holds, as the hub says; as the cache says where the hub cannot be reached.
+    ///
+    /// # Errors
+    /// A repository that is not there, not open to this token, holds no safetensors weights, or cannot be asked about and is
+    /// not in the cache.
+    pub fn look(&self, name: &HubName) -> Result<Snapshot> {
+        if !self.offline {
+            match self.ask(name) {
+                Ok(listing) => return self.snapshot(name, listing),
+                Err(error) if refused(&error).is_some() => {
+                    return Err(self.failed(name, &error));
+                }
+                Err(error) => match self.cached(name) {
+                    Some(cached) => {
+                        tracing::warn!(
+                            "{name}: {} cannot be reached ({error}); what is in the cache is used",
+                            self.endpoint()
+                        );
+                        return self.snapshot(name, cached);
+                    }
+                    None => return Err(self.failed(name, &error)),
+                },
+            }
+        }
+        let missing = || {
+            name.error(format!(
+                "not in the cache {}, and HF_HUB_OFFLINE is set; leave that out, or give a folder that holds the model",
+                self.cache.display()
+            ))
+        };
+        self.snapshot(name, self.cached(name).ok_or_else(missing)?)
+    }
+
+    fn ask(&self, name: &HubName) -> std::result::Result<Listing, ApiError> {
+        let api = ApiBuilder::from_cache(self.cache())
+            .with_endpoint(self.endpoint().to_owned())
+            .with_token(self.token.clone())
+            .build()?;
+        let revision = name.revision().to_owned();
+        let repo = api.repo(Repo::with_revision(
+            name.repo.clone(),
+            RepoType::Model,
+            revision,
+        ));
+        let request = repo.info_request().query("blobs", "true");
+        let mut response = request.call().map_err(Box::new)?;
+        Ok(response.body_mut().read_json().map_err(Box::new)?)
+    }
+
+    /// What of a repository is in the cache.
+    fn cached(&self, name: &HubName) -> Option<Listing> {
+        let repo = |revision: &str| {
+            let revision = revision.to_owned();
+            Repo::with_revision(name.repo.clone(), RepoType::Model, revision)
+        };
+        let folder = self
+            .cache
+            .join(repo("main").folder_name())
+            .join("refs")
+            .join(name.revision());
+        // A revision may be a commit itself.
+        let commit = std::fs::read_to_string(folder).ok();
+        let commit =
+            commit.map_or_else(|| name.revision().to_owned(), |text| text.trim().to_owned());
+        let folder = self.cache().repo(repo("main")).pointer_path(&commit);
+        let present = std::fs::read_dir(&folder).ok()?;
+        let names = present.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let siblings = names.map(|rfilename| Sibling {
+            rfilename,
+            size: None,
+            lfs: None,
+        });
+        let listing = Listing {
+            sha: commit,
+            siblings: siblings.collect(),
+        };
+        is_plain(&listing.sha).then_some(listing)
+    }
+
+    fn snapshot(&self, name: &HubName, listing: Listing) -> Result<Snapshot> {
+        if !is_plain(&listing.sha) {
+            return Err(name.error(format!(
+                "{} gives {:?} for its commit, which is none",
+                self.endpoint(),
+                listing.sha
+            )));
+        }
+        let revision = name.revision().to_owned();
+        let repo = Repo::with_revision(name.repo.clone(), RepoType::Model, revision);
+        let folder = self.cache().repo(repo).pointer_path(&listing.sha);
+        let mut snapshot = Snapshot {
+            hub: self.clone(),
+            name: name.clone(),
+            commit: listing.sha.clone(),
+            folder,
+            files: Vec::new(),
+        };
+        let has = |file: &str| {
+            let mut files = listing.siblings.iter();
+            files.any(|sibling| sibling.rfilename == file)
+        };
+        for file in SETTINGS {
+            if has(file) {
+                snapshot.list(&listing, file);
+            }
+        }
+        if has(WHOLE) {
+            snapshot.list(&listing, WHOLE);
+        } else if has(INDEX) {
+            snapshot.list(&listing, INDEX);
+            snapshot.fetch_file(INDEX)?;
+            for shard in snapshot.shards()? {
+                if !has(&shard) {
+                    return Err(name.error(format!(
+                        "its {INDEX} names {shard}, which the repository (or what is in the cache of it) does not hold"
+                    )));
+                }
+                snapshot.list(&listing, &shard);
+            }
+        } else {
+            return Err(name.error(lacks_weights(&listing)));
+        }
+        match has("config.json") {
+            true => Ok(snapshot),
+            false => Err(name.error("it holds no config.json".to_owned())),
+        }
+    }
+
+    fn failed(&self, name: &HubName, error: &ApiError) -> ModelError {
+        let endpoint = self.endpoint();
+        name.error(match refused(error) {
+            Some(401 | 403) => format!(
+                "{endpoint} does not give it to {}; if it is gated, accept its terms on its page, then set HF_TOKEN to a token that may read it",
+                match self.token {
+                    Some(_) => "this token",
+                    None => "somebody without a token",
+                }
+            ),
+            Some(404) => format!(
+                "{endpoint} has no such repository or revision; check the name, and set HF_TOKEN if it is private"
+            ),
+            Some(status) => format!("{endpoint} answered with the status {status}"),
+            None => format!(
+                "{endpoint} cannot be reached ({error}); name a mirror in HF_ENDPOINT, or download the repository elsewhere (`hf download {} --local-dir DIR`) and give the folder",
+                name.repo
+            ),
+        })
+    }
+}
+
+/// The status of an answer that will be no other the next time.
+fn refused(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(error) => match **error {
+            ureq::Error::StatusCode(status @ 400..=499) if status != 429 => Some(status),
+            _ => None,
+        },
+        ApiError::TooManyRetries(error) => refused(error),
+        _ => None,
+    }
+}
+
+fn lacks_weights(listing: &Listing) -> String {
+    let names = listing.siblings.iter().map(|file| file.rfilename.as_str());
+    let ggufs: Vec<&str> = names
+        .clone()
+        .filter(|name| name.ends_with(".gguf"))
+        .collect();
+    if ggufs.is_empty() {
+        let bins = names.clone().any(|name| name.ends_with(".bin"));
+        return match bins {
+            true => "it holds its weights as pickles (.bin) only; convert them to safetensors, and give the folder".to_owned(),
+            false => format!("it holds neither {WHOLE} nor {INDEX}"),
+        };
+    }
+    format!(
+        "it holds GGUF files only; download one of them ({}) and give its path",
+        ggufs.join(", ")
+    )
+}
+
+/// What the hub says of a repository.
+#[derive(Debug, Deserialize)]
+struct Listing {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Lfs {
+    sha256: Option<String>,
+}
+
+/// A file of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubFile {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes, where the hub says it.
+    pub bytes: Option<u64>,
+    /// SHA-256 of its contents, where the hub says it: of large files.
+    pub sha256: Option<String>,
+}
+
+/// A commit of a repository: what is needed of it, and the folder in the cache.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    hub: Hub,
+    name: HubName,
+    commit: String,
+    folder: PathBuf,
+    files: Vec<HubFile>,
+}
+
+impl Snapshot {
+    /// Where its files are, or will be.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The files that are not there yet.
+    pub fn absent(&self) -> impl Iterator<Item = &HubFile> {
+        let absent = |file: &&HubFile| !self.folder.join(&file.name).is_file();
+        self.files.iter().filter(absent)
+    }
+
+    /// Whether a file holds weights: the others are small.
+    pub fn is_weights(file: &HubFile) -> bool {
+        file.name.ends_with(".safetensors")
+    }
+
+    fn list(&mut self, listing: &Listing, name: &str) {
+        let mut files = listing.siblings.iter();
+        let found = files.find(|sibling| sibling.rfilename == name);
+        let lfs = found.and_then(|file| file.lfs.as_ref());
+        self.files.push(HubFile {
+            name: name.to_owned(),
+            bytes: found.and_then(|file| file.size),
+            sha256: lfs.and_then(|lfs| lfs.sha256.clone()),
+        });
+    }
+
+    /// Downloads what is not there yet of the files that are `wanted`; `say` is told of each.
+    ///
+    /// # Errors
+    /// A download that fails or ends too early. What has come stays, and the next attempt goes on from there.
+    pub fn fetch(&self, wanted: impl Fn(&HubFile) -> bool, say: impl Fn(&str)) -> Result<()> {
+        let absent: Vec<&HubFile> = self.absent().filter(|file| wanted(file)).collect();
+        for file in absent {
+            let size = file.bytes.map(|bytes| human(bytes.into()));
+            say(&format!(
+                "{}: downloading {}{}",
+                self.name,
+                file.name,
+                size.map_or_else(String::new, |size| format!(", {size}"))
+            ));
+            self.fetch_file(&file.name)?;
+        }
+        Ok(())
+    }
+
+    /// The names of the shards in the index.
+    fn shards(&self) -> Result<BTreeSet<String>> {
+        let index = crate::config::ConfigFile::read(&self.folder.join(INDEX))?;
+        let map = index.get("weight_map").and_then(|map| map.as_object());
+        let map = map.ok_or_else(|| index.error("key `weight_map` is missing"))?;
+        map.iter()
+            .map(|(tensor, file)| {
+                let name = file.as_str().filter(|name| is_plain(name));
+                name.map(str::to_owned).ok_or_else(|| {
+                    index.error(format!(
+                        "`weight_map.{tensor}` does not name a file of this folder"
+                    ))
+                })
+            })
+            .collect()
+    }
+
+    fn fetch_file(&self, file: &str) -> Result<()> {
+        if self.folder.join(file).is_file() {
+            return Ok(());
+        }
+        let failed = |error: &ApiError| match error {
+            ApiError::IoError(error) => self.name.error(format!(
+                "the download of {file} broke off ({error}); the same command goes on from there"
+            )),
+            ApiError::LockAcquisition(path) => self.name.error(format!(
+                "another process downloads {file}; wait for it, or remove {} if there is none",
+                path.display()
+            )),
+            error => self.hub.failed(&self.name, error),
+        };
+        if self.hub.offline {
+            return Err(self.name.error(format!(
+                "{file} is not in the cache, and HF_HUB_OFFLINE is set"
+            )));
+        }
+        let api = self.hub.api(&self.name)?;
+        let repo = self.repo(&api);
+        let metadata = api
+            .metadata(&repo.url(file))
+            .map_err(|error| failed(&error))?;
+        // Both become names of files in the cache.
+        if !is_plain(metadata.etag()) || metadata.commit_hash() != self.commit {
+            return Err(self.name.error(format!(
+                "{} answers for {file} with the tag {:?} and the commit {:?}, which cannot be; try again",
+                self.hub.endpoint(),
+                metadata.etag(),
+                metadata.commit_hash()
+            )));
+        }
+        let path = repo.download(file).map_err(|error| failed(&error))?;
+        let found = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if found != metadata.size() as u64 {
+            // A short file must not look like a whole one the next time.
+            let blob = std::fs::canonicalize(&path);
+            let removed = blob.and_then(std::fs::remove_file);
+            let removed = removed.and(std::fs::remove_file(&path));
+            return Err(self.name.error(format!(
+                "the download of {file} has {found} bytes instead of {}; {}",
+                metadata.size(),
+                match removed {
+                    Ok(()) => "it was removed, so try again".to_owned(),
+                    Err(_) => format!("remove {} and try again", path.display()),
+                }
+            )));
+        }
+        self.name_commit();
+        Ok(())
+    }
+
+    fn repo(&self, api: &Api) -> ApiRepo {
+        let repo = self.name.repo.clone();
+        api.repo(Repo::with_revision(
+            repo,
+            RepoType::Model,
+            self.commit.clone(),
+        ))
+    }
+
+    /// Notes in the cache which commit the revision was; without it only the network knows.
+    fn name_commit(&self) {
+        let revision = self.name.revision().to_owned();
+        let repo = Repo::with_revision(self.name.repo.clone(), RepoType::Model, revision);
+        if let Err(error) = self.hub.cache().repo(repo).create_ref(&self.commit) {
+            tracing::debug!("{}: the commit is not noted: {error}", self.name);
+        }
+    }
+}

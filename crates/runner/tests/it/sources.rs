@@ -1,0 +1,115 @@
+//! A model by its GGUF file, and by a name of the hub.
+
+use crate::support::{assert_names, refused, repository, skipbench, stdout};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+fn gguf(name: &str) -> PathBuf {
+    repository().join("crates/model/tests/gguf").join(name)
+}
+
+fn prompts(dir: &Path) -> PathBuf {
+    let path = dir.join("prompts.txt");
+    std::fs::write(&path, "the\n(a) b\n").unwrap();
+    path
+}
+
+#[test]
+fn a_gguf_file_generates() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = skipbench();
+    command
+        .arg("generate")
+        .arg("--model")
+        .arg(gguf("qwen2.gguf"));
+    command.arg("--input").arg(prompts(dir.path()));
+    command.args(["--max-new-tokens", "4", "--ignore-eos"]);
+    let lines = stdout(&mut command);
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2);
+    // The beginning of sequence, `th` and `e`.
+    assert_eq!(lines[0]["prompt_tokens"], 3);
+    assert_eq!(lines[0]["tokens"].as_array().unwrap().len(), 4);
+    assert_eq!(lines[0]["layers"][1], 6);
+}
+
+#[test]
+fn a_gguf_file_is_a_model_of_an_experiment() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(gguf("qwen2.gguf"), dir.path().join("tiny.gguf")).unwrap();
+    prompts(dir.path());
+    let experiment = dir.path().join("e.yaml");
+    let text = "name: e\nmodels:\n  - path: tiny.gguf\ntasks:\n  - {name: t, source: prompts.txt, reference: prompts.txt, max-new-tokens: 4, metrics: [chrf]}\nstrategies: [top]\nspeedups: [2]\nbatch-sizes: [1]\ntiming: {batches: 0}\n";
+    std::fs::write(&experiment, text).unwrap();
+    let mut plan = skipbench();
+    plan.current_dir(dir.path())
+        .args(["plan", "e.yaml", "--json"]);
+    let plan: Value = serde_json::from_str(&stdout(&mut plan)).unwrap();
+    assert_eq!(plan["cells"][0]["model"], "tiny");
+    assert_eq!(plan["downloads"], serde_json::json!([]));
+    let mut run = skipbench();
+    run.current_dir(dir.path()).args(["run", "e.yaml"]);
+    run.assert().success();
+    let results = std::fs::read_to_string(dir.path().join("runs/e/results.csv")).unwrap();
+    assert!(results.contains("tiny"), "{results}");
+}
+
+#[test]
+fn layers_are_counted_in_a_gguf_file() {
+    let mut command = skipbench();
+    command.args(["layers", "--strategy", "top@2", "--json", "--model"]);
+    let found: Value = serde_json::from_str(&stdout(command.arg(gguf("qwen2.gguf")))).unwrap();
+    assert_eq!(found["n_layers"], 6);
+}
+
+#[test]
+fn a_model_that_cannot_be_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = prompts(dir.path());
+    let generate = |model: &str| {
+        let mut command = skipbench();
+        command.env("HF_HOME", dir.path().join("hf"));
+        command.env("HF_ENDPOINT", "http://127.0.0.1:9");
+        command.env_remove("HF_HUB_OFFLINE").env_remove("HF_TOKEN");
+        command.args(["generate", "--model", model, "--input"]);
+        refused(command.arg(&input))
+    };
+    for wrong in ["hub:../../x", "hub:/etc/passwd", "hub:x", "hub:a/b@../c"] {
+        assert_names(&generate(wrong), &[wrong, "owner/name"]);
+    }
+    assert_names(
+        &generate("hub:owner/name"),
+        &[
+            "hub:owner/name",
+            "http://127.0.0.1:9",
+            "HF_ENDPOINT",
+            "folder",
+        ],
+    );
+    assert!(!dir.path().join("hf/hub/models--owner--name").exists());
+    let cut = dir.path().join("cut.gguf");
+    let bytes = std::fs::read(gguf("qwen2.gguf")).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    assert_names(
+        &generate(&cut.display().to_string()),
+        &["cut.gguf", "cut off"],
+    );
+    std::fs::write(&cut, "not a model").unwrap();
+    assert_names(&generate(&cut.display().to_string()), &["cut.gguf", "GGUF"]);
+}
+
+#[test]
+fn a_gguf_file_is_not_fine_tuned() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!(
+        "out: out\nstart-from: {}\ndata: [{{task: translation, weight: 1}}]\ntrain: {{steps: 1}}\n",
+        gguf("qwen2.gguf").canonicalize().unwrap().display()
+    );
+    std::fs::write(dir.path().join("t.yaml"), config).unwrap();
+    let mut command = skipbench();
+    let message = refused(command.arg("train").arg(dir.path().join("t.yaml")));
+    assert_names(&message, &["qwen2.gguf", "Hugging Face folder"]);
+}
