@@ -30,6 +30,7 @@ mod signal;
 mod skipped;
 mod speculate;
 mod step;
+mod stop;
 mod tensors;
 mod timing;
 mod trace;
@@ -37,10 +38,11 @@ mod trace;
 pub use audit::{EntryAudit, KvAudit, LayerAudit};
 pub use error::{EngineError, Result};
 pub use generate::Engine;
-pub use generation::{DraftTally, Generation, RowOutput};
+pub use generation::{DraftTally, End, Generation, RowOutput};
 pub use ledger::{Cost, Ledger};
 pub use options::{Beam, MAX_LENGTH_PENALTY, Options, Sampling};
 pub use scores::{CalibrationText, ScoreLog, removal_order};
+pub use stop::StopTexts;
 pub use timing::{
     Block, Drift, Interval, Latency, Outliers, SpeedChange, Speedup, Times, TimingPlan, Verdict,
     compare_speed, energy_per_token, measure, speedup, student,

@@ -11,7 +11,15 @@ pub trait Tokenize: Send + Sync {
     ///
     /// # Errors
     /// The tokenizer refuses the text.
-    fn encode(&self, text: &str) -> Result<Vec<u32>>;
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, true)
+    }
+
+    /// Token ids of a text, with the tokenizer's own special tokens around it or without.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>>;
 
     /// Text of generated ids, special tokens left out.
     ///
@@ -82,10 +90,10 @@ impl TextTokenizer {
 }
 
 impl Tokenize for TextTokenizer {
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encoding = self
             .tokenizer
-            .encode(text, true)
+            .encode(text, add_special_tokens)
             .map_err(|error| self.fail(&error))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -141,7 +149,7 @@ impl ByteTokenizer {
 }
 
 impl Tokenize for ByteTokenizer {
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    fn encode_with(&self, text: &str, _: bool) -> Result<Vec<u32>> {
         Ok(text.bytes().map(u32::from).collect())
     }
 

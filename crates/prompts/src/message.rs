@@ -46,6 +46,14 @@ impl Message {
             .unwrap_or_default()
     }
 
+    /// What is said, where that is a text.
+    pub fn content(&self) -> &str {
+        self.0
+            .get("content")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
     /// As transformers hands it to a template: keys without a value are left out, and what the model thought stands under
     /// every name that templates read it by.
     pub(crate) fn for_template(&self) -> Value {

@@ -91,10 +91,15 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
             Some(text) => text.to_owned(),
             None => text,
         })),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if is_absent(&error) => Ok(None),
         Err(source) => Err(PromptError::Read {
             path: path.to_path_buf(),
             source,
         }),
     }
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    [NotFound, NotADirectory].contains(&error.kind())
 }

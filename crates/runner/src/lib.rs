@@ -25,5 +25,6 @@ mod memo;
 mod outputs;
 mod preview;
 mod progress;
+mod prompter;
 mod trace;
 mod yaml;

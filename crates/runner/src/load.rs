@@ -40,7 +40,7 @@ impl DeviceName {
     }
 }
 
-/// The text of a file, unpacked where its name ends in `.gz`.
+/// The text of a file without its byte-order mark, unpacked where its name ends in `.gz`.
 ///
 /// # Errors
 /// A file that cannot be read, or is not UTF-8 (naming the line).
@@ -55,10 +55,14 @@ pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
     } else {
         raw
     };
-    String::from_utf8(bytes).map_err(|error| {
+    let text = String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = good.iter().filter(|&&byte| byte == b'\n').count() + 1;
         anyhow::anyhow!("{}: line {line} is not UTF-8", path.display())
+    })?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(text) => text.to_owned(),
+        None => text,
     })
 }
 
@@ -107,11 +111,6 @@ impl FilePairs {
             references,
             order,
         })
-    }
-
-    /// Number of pairs.
-    pub(crate) fn len(&self) -> usize {
-        self.sources.len()
     }
 
     /// The first `n` pairs in file order.

@@ -14,5 +14,6 @@ mod prefill;
 mod sampling;
 mod scores;
 mod speculate;
+mod stops;
 mod support;
 mod timing;

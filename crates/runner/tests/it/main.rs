@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod chat;
 mod compare;
 mod gate;
 mod generate;
@@ -15,4 +16,5 @@ mod schema;
 mod score;
 mod strategies;
 mod support;
+mod tasks;
 mod train;
