@@ -6,6 +6,7 @@ use crate::experiment::{
 };
 use crate::input::{Prompt, read_prompts};
 use crate::outputs::{self, Named};
+use crate::preview::of_escapes;
 use crate::progress::{self, Progress};
 use crate::prompter::{Form, Prompter, stops};
 use crate::trace::{Heat, audit_json, trace_line};
@@ -153,6 +154,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         Some((path, texts)) => Some(tokenize(path, texts, &prompter, engine, &options)?),
         None => None,
     };
+    for warning in args.stop.iter().flat_map(|text| of_escapes("--stop", text)) {
+        tracing::warn!("{warning}");
+    }
     if let Some(warning) = prompter.doubled(&ids) {
         tracing::warn!("{}: {warning}", args.input.display());
     }

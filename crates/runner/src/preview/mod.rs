@@ -4,6 +4,7 @@ mod estimate;
 mod texts;
 
 pub(crate) use estimate::estimate;
+pub(crate) use texts::of_escapes;
 
 use crate::experiment::TaskEntry;
 use crate::plan::{ModelPlan, Plan};
@@ -100,6 +101,8 @@ impl TaskPreview {
         if let Some(template) = &entry.prompt {
             warnings.extend(texts::of_template(template));
         }
+        let stops = task.stop.iter();
+        warnings.extend(stops.flat_map(|text| texts::of_escapes("`stop`", text)));
         warnings.extend(texts::of_endings(&task.requests));
         warnings.extend(texts::of_examples(task, entry));
         warnings.extend(prompter.doubled(&ids));

@@ -37,14 +37,20 @@ pub(super) fn of_template(template: &str) -> Vec<String> {
             "the prompt holds {{{name}}} in single braces, which nothing replaces; write {{{{ {name} }}}} for a field"
         ));
     }
-    for (escape, meant) in [("\\n", "a line feed"), ("\\t", "a tab")] {
-        if template.contains(escape) {
-            warnings.push(format!(
-                "the prompt holds a backslash and a letter ({escape}) instead of {meant}; write it between double quotes"
-            ));
-        }
-    }
+    warnings.extend(of_escapes("the prompt", template));
     warnings
+}
+
+/// What stands where a control character was meant.
+pub(crate) fn of_escapes(what: &str, text: &str) -> Vec<String> {
+    let escapes = [("\\n", "a line feed"), ("\\t", "a tab")].into_iter();
+    let found = escapes.filter(|(escape, _)| text.contains(escape));
+    let warning = |(escape, meant)| {
+        format!(
+            "{what} holds a backslash and a letter ({escape}) instead of {meant}; write it between double quotes in YAML, as $'{escape}' in a shell"
+        )
+    };
+    found.map(warning).collect()
 }
 
 /// The first name in single braces.
