@@ -107,12 +107,24 @@ impl Run<'_> {
                 }
             }
             self.reorder(&parents)?;
+            for &prompt in &live {
+                searches[prompt].end_at_stop(options)?;
+            }
             self.out.step_s.push(clock.stop(self.model)?);
         }
         for search in searches {
             let best = search.finished.into_iter().next();
-            let best = best.unwrap_or_else(|| Hypothesis::empty(NEVER));
+            let mut best = best.unwrap_or_else(|| Hypothesis::empty(NEVER));
+            let stopped = match &options.stop {
+                Some(stop) => stop.length(&best.tokens)?,
+                None => None,
+            };
+            if let Some(length) = stopped {
+                best.tokens.truncate(length);
+                best.layers.truncate(length);
+            }
             let row = &mut self.out.rows[search.prompt];
+            row.end = options.end(&best.tokens)?.unwrap_or_default();
             row.tokens = best.tokens;
             row.layers = best.layers;
         }
@@ -206,6 +218,28 @@ impl Beams {
             .into_iter()
             .map(|candidate| candidate.beam)
             .collect())
+    }
+
+    /// Ends the search where all that may still win has the same tokens up to a stop: the stop only cuts what the search
+    /// finds, and what comes behind it no longer matters.
+    fn end_at_stop(&mut self, options: &Options) -> Result<()> {
+        let Some(stop) = options.stop.as_ref().filter(|_| self.open) else {
+            return Ok(());
+        };
+        let best = self.running[0].clone();
+        let Some(length) = stop.length(&best.tokens)? else {
+            return Ok(());
+        };
+        if !stop.ends(&best.tokens[..length], false)? {
+            return Ok(());
+        }
+        let same = |other: &Hypothesis| other.tokens.get(..length) == Some(&best.tokens[..length]);
+        let finished = self.finished.iter().filter(|hypothesis| hypothesis.done);
+        if self.running.iter().chain(finished).all(same) {
+            self.open = false;
+            self.finished.insert(0, best);
+        }
+        Ok(())
     }
 
     /// The best `kept` continuations, the best first.

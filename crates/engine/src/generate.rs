@@ -104,7 +104,7 @@ impl Run<'_> {
             layers: ran.sub_layers() as f64 / 2.0,
             trace: TokenTrace::new(ran),
         });
-        let mut live = self.accept(first.collect());
+        let mut live = self.accept(first.collect())?;
 
         let mut step = 1;
         while !live.is_empty() && step < self.options.max_new_tokens {
@@ -114,7 +114,7 @@ impl Run<'_> {
                 None => self.step(&live, step, &mut chooser)?,
             };
             self.out.step_s.push(clock.stop(self.model)?);
-            live = self.accept(chosen);
+            live = self.accept(chosen)?;
             step += 1;
         }
         if self.strategy.draft().is_some() {
@@ -175,7 +175,7 @@ impl Run<'_> {
     }
 
     /// Records tokens, those of a row one after the other; gives the rows that go on.
-    fn accept(&mut self, chosen: Vec<Chosen>) -> Vec<usize> {
+    fn accept(&mut self, chosen: Vec<Chosen>) -> Result<Vec<usize>> {
         let mut live = Vec::with_capacity(chosen.len());
         for chosen in chosen {
             let output = &mut self.out.rows[chosen.row];
@@ -184,15 +184,15 @@ impl Run<'_> {
             if self.options.trace {
                 output.trace.push(chosen.trace);
             }
-            let ended = self.options.eos_ids.contains(&chosen.token)
-                || output.tokens.len() == self.options.max_new_tokens;
-            match (ended, live.last() == Some(&chosen.row)) {
+            let end = self.options.end(&output.tokens)?;
+            output.end = end.unwrap_or_default();
+            match (end.is_some(), live.last() == Some(&chosen.row)) {
                 (true, true) => drop(live.pop()),
                 (false, false) => live.push(chosen.row),
                 _ => {}
             }
         }
-        live
+        Ok(live)
     }
 
     /// What the cache holds at the position behind which each token was chosen.

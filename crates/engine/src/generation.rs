@@ -6,11 +6,27 @@ use crate::trace::TokenTrace;
 use serde::{Deserialize, Serialize};
 use skipbench_model::HoleReads;
 
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// It has as many tokens as it may have.
+    #[default]
+    Length,
+    /// With an end-of-sequence token.
+    Eos,
+    /// With a stop text.
+    Stop,
+}
+
 /// What one row got.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// Generated ids, without the prompt, ending with the end-of-sequence id where one was generated.
+    /// Generated ids, without the prompt, ending with the end-of-sequence id where one was generated,
+    /// or with the token that completed a stop text.
     pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub end: End,
     /// Layers run for each generated token, half a layer for a sub-layer; those that made up for an earlier token's count
     /// for the token that needed them.
     pub layers: Vec<f64>,

@@ -31,6 +31,7 @@ mod signal;
 mod skipped;
 mod speculate;
 mod step;
+mod stop;
 mod tensors;
 mod timing;
 mod trace;
@@ -38,11 +39,12 @@ mod trace;
 pub use audit::{EntryAudit, KvAudit, LayerAudit};
 pub use error::{EngineError, Result};
 pub use generate::Engine;
-pub use generation::{DraftTally, Generation, RowOutput};
+pub use generation::{DraftTally, End, Generation, RowOutput};
 pub use ledger::{Cost, Ledger};
 pub use likelihood::{Likelihood, ScoreMode, ScoreOptions, ScoredText};
 pub use options::{Beam, MAX_LENGTH_PENALTY, Options, Sampling};
 pub use scores::{CalibrationText, ScoreLog, removal_order};
+pub use stop::StopTexts;
 pub use timing::{
     Block, Drift, Interval, Latency, Outliers, SpeedChange, Speedup, Times, TimingPlan,
     compare_speed, energy_per_token, measure, speedup, student,

@@ -1,6 +1,8 @@
 //! How far to generate, and how to search.
 
 use crate::error::{EngineError, Result};
+use crate::generation::End;
+use crate::stop::StopTexts;
 use skipbench_strategy::Strategy;
 
 /// The largest length penalty, up and down: the power of an answer's length must still be a number.
@@ -16,6 +18,8 @@ pub struct Options {
     pub max_new_tokens: usize,
     /// Ids that end a row. Empty: every row gets exactly `max_new_tokens` (fixed-length mode, for timing).
     pub eos_ids: Vec<u32>,
+    /// Texts that end a row.
+    pub stop: Option<StopTexts>,
     /// Tokens that a schedule by position is laid over, where that is another number: a timing pass that stops early
     /// must still run the layers of the whole answer's first part.
     pub planned_tokens: Option<usize>,
@@ -60,6 +64,23 @@ impl Options {
     /// Beams of each prompt.
     pub(crate) fn beams(&self) -> usize {
         self.beam.map_or(1, |beam| beam.beams)
+    }
+
+    /// Why an answer of these tokens goes no further; `None` where it goes on.
+    pub(crate) fn end(&self, tokens: &[u32]) -> Result<Option<End>> {
+        let is_full = tokens.len() >= self.max_new_tokens;
+        if tokens
+            .last()
+            .is_some_and(|last| self.eos_ids.contains(last))
+        {
+            return Ok(Some(End::Eos));
+        }
+        if let Some(stop) = &self.stop
+            && stop.ends(tokens, is_full)?
+        {
+            return Ok(Some(End::Stop));
+        }
+        Ok(is_full.then_some(End::Length))
     }
 
     /// Refuses options that do not go together or with the strategy.

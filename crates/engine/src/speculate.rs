@@ -95,7 +95,7 @@ impl Run<'_> {
             outcome.accepted += standing;
             // The last token that stands is not fed yet; what the cache holds from it on goes.
             self.cache.truncate(draft.row, draft.start + standing + 1);
-            decoded.extend(self.standing(draft, &votes, standing));
+            decoded.extend(self.standing(draft, &votes, standing)?);
         }
         self.strategy.verified(outcome);
         self.out.drafts.verified += outcome.rows as u64;
@@ -187,7 +187,7 @@ impl Run<'_> {
 
     /// The tokens that a row gets. The layers of all that was drafted and verified are counted, those that led to no token
     /// with the last one.
-    fn standing(&self, draft: &Draft, votes: &[u32], standing: usize) -> Vec<Chosen> {
+    fn standing(&self, draft: &Draft, votes: &[u32], standing: usize) -> Result<Vec<Chosen>> {
         let n_layers = self.model.sizes().n_layers;
         let layers = |index: usize| {
             let drafting = draft.layers.get(index).copied().unwrap_or(0.0);
@@ -206,16 +206,21 @@ impl Run<'_> {
                 },
             })
             .collect();
-        // Nothing follows the end of a sequence.
-        let end = decoded
-            .iter()
-            .position(|decoded| self.options.eos_ids.contains(&decoded.token))
-            .unwrap_or(standing);
+        // Nothing follows the end of an answer.
+        let mut answer = self.out.rows[draft.row].tokens.clone();
+        let mut end = standing;
+        for (index, &token) in votes[..=standing].iter().enumerate() {
+            answer.push(token);
+            if self.options.end(&answer)?.is_some() {
+                end = index;
+                break;
+            }
+        }
         decoded.truncate(end + 1);
         if let Some(last) = decoded.last_mut() {
             last.layers += (end + 1..draft.ids.len()).map(layers).sum::<f64>();
         }
-        decoded
+        Ok(decoded)
     }
 
     /// What the full network would have read for the tokens that all rows got, in steps of its own.

@@ -48,6 +48,19 @@ pub struct SpecialTokens {
     pub chat_template: Option<String>,
 }
 
+impl SpecialTokens {
+    /// Of a `.gguf` file, without building its tokenizer; `None` for anything else.
+    ///
+    /// # Errors
+    /// A file that cannot be read, metadata that contradict one another.
+    pub fn of_gguf(model: &Path) -> Result<Option<Self>> {
+        match gguf::is_gguf(model) {
+            true => gguf::special(&Gguf::open(model)?).map(Some),
+            false => Ok(None),
+        }
+    }
+}
+
 /// What turns text into ids.
 pub(crate) enum Engine {
     /// A tokenizer that the library has all parts of.

@@ -26,6 +26,6 @@ pub use identity::Identity;
 pub use lines::Log;
 pub use record::{
     Answer, Binary, Calibration, Executed, KvAuditRecord, Made, ModelRecord, Prompt, Quality,
-    Record, Score, Search, StrategyRecord, TaskRecord, Timing, VERSION, layer_counts,
+    Record, Score, Search, StrategyRecord, TaskRecord, Timing, VERSION, grouped, layer_counts,
 };
 pub use run::{PlannedCell, Run, RunInfo, Written};

@@ -3,7 +3,7 @@
 use crate::identity::Identity;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use skipbench_engine::{Block, DraftTally, Ledger};
+use skipbench_engine::{Block, DraftTally, End, Ledger};
 use skipbench_machine::Machine;
 use skipbench_strategy::StrategySpec;
 
@@ -98,6 +98,31 @@ pub struct TaskRecord {
     pub max_new_tokens: usize,
     /// Names of the metrics, the main one first.
     pub metrics: Vec<String>,
+}
+
+impl TaskRecord {
+    /// How many of the task's prompts were asked, `64 of 1,984`; `None` where all were.
+    pub fn limit(&self) -> Option<String> {
+        let available = self.prompts_available.filter(|&all| all > self.prompts)?;
+        Some(format!(
+            "{} of {}",
+            grouped(self.prompts),
+            grouped(available)
+        ))
+    }
+}
+
+/// A number with a comma between thousands.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// A strategy as data. Nothing of it has to be read out of its label, and a reader need not know the strategy.
@@ -330,6 +355,9 @@ pub struct Answer {
     /// Layers run for each, half a layer for a sub-layer.
     #[serde(serialize_with = "layer_counts")]
     pub layers: Vec<f64>,
+    /// Why it ended; `None` where there is no answer, and in records of before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
     /// Why there is no answer, where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -342,8 +370,11 @@ pub struct Prompt {
     pub task: String,
     /// Its name, unique in the task.
     pub id: String,
-    /// The text given to the model.
+    /// The text given to the model; of a chat, the user's last turn.
     pub prompt: String,
+    /// All messages of a chat, as they were handed to the model's chat template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Value>,
     /// The right answers.
     pub references: Vec<String>,
 }

@@ -41,8 +41,17 @@ pub(crate) struct Shown {
     /// Its heading; `{metric}` as in its name.
     pub(crate) header: &'static str,
     pub(crate) format: Format,
-    /// Only where not all rows have the same.
-    pub(crate) only_varied: bool,
+    pub(crate) when: When,
+}
+
+/// When a table shows a column that has something to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    Always,
+    /// Not all rows have the same.
+    Varied,
+    /// A row shows more than `0%`.
+    AboveZero,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -111,10 +120,19 @@ impl Column {
         Self { cost, ..self }
     }
 
+    /// In the table of scores and speeds, where it is above zero in a row.
+    const fn main_above_zero(self, header: &'static str, format: Format) -> Self {
+        let main = Some(Shown {
+            when: When::AboveZero,
+            ..Shown::new(header, format)
+        });
+        Self { main, ..self }
+    }
+
     /// In both tables, where rows differ in it.
     const fn where_varied(self, header: &'static str, format: Format) -> Self {
         let shown = Some(Shown {
-            only_varied: true,
+            when: When::Varied,
             ..Shown::new(header, format)
         });
         Self {
@@ -130,7 +148,7 @@ impl Shown {
         Self {
             header,
             format,
-            only_varied: false,
+            when: When::Always,
         }
     }
 }
@@ -246,6 +264,20 @@ pub const COLUMNS: &[Column] = &[
     number("same_as_full", "share", |row| row.same_as_full, "answers that are the full network's, token for token")
         // Rounded down: 100% is all of them.
         .main("same", Format::Cell(|row| Some(format!("{}%", (100.0 * row.same_as_full? + 1e-9) as u32)))),
+    number(
+        "truncated",
+        "share",
+        |row| row.truncated,
+        "answers that ran into the most tokens that they may have, and were cut there",
+    )
+    .main_above_zero("cut", Format::Percent),
+    number(
+        "repetition",
+        "share",
+        |row| row.repetition,
+        "4-grams of tokens that stood in the same answer before, mean over the answers (seq-rep-4 of arXiv 1908.04319)",
+    )
+    .main_above_zero("repeats", Format::Percent),
     count("n_prompts", "prompts", |row| Some(row.quality()?.answers as u64), "prompts that were asked, failed ones included"),
     count("n_failed", "prompts", |row| Some(row.quality()?.failed as u64), "prompts that failed; they count as empty answers"),
     count(

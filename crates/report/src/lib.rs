@@ -4,6 +4,7 @@
 //! there is to know of a row; `results.csv`, `results.parquet`, `table.md`, `table.tex`, `report.html` and the terminal are
 //! drawn from it. Nothing but the folders of the runs is needed, and the same runs always give the same files.
 
+mod answers;
 mod chart;
 mod columns;
 mod error;

@@ -165,6 +165,8 @@ fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
         speedup: timing.and_then(|timing| speedup(&timing.blocks)),
         scores: Vec::new(),
         same_as_full: None,
+        truncated: None,
+        repetition: None,
         band: None,
         sets: None,
         notes: record.notes.iter().chain(timing_notes).cloned().collect(),

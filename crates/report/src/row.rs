@@ -19,6 +19,10 @@ pub struct Row<'a> {
     pub scores: Vec<Scored>,
     /// Share of the answers that are the full network's, token for token; `None` without the full network's.
     pub same_as_full: Option<f64>,
+    /// Share of the answers that ran into the most tokens they may have; `None` without answers.
+    pub truncated: Option<f64>,
+    /// Mean share of an answer's 4-grams of tokens that stood in it before; `None` without answers.
+    pub repetition: Option<f64>,
     /// The band that it is a set of, where there are enough sets for one.
     pub band: Option<&'a str>,
     /// For a row that stands for a whole band: how many sets it has. Its scores are then their medians.

@@ -1,5 +1,6 @@
 //! Scores of answers, and how the rows of a table compare with the full network.
 
+use crate::answers;
 use crate::error::{ReportError, Result};
 use crate::row::Row;
 use skipbench_metrics::{
@@ -69,6 +70,8 @@ impl<'a> Graded<'a> {
                 }
             })
             .collect();
+        row.truncated = answers::truncated(&answers, record.task.max_new_tokens);
+        row.repetition = answers::repetition(&answers);
         row.notes.extend(failures(&answers));
         Ok(Self {
             row,
@@ -260,6 +263,12 @@ pub(crate) fn collapsed<'a>(rows: &[Row<'a>]) -> Vec<Row<'a>> {
             score.score = percentile(&scores, 0.5);
             (score.lo, score.hi) = (percentile(&scores, 0.025), percentile(&scores, 0.975));
         }
+        let mean = |of: fn(&Row<'a>) -> Option<f64>| {
+            let shares: Vec<f64> = sets.iter().filter_map(|set| of(set)).collect();
+            (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
+        };
+        row.truncated = mean(|row| row.truncated);
+        row.repetition = mean(|row| row.repetition);
         row.sets = Some(sets.len());
         row.same_as_full = None;
         collapsed.push(row);

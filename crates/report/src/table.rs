@@ -1,6 +1,6 @@
 //! Tables for people: what the columns show of the rows of a group.
 
-use crate::columns::{COLUMNS, Column, METRIC, Shown};
+use crate::columns::{COLUMNS, Column, METRIC, Shown, When};
 use crate::fields::{Field, fields, metrics};
 use crate::row::{Row, sorted};
 
@@ -82,8 +82,12 @@ impl Table {
             .map(|row| field.cell(row, shown.format, is_main));
         let cells: Vec<Option<String>> = cells.collect();
         let is_empty = cells.iter().all(Option::is_none);
-        let varies = cells.windows(2).any(|pair| pair[0] != pair[1]);
-        if is_empty || shown.only_varied && !varies {
+        let is_told = match shown.when {
+            When::Always => true,
+            When::Varied => cells.windows(2).any(|pair| pair[0] != pair[1]),
+            When::AboveZero => cells.iter().flatten().any(|cell| cell != "0%"),
+        };
+        if is_empty || !is_told {
             return;
         }
         let interval = if is_main && field.metric.is_some() {
@@ -109,7 +113,9 @@ fn title(kind: Kind, row: &Row<'_>) -> String {
         Kind::Main => "",
         Kind::Cost => "Cost of a token: ",
     };
-    format!("{of}{task}, {}, {model}", row.setting())
+    let limit = row.record.task.limit();
+    let limit = limit.map_or_else(String::new, |limit| format!(", {limit} prompts"));
+    format!("{of}{task}, {}, {model}{limit}", row.setting())
 }
 
 /// What a reader must know of the rows, each under the name that tells it apart in the table.

@@ -7,7 +7,9 @@
 use crate::binary;
 use crate::experiment::{DeviceName, Experiment, Match};
 use crate::plan::ModelPlan;
+use crate::prompter;
 use crate::task::TaskData;
+use serde_json::json;
 use skipbench_machine::Machine;
 use skipbench_record::Identity;
 use skipbench_strategy::StrategySpec;
@@ -89,14 +91,34 @@ impl CellIdentity {
 
 /// What is found on the calibration text of a task depends on this.
 pub(crate) fn on_text(experiment: &Experiment, model: &ModelPlan, task: &TaskData) -> Identity {
-    Identity::default()
+    let identity = Identity::default()
         .with("weights", &model.digest.weights)
         .with("tokenizer", &model.digest.tokenizer)
         .with("config", &model.digest.config)
         .with("dtype", experiment.dtype)
         .with("device", experiment.device)
         .with("calibration texts", task.calibration_digest())
-        .with("max-new-tokens", task.max_new_tokens)
+        .with("max-new-tokens", task.max_new_tokens);
+    // What is not set is not named, so that results of before it could be set stay what they are.
+    let form = &task.form;
+    let settings = [
+        ("stop", (!task.stop.is_empty()).then(|| json!(task.stop))),
+        ("chat", form.chat.as_ref().map(|chat| json!(chat))),
+        (
+            "special-tokens",
+            (!form.special_tokens.is_auto()).then(|| json!(form.special_tokens)),
+        ),
+        (
+            "day",
+            prompter::day(&model.entry.path, form).map(|day| json!(day)),
+        ),
+    ];
+    settings
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .fold(identity, |identity, (name, value)| {
+            identity.with(name, value)
+        })
 }
 
 /// With what can change an answer beside what is asked for.

@@ -26,5 +26,6 @@ mod models;
 mod outputs;
 mod preview;
 mod progress;
+mod prompter;
 mod trace;
 mod yaml;

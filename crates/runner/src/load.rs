@@ -113,11 +113,6 @@ impl FilePairs {
         })
     }
 
-    /// Number of pairs.
-    pub(crate) fn len(&self) -> usize {
-        self.sources.len()
-    }
-
     /// The first `n` pairs in file order.
     pub(crate) fn first(&self, n: usize) -> impl Iterator<Item = (&str, &str)> {
         self.sources

@@ -5,7 +5,8 @@ use crate::digest::CheckpointDigest;
 use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry};
 use crate::identity::{Asked, CellIdentity, this_machine};
 use crate::models::{self, Download};
-use crate::task::TaskData;
+use crate::prompter;
+use crate::task::{TaskData, TaskError};
 use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use skipbench_machine::Machine;
@@ -108,7 +109,13 @@ impl Plan {
         });
         let models = models.collect::<anyhow::Result<Vec<_>>>()?;
         let tasks = experiment.tasks.iter().enumerate().map(|(index, entry)| {
-            TaskData::open(entry).map_err(|error| experiment.fault(&at("tasks", index), error))
+            TaskData::open(entry).map_err(|TaskError { key, error }| {
+                let path = at("tasks", index);
+                match key {
+                    "" => experiment.fault(&path, error),
+                    key => experiment.fault(&format!("{path}.{key}"), error),
+                }
+            })
         });
         let tasks = tasks.collect::<anyhow::Result<Vec<_>>>()?;
         told_apart("models", models.iter().map(|model| &model.name))?;
@@ -118,6 +125,10 @@ impl Plan {
                 model
                     .check_room(task, &experiment)
                     .map_err(|error| experiment.fault(&at("tasks", index), error))?;
+                if task.form.chat.is_some() {
+                    prompter::chat_template(&model.entry.path)
+                        .map_err(|error| experiment.fault(&format!("tasks.{index}.chat"), error))?;
+                }
             }
         }
         let mut plan = Plan {

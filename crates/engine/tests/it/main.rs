@@ -15,5 +15,6 @@ mod prefill;
 mod sampling;
 mod scores;
 mod speculate;
+mod stops;
 mod support;
 mod timing;

@@ -135,38 +135,65 @@ struct Named {
     unknown: Option<u32>,
 }
 
+/// The id that the file names, if its vocabulary has it.
+fn token_id(gguf: &Gguf, vocabulary: &Vocabulary, name: &str) -> Result<Option<u32>> {
+    let id = gguf.id(&format!("tokenizer.ggml.{name}_token_id"))?;
+    Ok(id.filter(|&id| vocabulary.text(id).is_some()))
+}
+
+impl Named {
+    fn read(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<Self> {
+        let pieces = gguf.text("tokenizer.ggml.model")? == Some("llama");
+        let known = |id: u32| vocabulary.text(id).is_some();
+        let id = |name: &str, default: u32| -> Result<Option<u32>> {
+            let id = gguf.id(&format!("tokenizer.ggml.{name}_token_id"))?;
+            Ok(id.or(pieces.then_some(default)).filter(|&id| known(id)))
+        };
+        Ok(Self {
+            bos: id("bos", 1)?,
+            eos: id("eos", 2)?,
+            unknown: id("unknown", 0)?,
+        })
+    }
+}
+
+/// The tokens with a name and the chat template.
+fn special_tokens(gguf: &Gguf, vocabulary: &Vocabulary, named: &Named) -> Result<SpecialTokens> {
+    let text = |id: Option<u32>| Some(vocabulary.text(id?)?.to_owned());
+    Ok(SpecialTokens {
+        bos: text(named.bos),
+        eos: text(named.eos),
+        unknown: text(named.unknown),
+        padding: text(token_id(gguf, vocabulary, "padding")?),
+        chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
+    })
+}
+
+/// What a file says of special tokens, without building its tokenizer.
+///
+/// # Errors
+/// Metadata that are missing or contradict one another.
+pub(crate) fn special(gguf: &Gguf) -> Result<SpecialTokens> {
+    let vocabulary = Vocabulary::read(gguf)?;
+    let named = Named::read(gguf, &vocabulary)?;
+    special_tokens(gguf, &vocabulary, &named)
+}
+
 /// The tokenizer of a file.
 ///
 /// # Errors
 /// Metadata that are missing, contradict one another or name a kind that is not known.
 pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     let vocabulary = Vocabulary::read(gguf)?;
-    let id = |name: &str, default: Option<u32>| -> Result<Option<u32>> {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        let id = gguf.id(&key)?.or(default);
-        Ok(id.filter(|&id| vocabulary.text(id).is_some()))
-    };
-    let model = gguf.text("tokenizer.ggml.model")?;
-    let pieces = model == Some("llama");
-    let named = Named {
-        bos: id("bos", pieces.then_some(1))?,
-        eos: id("eos", pieces.then_some(2))?,
-        unknown: id("unknown", pieces.then_some(0))?,
-    };
+    let named = Named::read(gguf, &vocabulary)?;
     let mut eos_ids: Vec<u32> = named.eos.into_iter().collect();
-    eos_ids.extend(id("eot", None)?);
-    eos_ids.extend(id("eom", None)?);
+    for name in ["eot", "eom"] {
+        eos_ids.extend(token_id(gguf, &vocabulary, name)?);
+    }
     eos_ids.extend(vocabulary.ends());
     let mut seen = HashSet::new();
     eos_ids.retain(|&id| seen.insert(id));
-    let text = |id: Option<u32>| Some(vocabulary.text(id?)?.to_owned());
-    let special = SpecialTokens {
-        bos: text(named.bos),
-        eos: text(named.eos),
-        unknown: text(named.unknown),
-        padding: text(id("padding", None)?),
-        chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
-    };
+    let special = special_tokens(gguf, &vocabulary, &named)?;
     let engine = match model {
         Some("gpt2") => byte_level(gguf, vocabulary, &named)?,
         Some("llama") => sentence_piece(gguf, vocabulary, &named)?,

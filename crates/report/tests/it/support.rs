@@ -92,6 +92,7 @@ pub(crate) fn cell(label: &str, target: Option<f64>, batch_size: usize, texts: &
         tokens: text.bytes().map(u32::from).collect(),
         text: text.clone(),
         layers: vec![16.0 / speedup; 8],
+        end: None,
         error: None,
     });
     let record = Record {
@@ -319,6 +320,7 @@ pub(crate) fn write(dir: &Path, info: &RunInfo, cells: &[Cell]) {
         task: "01".repeat(32),
         id: (*id).to_owned(),
         prompt: format!("Copy: {text}"),
+        messages: None,
         references: vec![(*text).to_owned()],
     };
     folder

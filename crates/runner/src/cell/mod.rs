@@ -8,6 +8,7 @@ pub(crate) use origin::{model_record, task_record, written};
 use crate::calibrate::{Calibrated, Part};
 use crate::experiment::Experiment;
 use crate::plan::{Cell, Plan};
+use crate::prompter::stops;
 use crate::task::TaskData;
 use anyhow::Context;
 use origin::{blank, made};
@@ -19,13 +20,14 @@ use skipbench_metrics::{Hypotheses, References, Resampling, evaluate};
 use skipbench_model::{CausalLm, Tokenize};
 use skipbench_record::{Answer, Executed, Record, Score, Timing};
 use skipbench_strategy::StrategySpec;
+use std::sync::Arc;
 
 /// A model in memory with its tokenizer.
 pub struct Loaded {
     /// The model.
     pub model: Box<dyn CausalLm>,
     /// Its tokenizer.
-    pub tokenizer: Box<dyn Tokenize>,
+    pub tokenizer: Arc<dyn Tokenize>,
 }
 
 /// A cell with everything that it is run with.
@@ -48,7 +50,7 @@ impl<'a> CellRun<'a> {
         self,
         calibrated: &Calibrated,
     ) -> anyhow::Result<(Record, Vec<Answer>)> {
-        let prompts = tokenize_all(self.loaded.tokenizer.as_ref(), &self.task().prompts)?;
+        let prompts = self.prompts()?;
         let pass = self.quality(&calibrated.spec, &prompts)?;
         let mut record = blank(self.plan, self.cell);
         record.notes.extend(calibrated.note.clone());
@@ -100,11 +102,20 @@ impl<'a> CellRun<'a> {
         Engine::new(self.loaded.model.as_ref())
     }
 
+    /// Token ids of each prompt of the task.
+    fn prompts(self) -> anyhow::Result<Vec<Vec<u32>>> {
+        let model = &self.plan.models[self.cell.model].entry.path;
+        let prompter = self
+            .task()
+            .prompter(model, self.loaded.tokenizer.as_ref())?;
+        prompter.all_ids(&self.task().requests)
+    }
+
     /// Scores under every metric of the task.
     fn scores(self, answers: &[Answer]) -> anyhow::Result<Vec<Score>> {
         let task = self.task();
         let hypotheses = Hypotheses::new(answers.iter().map(|answer| answer.text.clone()));
-        let references = References::single(task.references.iter().cloned())?;
+        let references = References::new(task.references.clone())?;
         let resampling = Resampling {
             seed: self.plan.experiment.seed,
             ..Resampling::default()
@@ -134,7 +145,7 @@ impl<'a> CellRun<'a> {
             max_new_tokens: experiment.timing.new_tokens,
             ..Options::default()
         };
-        let prompts = tokenize_all(self.loaded.tokenizer.as_ref(), &task.prompts)?;
+        let prompts = self.prompts()?;
         let runnable: Vec<&Vec<u32>> = prompts
             .iter()
             .filter(|prompt| {
@@ -216,24 +227,21 @@ fn doubts(blocks: &[Block], others: Option<f64>, precision: Option<f64>) -> Vec<
         .collect()
 }
 
-/// Token ids of each prompt.
-pub(crate) fn tokenize_all(
-    tokenizer: &dyn Tokenize,
-    prompts: &[String],
-) -> anyhow::Result<Vec<Vec<u32>>> {
-    Ok(prompts
-        .iter()
-        .map(|prompt| tokenizer.encode(prompt))
-        .collect::<Result<_, _>>()?)
-}
-
-/// Generation up to the end of sequence, as a task's quality is measured.
-pub(crate) fn natural_end(loaded: &Loaded, task: &TaskData) -> Options {
-    Options {
+/// Generation up to the end of sequence or a stop text, as a task's quality is measured.
+///
+/// # Errors
+/// A stop text that the tokenizer refuses.
+pub(crate) fn natural_end(
+    tokenizer: &Arc<dyn Tokenize>,
+    task: &TaskData,
+) -> anyhow::Result<Options> {
+    let (ids, stop) = stops(tokenizer, &task.stop)?;
+    Ok(Options {
         max_new_tokens: task.max_new_tokens,
-        eos_ids: loaded.tokenizer.eos_ids().to_vec(),
+        eos_ids: [tokenizer.eos_ids(), &ids].concat(),
+        stop,
         ..Options::default()
-    }
+    })
 }
 
 fn beam(cell: &Cell, experiment: &Experiment) -> Option<Beam> {

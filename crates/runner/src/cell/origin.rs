@@ -51,7 +51,7 @@ pub(crate) fn task_record(task: &TaskData) -> TaskRecord {
     TaskRecord {
         name: task.name.clone(),
         texts: task.texts_digest(),
-        prompts: task.prompts.len(),
+        prompts: task.requests.len(),
         prompts_available: task.available,
         max_new_tokens: task.max_new_tokens,
         metrics: task.metric_names(),

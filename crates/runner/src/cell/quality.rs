@@ -107,7 +107,7 @@ impl CellRun<'_> {
         let mut options = Options {
             beam: beam(cell, &self.plan.experiment),
             no_repeat_ngram: self.plan.experiment.no_repeat_ngram,
-            ..natural_end(self.loaded, task)
+            ..natural_end(&self.loaded.tokenizer, task)?
         };
         let mut strategy = spec.build(n_layers)?;
         let kv_fill = strategy.needs().kv_fill;
@@ -137,16 +137,14 @@ impl CellRun<'_> {
                 let failed = outcome.as_ref().err().map(ToString::to_string);
                 // A failure stays in every mean: an empty answer scores nothing.
                 let output = outcome.unwrap_or_default();
+                let text = self.loaded.tokenizer.decode(&output.tokens)?;
+                let text = options.stop.as_ref().map_or(&*text, |stop| stop.cut(&text));
                 pass.answers.push(Answer {
                     cell: cell.id.clone(),
                     id: id.clone(),
                     prompt_tokens: prompt.len(),
-                    text: self
-                        .loaded
-                        .tokenizer
-                        .decode(&output.tokens)?
-                        .trim()
-                        .to_owned(),
+                    text: text.trim().to_owned(),
+                    end: failed.is_none().then_some(output.end),
                     tokens: output.tokens,
                     layers: output.layers,
                     error: failed,
@@ -169,7 +167,7 @@ impl CellRun<'_> {
         // Answer by answer: a corpus score cannot tell which of them keep it.
         let score = |pass: &Pass, index: usize| -> anyhow::Result<f64> {
             let answer = Hypotheses::new([pass.answers[index].text.clone()]);
-            let reference = References::single([task.references[index].clone()])?;
+            let reference = References::new(vec![task.references[index].clone()])?;
             let score = evaluate(metric, &answer, &reference)?.score();
             Ok(match metric.higher_is_better() {
                 true => score,

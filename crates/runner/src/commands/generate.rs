@@ -1,11 +1,15 @@
 //! `skipbench generate`.
 
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment::{DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS};
+use crate::experiment::{
+    ChatEntry, DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, SpecialTokensRule,
+};
 use crate::input::{Prompt, read_prompts};
 use crate::models;
 use crate::outputs::{self, Named};
+use crate::preview::of_escapes;
 use crate::progress::{self, Progress};
+use crate::prompter::{Form, Prompter, stops};
 use crate::trace::{Heat, audit_json, trace_line};
 use anyhow::{Context, bail};
 use clap::Args;
@@ -19,6 +23,7 @@ use skipbench_strategy::StrategySpec;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Arguments of `skipbench generate`.
 #[derive(Debug, Clone, Args)]
@@ -26,9 +31,26 @@ pub struct GenerateArgs {
     /// Checkpoint folder, `.gguf` file or hub:owner/name[@revision]
     #[arg(long)]
     model: PathBuf,
-    /// JSON lines with `prompt`, or text with a prompt a line (`.gz` too)
+    /// JSON lines with `prompt` (or `messages` with --chat), or text with a prompt a line (`.gz` too)
     #[arg(long)]
     input: PathBuf,
+    /// A prompt is the user's turn of a chat, in the form of the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// System prompt of every chat that has none of its own
+    #[arg(long, requires = "chat")]
+    system: Option<String>,
+    /// Text that ends an answer and is cut from it; may be given again
+    #[arg(long, value_name = "TEXT", conflicts_with = "ignore_eos")]
+    stop: Vec<String>,
+    /// Special tokens in front of prompts that are no chat
+    #[arg(
+        long,
+        value_name = "RULE",
+        default_value = "auto",
+        conflicts_with = "chat"
+    )]
+    special_tokens: SpecialTokensRule,
     /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
     #[arg(long, default_value = "full")]
     strategy: StrategySpec,
@@ -90,7 +112,7 @@ struct Line<'a> {
     id: &'a serde_json::Value,
     prompt_tokens: usize,
     tokens: &'a [u32],
-    text: String,
+    text: &'a str,
     #[serde(serialize_with = "layer_counts")]
     layers: &'a [f64],
 }
@@ -100,7 +122,12 @@ struct Line<'a> {
 /// # Errors
 /// A checkpoint, input or strategy that cannot be used.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
-    let prompts = read_prompts(&args.input)?;
+    let chat = match args.chat {
+        true => ChatEntry::with_system(args.system.as_deref()),
+        false => ChatEntry::default(),
+    };
+    let form = Form::new(&chat, args.special_tokens);
+    let prompts = read_prompts(&args.input, &chat)?;
     check(args)?;
     let args = &GenerateArgs {
         model: models::fetch(&args.model)?,
@@ -108,7 +135,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     };
     check_depth(args)?;
     let texts = match &args.calibration {
-        Some(path) => Some((path, read_prompts(path)?)),
+        Some(path) => Some((path, read_prompts(path, &chat)?)),
         None => None,
     };
     let device = args.device.open()?;
@@ -123,14 +150,22 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         model.sizes().n_layers
     );
     let tokenizer = TextTokenizer::load(&args.model, model.sizes().vocab_size)?;
+    let tokenizer: Arc<dyn Tokenize> = Arc::new(tokenizer);
+    let prompter = Prompter::new(&args.model, tokenizer.as_ref(), &form)?;
     let engine = Engine::new(&model);
-    let mut options = options(args, &tokenizer);
+    let mut options = options(args, &tokenizer)?;
     // Every prompt is looked at before the first is answered, so that a bad one leaves no half of an output.
-    let ids = tokenize(&args.input, &prompts, &tokenizer, engine, &options)?;
+    let ids = tokenize(&args.input, &prompts, &prompter, engine, &options)?;
     let texts = match &texts {
-        Some((path, texts)) => Some(tokenize(path, texts, &tokenizer, engine, &options)?),
+        Some((path, texts)) => Some(tokenize(path, texts, &prompter, engine, &options)?),
         None => None,
     };
+    for warning in args.stop.iter().flat_map(|text| of_escapes("--stop", text)) {
+        tracing::warn!("{warning}");
+    }
+    if let Some(warning) = prompter.doubled(&ids) {
+        tracing::warn!("{}: {warning}", args.input.display());
+    }
     let tokens: usize = ids.iter().map(Vec::len).sum();
     tracing::info!(
         "{}: {} prompts of {tokens} tokens",
@@ -156,11 +191,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     for (prompts, ids) in prompts.chunks(batch_size).zip(ids.chunks(batch_size)) {
         let generation = engine.generate(ids, strategy.as_mut(), &options)?;
         for ((prompt, ids), row) in prompts.iter().zip(ids).zip(&generation.rows) {
+            let text = tokenizer.decode(&row.tokens)?;
             let line = Line {
                 id: &prompt.id,
                 prompt_tokens: ids.len(),
                 tokens: &row.tokens,
-                text: tokenizer.decode(&row.tokens)?,
+                text: options.stop.as_ref().map_or(&*text, |stop| stop.cut(&text)),
                 layers: &row.layers,
             };
             serde_json::to_writer(&mut out, &line)?;
@@ -223,6 +259,9 @@ fn check(args: &GenerateArgs) -> anyhow::Result<()> {
             "a beam search has no one way through the layers to trace; leave out --beams, or --trace, --heatmap and --audit"
         );
     }
+    if args.stop.iter().any(String::is_empty) {
+        bail!("--stop \"\": an empty text would end every answer before it begins");
+    }
     if args.strategy.members().is_some() {
         bail!(
             "`{}` stands for several strategies, which an experiment runs one by one; leave out `seeds` and give a `seed`",
@@ -270,33 +309,35 @@ fn beam_of(args: &GenerateArgs) -> Option<Beam> {
     })
 }
 
-fn options(args: &GenerateArgs, tokenizer: &dyn Tokenize) -> Options {
-    Options {
+fn options(args: &GenerateArgs, tokenizer: &Arc<dyn Tokenize>) -> anyhow::Result<Options> {
+    let (ids, stop) = stops(tokenizer, &args.stop)?;
+    Ok(Options {
         max_new_tokens: args.max_new_tokens as usize,
         eos_ids: match args.ignore_eos {
             true => Vec::new(),
-            false => tokenizer.eos_ids().to_vec(),
+            false => [tokenizer.eos_ids(), &ids].concat(),
         },
+        stop,
         sampling: sampling_of(args),
         beam: beam_of(args),
         no_repeat_ngram: args.no_repeat_ngram,
         trace: args.trace.is_some() || args.heatmap.is_some(),
         audit: args.audit.is_some(),
         ..Options::default()
-    }
+    })
 }
 
 pub(super) fn tokenize(
     path: &Path,
     prompts: &[Prompt],
-    tokenizer: &dyn Tokenize,
+    prompter: &Prompter<'_>,
     engine: Engine<'_>,
     options: &Options,
 ) -> anyhow::Result<Vec<Vec<u32>>> {
     prompts
         .iter()
         .map(|prompt| {
-            let ids = tokenizer.encode(&prompt.text)?;
+            let ids = prompter.ids(&prompt.request)?;
             engine.check(std::slice::from_ref(&ids), options)?;
             Ok(ids)
         })
@@ -353,6 +394,7 @@ fn calibrated(
     let natural = Options {
         max_new_tokens: options.max_new_tokens,
         eos_ids: options.eos_ids.clone(),
+        stop: options.stop.clone(),
         beam: options.beam,
         no_repeat_ngram: options.no_repeat_ngram,
         ..Options::default()

@@ -2,9 +2,11 @@
 
 use super::{generate, print_json};
 use crate::calibrate::{lacks_text, on_prompts};
+use crate::experiment::ChatEntry;
 use crate::experiment::MAX_NEW_TOKENS;
 use crate::input::read_prompts;
 use crate::models;
+use crate::prompter::{Form, Prompter};
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
@@ -103,7 +105,7 @@ fn of_model(
     let n_layers = ModelConfig::open(model)?.n_layers;
     spec.validate(n_layers)
         .with_context(|| format!("strategy `{spec}`"))?;
-    let texts = read_prompts(path)?;
+    let texts = read_prompts(path, &ChatEntry::default())?;
     let decoder = Decoder::load(model, &Device::Cpu, None, Backend::Auto)?;
     let tokenizer = TextTokenizer::load(model, decoder.sizes().vocab_size)?;
     if !lacks_text(spec, n_layers) {
@@ -115,7 +117,9 @@ fn of_model(
         ..Options::default()
     };
     let engine = Engine::new(&decoder);
-    let prompts = generate::tokenize(path, &texts, &tokenizer, engine, &options)?;
+    let form = Form::default();
+    let prompter = Prompter::new(model, &tokenizer, &form)?;
+    let prompts = generate::tokenize(path, &texts, &prompter, engine, &options)?;
     let found = on_prompts(engine, spec, &prompts, options, 1)
         .with_context(|| format!("strategy `{spec}`"))?;
     Ok((found.spec, n_layers))

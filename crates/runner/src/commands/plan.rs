@@ -8,6 +8,7 @@ use crate::preview::{self, TaskPreview};
 use crate::progress::Spell;
 use clap::Args;
 use serde_json::{Value, json};
+use skipbench_record::grouped;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -110,8 +111,8 @@ fn cell_json(cell: &Cell) -> serde_json::Result<Value> {
 
 fn task_text(task: &TaskPreview) -> String {
     let of = match task.available {
-        Some(available) => format!("{} of {available}", task.prompts),
-        None => task.prompts.to_string(),
+        Some(available) => format!("{} of {}", grouped(task.prompts), grouped(available)),
+        None => grouped(task.prompts),
     };
     // Quoted, so that a line feed and a space at the end can be seen.
     format!(

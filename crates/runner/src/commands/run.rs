@@ -8,17 +8,20 @@ use crate::memo::Memo;
 use crate::plan::{Cell, ModelPlan, Plan, Weights};
 use crate::preview;
 use crate::progress::{Progress, end_on_signals};
+use crate::prompter::Request;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
 use skipbench_engine::{Engine, Options, TimingPlan};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
+use skipbench_prompts::Message;
 use skipbench_record::{Answer, Folder, Prompt, Record, Run, Standing};
 use skipbench_report::Report;
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Arguments of `skipbench run`.
 #[derive(Debug, Args)]
@@ -258,12 +261,13 @@ fn calibrator<'a>(
         max_new_tokens: task.max_new_tokens.max(experiment.timing.new_tokens),
         ..Options::default()
     };
-    let prompts = cell::tokenize_all(loaded.tokenizer.as_ref(), &task.calibration)?;
+    let prompter = task.prompter(&model.entry.path, loaded.tokenizer.as_ref())?;
+    let prompts = prompter.all_ids(&task.calibration)?;
     let depends_on = computed_by(on_text(experiment, model, task), &plan.machine);
     Ok(Calibrator {
         engine,
         prompts: runnable(engine, prompts, &longest),
-        options: cell::natural_end(loaded, task),
+        options: cell::natural_end(&loaded.tokenizer, task)?,
         clocked_by: clocked_by(depends_on.clone(), &plan.machine)
             .with("timing settings", &experiment.timing)
             .with("seed", experiment.seed),
@@ -278,13 +282,28 @@ fn calibrator<'a>(
 fn prompts(plan: &Plan, task: usize) -> Vec<Prompt> {
     let task = &plan.tasks[task];
     let texts = task.texts_digest();
-    let items = task.ids.iter().zip(&task.prompts).zip(&task.references);
+    let items = task.ids.iter().zip(&task.requests).zip(&task.references);
     items
-        .map(|((id, prompt), reference)| Prompt {
-            task: texts.clone(),
-            id: id.clone(),
-            prompt: prompt.clone(),
-            references: vec![reference.clone()],
+        .map(|((id, request), references)| {
+            let (prompt, messages) = match request {
+                Request::Text(text) => (text.clone(), None),
+                // The user's turn, and all that was said.
+                Request::Chat(messages) => (
+                    messages
+                        .last()
+                        .map(Message::content)
+                        .unwrap_or_default()
+                        .to_owned(),
+                    Some(serde_json::json!(messages)),
+                ),
+            };
+            Prompt {
+                task: texts.clone(),
+                id: id.clone(),
+                prompt,
+                messages,
+                references: references.clone(),
+            }
         })
         .collect()
 }
@@ -296,6 +315,6 @@ fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loade
     let tokenizer = TextTokenizer::load(&model.entry.path, decoder.sizes().vocab_size)?;
     Ok(Loaded {
         model: Box::new(decoder),
-        tokenizer: Box::new(tokenizer),
+        tokenizer: Arc::new(tokenizer),
     })
 }

@@ -1,7 +1,9 @@
 //! What an experiment may ask for.
 
-use super::{Experiment, Match, TaskEntry, TimingEntry};
+use super::{Experiment, FewShotEntry, Limit, Match, TaskEntry, TimingEntry};
+use crate::task::Kind;
 use skipbench_engine::MAX_LENGTH_PENALTY;
+use skipbench_prompts::PromptTemplate;
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 
@@ -109,45 +111,100 @@ impl TimingEntry {
 
 impl TaskEntry {
     fn check(&self, path: &str) -> Checked {
+        let at = |key: &str| format!("{path}.{key}");
         match (&self.builtin, &self.source, &self.reference) {
             (Some(_), None, None) => {}
-            (None, Some(_), Some(_)) if self.name.is_none() => {
-                return misfit(path, "a task of text files needs a `name`".to_owned());
+            (None, Some(_), _) if self.name.is_none() => {
+                return misfit(path, "a task of files needs a `name`".to_owned());
             }
-            (None, Some(_), Some(_)) => {}
+            (None, Some(source), reference) => match (Kind::of(source), reference) {
+                (Kind::Text, Some(_)) => {}
+                (Kind::Text, None) => {
+                    let lacks = "source texts need `reference`, a file of the right answers; JSON lines (`.jsonl`) and `.parquet` have them in a field";
+                    return misfit(path, lacks.to_owned());
+                }
+                (_, Some(_)) => {
+                    let field = "in JSON lines and Parquet the right answers are a field; name it by `fields: {reference: ...}`";
+                    return misfit(at("reference"), field.to_owned());
+                }
+                (_, None) => {}
+            },
             _ => {
-                let either = "a task is either `builtin` or has both `source` and `reference`";
+                let either = "a task is either `builtin` or has a `source`";
                 return misfit(path, either.to_owned());
             }
         }
         let of_files = [
+            ("fields", self.fields.is_some()),
             ("calibration", self.calibration.is_some()),
             ("prompt", self.prompt.is_some()),
+            ("few-shot", self.few_shot.is_some()),
         ];
         if self.builtin.is_some()
             && let Some((key, _)) = of_files.iter().find(|(_, given)| *given)
         {
             let own = format!("a built-in task has its own `{key}`; leave it out");
-            return misfit(format!("{path}.{key}"), own);
+            return misfit(at(key), own);
         }
-        within(format!("{path}.prompts"), self.prompts, 1..=MAX_PROMPTS)?;
+        if self.fields.is_some()
+            && let Some(source) = &self.source
+            && Kind::of(source) == Kind::Text
+        {
+            let text = format!(
+                "`fields` are those of JSON lines (`.jsonl`) and `.parquet`; {} is taken for source texts",
+                source.display()
+            );
+            return misfit(at("fields"), text);
+        }
+        if let Limit::First(count) = self.prompts {
+            within(at("prompts"), count, 1..=MAX_PROMPTS)?;
+        }
+        let calibrated = self.calibration_prompts;
+        within(at("calibration-prompts"), calibrated, 0..=MAX_PROMPTS)?;
         within(
-            format!("{path}.calibration-prompts"),
-            self.calibration_prompts,
-            0..=MAX_PROMPTS,
-        )?;
-        within(
-            format!("{path}.max-new-tokens"),
+            at("max-new-tokens"),
             self.max_new_tokens,
             1..=MAX_NEW_TOKENS,
         )?;
-        if let Some(prompt) = &self.prompt
-            && !prompt.contains("{source}")
-        {
-            let lacks = format!("`prompt` must hold `{{source}}`, got {prompt:?}");
-            return misfit(format!("{path}.prompt"), lacks);
+        if let Some(index) = self.stop.iter().position(String::is_empty) {
+            let empty = "an empty text would end every answer before it begins";
+            return misfit(format!("{path}.stop.{index}"), empty.to_owned());
+        }
+        if !self.chat.is_off() && !self.special_tokens.is_auto() {
+            let own =
+                "a chat template writes its special tokens itself; leave `special-tokens` out";
+            return misfit(at("special-tokens"), own.to_owned());
+        }
+        if let Some(few_shot) = &self.few_shot {
+            few_shot.check(&at("few-shot"))?;
+        }
+        if let Some(prompt) = &self.prompt {
+            PromptTemplate::new(prompt).map_err(|error| Misfit {
+                path: at("prompt"),
+                message: error.to_string(),
+            })?;
         }
         Ok(())
+    }
+}
+
+impl FewShotEntry {
+    fn check(&self, path: &str) -> Checked {
+        within(format!("{path}.k"), self.k, 1..=1000)?;
+        match (Kind::of(&self.from), &self.reference) {
+            (Kind::Text, None) => {
+                let lacks = format!(
+                    "{} is taken for source texts, which need `reference`, a file of their right answers",
+                    self.from.display()
+                );
+                misfit(path, lacks)
+            }
+            (Kind::JsonLines | Kind::Parquet, Some(_)) => misfit(
+                format!("{path}.reference"),
+                "in JSON lines and Parquet the right answers are a field".to_owned(),
+            ),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -2,18 +2,18 @@
 
 mod args;
 mod check;
+mod task;
 
 pub use args::{ExperimentArgs, Shard};
 pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
+pub use task::{ChatEntry, FewShotEntry, Fields, Limit, Names, SpecialTokensRule, TaskEntry};
 
 use crate::models;
 use crate::yaml::Document;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use skipbench_metrics::Metric;
 use skipbench_strategy::{KvFill, StrategySpec};
-use skipbench_tasks::Task;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -91,46 +91,6 @@ pub struct ModelEntry {
     /// Hugging Face folder (`config.json`, `model.safetensors` or its parts, `tokenizer.json`), `.gguf` file, or
     /// `hub:owner/name[@revision]`.
     pub path: PathBuf,
-}
-
-/// A task: built in, or text files with a segment a line.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct TaskEntry {
-    /// Name in tables; if not given, that of the built-in task. A task of text files needs one.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// A built-in task: `translation` is English to German, `summarization` a report to one sentence, both generated from
-    /// a grammar of the project's own.
-    #[serde(default)]
-    #[schemars(schema_with = "task_schema")]
-    pub builtin: Option<Task>,
-    /// File of source texts, a line each (`.gz` too), instead of a built-in task.
-    #[serde(default)]
-    pub source: Option<PathBuf>,
-    /// File of the right answers, a line for each source.
-    #[serde(default)]
-    pub reference: Option<PathBuf>,
-    /// File of source texts on which thresholds, layer orders and expected lengths are found; none of them is scored.
-    #[serde(default)]
-    pub calibration: Option<PathBuf>,
-    /// How a source becomes a prompt; `{source}` stands for it. If not given, the source itself is the prompt.
-    #[serde(default)]
-    pub prompt: Option<String>,
-    /// Prompts to score: the first of the sources, at most 1,000,000.
-    #[serde(default = "default_prompts")]
-    pub prompts: usize,
-    /// Prompts to calibrate on: the first of `calibration`, at most 1,000,000.
-    #[serde(default = "default_calibration_prompts")]
-    pub calibration_prompts: usize,
-    /// Longest answer in tokens, at most 1,000,000; prompt and answer together must fit in the model's positions.
-    #[serde(default = "default_max_new_tokens")]
-    pub max_new_tokens: usize,
-    /// Metrics: bleu, chrf, chrf++, ter, rouge1 to rouge9, rougeL, rougeLsum. The first is the one that plots show. If not
-    /// given, bleu and chrf, or rougeL, rouge1, rouge2 and rougeLsum for `summarization`.
-    #[serde(default, with = "metric_names")]
-    #[schemars(with = "Vec<String>")]
-    pub metrics: Vec<Metric>,
 }
 
 /// How the timing pass goes.
@@ -228,15 +188,6 @@ fn default_length_penalty() -> f64 {
 fn default_seed() -> u64 {
     1
 }
-fn default_prompts() -> usize {
-    64
-}
-fn default_calibration_prompts() -> usize {
-    32
-}
-fn default_max_new_tokens() -> usize {
-    64
-}
 fn default_timing_batches() -> usize {
     16
 }
@@ -286,7 +237,14 @@ impl Experiment {
                 ("reference", &mut task.reference),
                 ("calibration", &mut task.calibration),
             ];
-            for (key, file) in files {
+            let files = files.map(|(key, file)| (key, file.as_mut()));
+            let examples = task.few_shot.iter_mut().flat_map(|few_shot| {
+                [
+                    ("few-shot.from", Some(&mut few_shot.from)),
+                    ("few-shot.reference", few_shot.reference.as_mut()),
+                ]
+            });
+            for (key, file) in files.into_iter().chain(examples) {
                 if let Some(file) = file {
                     let folder = document.folder_of(&format!("tasks.{index}.{key}"));
                     *file = folder.join(&*file);
@@ -395,12 +353,6 @@ fn share_schema(_: &mut SchemaGenerator) -> Schema {
             {"type": "null"},
         ],
     })
-}
-
-fn task_schema(_: &mut SchemaGenerator) -> Schema {
-    let names = Task::ALL.map(|task| Some(task.name()));
-    let names: Vec<Option<&str>> = names.into_iter().chain([None]).collect();
-    json_schema!({"enum": names})
 }
 
 /// Metrics by their names.
@@ -518,10 +470,28 @@ mod tests {
                 "{builtin: translation, metrics: [bleu, blue]}",
                 "{builtin: translation, max-new-tokens: 4000000000}",
                 "{builtin: translation, prompts: 0}",
-                "{builtin: translation, prompt: \"{source}\"}",
+                "{builtin: translation, prompt: \"{{ source }}\"}",
                 "{source: a, reference: b}",
                 "{name: t, source: a}",
                 "{name: t, source: a, reference: b, prompt: \"translate\"}",
+                "{name: t, source: a, reference: b, prompt: \"{source}\"}",
+                "{name: t, source: a, reference: b, prompt: \"{{ source\"}",
+                "{name: t, source: a, reference: b, fields: {source: x}}",
+                "{name: t, source: a.jsonl, reference: b}",
+                "{name: t, source: a.jsonl, fields: {sourc: x}}",
+                "{name: t, source: a.jsonl, fields: {reference: []}}",
+                "{name: t, source: a.jsonl, prompts: every}",
+                "{name: t, source: a.jsonl, prompts: 2000000}",
+                "{name: t, source: a.jsonl, stop: [\"\"]}",
+                "{name: t, source: a.jsonl, stop: \"x\"}",
+                "{name: t, source: a.jsonl, chat: maybe}",
+                "{name: t, source: a.jsonl, chat: {system: 3}}",
+                "{name: t, source: a.jsonl, chat: true, special-tokens: none}",
+                "{name: t, source: a.jsonl, special-tokens: some}",
+                "{name: t, source: a.jsonl, few-shot: {k: 0, from: b.jsonl}}",
+                "{name: t, source: a.jsonl, few-shot: {k: 3}}",
+                "{name: t, source: a, reference: b, few-shot: {k: 3, from: c}}",
+                "{builtin: translation, few-shot: {k: 3, from: c}}",
             ]
             .map(task)
             .join("\n\n")

@@ -1,7 +1,9 @@
 //! About how long a plan takes, from a short look at the clock.
 
+use crate::cell::natural_end;
 use crate::experiment::Experiment;
 use crate::plan::{Cell, ModelPlan, Plan};
+use crate::prompter::Prompter;
 use crate::task::TaskData;
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -9,6 +11,7 @@ use skipbench_engine::{Beam, Engine, Options};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize};
 use skipbench_strategy::StrategySpec;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Decode steps that are timed; an answer that goes on beyond counts as the longest that the task allows.
 const STEPS: usize = 32;
@@ -53,6 +56,7 @@ pub(crate) fn estimate(plan: &Plan) -> anyhow::Result<Estimate> {
         let decoder = Decoder::load(&model.entry.path, &device, dtype, Backend::Auto)
             .with_context(|| format!("model `{}`", model.name))?;
         let tokenizer = TextTokenizer::load(&model.entry.path, decoder.sizes().vocab_size)?;
+        let tokenizer: Arc<dyn Tokenize> = Arc::new(tokenizer);
         let mut paces: HashMap<(usize, usize, usize), Pace> = HashMap::new();
         for cell in plan.cells.iter().filter(|cell| cell.model == index) {
             let task = &plan.tasks[cell.task];
@@ -60,8 +64,11 @@ pub(crate) fn estimate(plan: &Plan) -> anyhow::Result<Estimate> {
             let pace = match paces.get(&key) {
                 Some(pace) => *pace,
                 None => {
-                    let pace = Pace::measure(&decoder, &tokenizer, task, cell, &plan.experiment)
-                        .with_context(|| format!("task `{}`", task.name))?;
+                    let prompter = task.prompter(&model.entry.path, tokenizer.as_ref())?;
+                    let options = natural_end(&tokenizer, task)?;
+                    let pace =
+                        Pace::measure(&decoder, &prompter, options, task, cell, &plan.experiment)
+                            .with_context(|| format!("task `{}`", task.name))?;
                     tracing::info!("{} at batch {}: {pace:?}", task.name, cell.batch_size);
                     paces.insert(key, pace);
                     pace
@@ -86,7 +93,7 @@ impl Estimate {
             .strategy
             .menu(model.n_layers)
             .map_or(1, |menu| menu.len());
-        let batches = task.prompts.len().div_ceil(cell.batch_size) * passes;
+        let batches = task.requests.len().div_ceil(cell.batch_size) * passes;
         self.quality_s += batches as f64 * (pace.prefill_s + pace.step_s * pace.steps);
         let timing = &experiment.timing;
         if cell.timed && timing.batches > 0 {
@@ -101,7 +108,8 @@ impl Estimate {
 impl Pace {
     fn measure(
         model: &dyn CausalLm,
-        tokenizer: &dyn Tokenize,
+        prompter: &Prompter<'_>,
+        natural_end: Options,
         task: &TaskData,
         cell: &Cell,
         experiment: &Experiment,
@@ -110,17 +118,16 @@ impl Pace {
         let limit = task.max_new_tokens.min(STEPS + 1);
         let options = Options {
             max_new_tokens: limit,
-            eos_ids: tokenizer.eos_ids().to_vec(),
             beam: (cell.beams > 1).then_some(Beam {
                 beams: cell.beams,
                 length_penalty: experiment.length_penalty,
             }),
             no_repeat_ngram: experiment.no_repeat_ngram,
-            ..Options::default()
+            ..natural_end
         };
         let mut batch = Vec::new();
-        for prompt in &task.prompts {
-            let ids = tokenizer.encode(prompt)?;
+        for request in &task.requests {
+            let ids = prompter.ids(request)?;
             if engine.check(std::slice::from_ref(&ids), &options).is_ok() {
                 batch.push(ids);
             }

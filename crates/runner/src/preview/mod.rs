@@ -4,6 +4,7 @@ mod estimate;
 mod texts;
 
 pub(crate) use estimate::estimate;
+pub(crate) use texts::of_escapes;
 
 use crate::experiment::TaskEntry;
 use crate::plan::{ModelPlan, Plan};
@@ -87,11 +88,8 @@ impl TaskPreview {
         entry: &TaskEntry,
         tokenizer: &dyn Tokenize,
     ) -> anyhow::Result<Self> {
-        let ids = task
-            .prompts
-            .iter()
-            .map(|prompt| tokenizer.encode(prompt))
-            .collect::<Result<Vec<_>, _>>()?;
+        let prompter = task.prompter(&model.entry.path, tokenizer)?;
+        let ids = prompter.all_ids(&task.requests)?;
         tracing::info!(
             "task `{}`: {} prompts of {} tokens for model `{}`",
             task.name,
@@ -103,10 +101,17 @@ impl TaskPreview {
         if let Some(template) = &entry.prompt {
             warnings.extend(texts::of_template(template));
         }
-        warnings.extend(texts::of_endings(&task.prompts));
-        // What stands in front of every text is all that an empty one becomes.
-        let beginning = tokenizer.encode("")?.first().copied();
-        warnings.extend(texts::of_beginnings(&ids, beginning));
+        let stops = task.stop.iter();
+        warnings.extend(stops.flat_map(|text| texts::of_escapes("`stop`", text)));
+        warnings.extend(texts::of_endings(&task.requests));
+        warnings.extend(texts::of_examples(task, entry));
+        warnings.extend(prompter.doubled(&ids));
+        if prompter.tells_the_date() {
+            warnings.push(format!(
+                "the chat template of model `{}` writes today's date into every prompt, so answers change with the day; set it, as in `chat: {{date_string: 26 Jul 2024}}`",
+                model.name
+            ));
+        }
         if let Some(positions) = model.max_positions {
             let timed = match plan.experiment.timing.batches {
                 0 => 0,
@@ -125,11 +130,14 @@ impl TaskPreview {
         Ok(Self {
             model: model.name.clone(),
             task: task.name.clone(),
-            prompt: task.prompts.first().cloned().unwrap_or_default(),
+            prompt: match task.requests.first() {
+                Some(request) => prompter.text(request)?,
+                None => String::new(),
+            },
             prompt_tokens: ids.first().map_or(0, Vec::len),
             longest_prompt_tokens: ids.iter().map(Vec::len).max().unwrap_or(0),
             max_new_tokens: task.max_new_tokens,
-            prompts: task.prompts.len(),
+            prompts: task.requests.len(),
             available: task.available,
             calibration_prompts: task.calibration.len(),
             warnings,

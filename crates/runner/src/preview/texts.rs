@@ -1,6 +1,7 @@
 //! Slips in prompts that no error ever reports: they only make every answer worse.
 
-use crate::experiment::TaskEntry;
+use crate::experiment::{Limit, TaskEntry};
+use crate::prompter::Request;
 use crate::task::TaskData;
 
 /// Fewer prompts than were asked for.
@@ -17,7 +18,10 @@ pub(super) fn of_counts(task: &TaskData, entry: &TaskEntry) -> Vec<String> {
         )
     });
     [
-        few("prompts", entry.prompts, task.prompts.len()),
+        match entry.prompts {
+            Limit::First(asked) => few("prompts", asked, task.requests.len()),
+            Limit::All => None,
+        },
         calibration.flatten(),
     ]
     .into_iter()
@@ -28,55 +32,61 @@ pub(super) fn of_counts(task: &TaskData, entry: &TaskEntry) -> Vec<String> {
 /// What a template says that it hardly means.
 pub(super) fn of_template(template: &str) -> Vec<String> {
     let mut warnings = Vec::new();
-    let rest = template.replace("{source}", "");
-    if let Some(name) = braced(&rest) {
+    if let Some(name) = braced(template) {
         warnings.push(format!(
-            "the prompt holds {{{name}}}, which nothing replaces; only {{source}} stands for something"
+            "the prompt holds {{{name}}} in single braces, which nothing replaces; write {{{{ {name} }}}} for a field"
         ));
     }
-    for (escape, meant) in [("\\n", "a line feed"), ("\\t", "a tab")] {
-        if rest.contains(escape) {
-            warnings.push(format!(
-                "the prompt holds a backslash and a letter ({escape}) instead of {meant}; write it between double quotes"
-            ));
-        }
-    }
+    warnings.extend(of_escapes("the prompt", template));
     warnings
 }
 
-/// The first name in braces.
-fn braced(text: &str) -> Option<&str> {
-    text.split('{').skip(1).find_map(|after| {
-        let (name, _) = after.split_once('}')?;
-        let is_name = |c: char| c.is_alphanumeric() || "_- ".contains(c);
-        (!name.trim().is_empty() && name.chars().all(is_name)).then_some(name)
+/// What stands where a control character was meant.
+pub(crate) fn of_escapes(what: &str, text: &str) -> Vec<String> {
+    let escapes = [("\\n", "a line feed"), ("\\t", "a tab")].into_iter();
+    let found = escapes.filter(|(escape, _)| text.contains(escape));
+    let warning = |(escape, meant)| {
+        format!(
+            "{what} holds a backslash and a letter ({escape}) instead of {meant}; write it between double quotes in YAML, as $'{escape}' in a shell"
+        )
+    };
+    found.map(warning).collect()
+}
+
+/// The first name in single braces.
+fn braced(template: &str) -> Option<&str> {
+    let is_name = |name: &str| {
+        let is_part = |c: char| c.is_alphanumeric() || "_-".contains(c);
+        !name.is_empty() && name.chars().all(is_part)
+    };
+    template.match_indices('{').find_map(|(at, _)| {
+        let (name, rest) = template[at + 1..].split_once('}')?;
+        let doubled = template[..at].ends_with('{') || rest.starts_with('}');
+        (!doubled && is_name(name)).then_some(name)
+    })
+}
+
+/// Examples that are scored as well: their answers stand in every prompt.
+pub(super) fn of_examples(task: &TaskData, entry: &TaskEntry) -> Option<String> {
+    let few_shot = entry.few_shot.as_ref()?;
+    (task.leaked > 0).then(|| {
+        format!(
+            "{} of the prompts are asked about a few-shot example, whose answer they hold; draw from other items than {}",
+            task.leaked,
+            few_shot.from.display()
+        )
     })
 }
 
 /// Prompts that end in a space, which most tokenizers attach to the next word: the answer's first token is one that the
 /// model never saw there.
-pub(super) fn of_endings(prompts: &[String]) -> Option<String> {
-    let count = prompts
-        .iter()
-        .filter(|prompt| prompt.ends_with(' '))
-        .count();
+pub(super) fn of_endings(prompts: &[Request]) -> Option<String> {
+    let ends = |prompt: &&Request| matches!(prompt, Request::Text(text) if text.ends_with(' '));
+    let count = prompts.iter().filter(ends).count();
     (count > 0).then(|| {
         format!(
             "{count} of {} prompts end in a space, which belongs to the answer's first word for most tokenizers",
             prompts.len()
-        )
-    })
-}
-
-/// Prompts whose text begins with what the tokenizer puts in front anyway.
-pub(super) fn of_beginnings(ids: &[Vec<u32>], beginning: Option<u32>) -> Option<String> {
-    let beginning = beginning?;
-    let doubled = |ids: &&Vec<u32>| ids.starts_with(&[beginning, beginning]);
-    let count = ids.iter().filter(doubled).count();
-    (count > 0).then(|| {
-        format!(
-            "{count} of {} prompts begin with the beginning-of-sequence token twice; the tokenizer adds one itself",
-            ids.len()
         )
     })
 }
@@ -106,20 +116,20 @@ mod tests {
     #[test]
     fn a_template_is_taken_at_its_word() {
         for fine in [
-            "{source}",
-            "translate: {source} =>\n",
-            "{source} {}",
-            "f() { {source} }",
-            "{ {source}, a: 1 }",
+            "{{ source }}",
+            "translate: {{source}} =>\n",
+            "{{ source }} {}",
+            "f() { {{ source }} }",
+            "{ {{ source }}, a: 1 }",
+            "{{ {'a': source}.a }}",
         ] {
             assert_eq!(of_template(fine), Vec::<String>::new(), "{fine:?}");
         }
-        let target = of_template("{source} = {target}");
+        let target = of_template("{{ source }} = {target}");
         assert!(target[0].contains("holds {target}"), "{target:?}");
-        assert!(of_template("{source} {source_text}")[0].contains("{source_text}"));
-        let feed = of_template("{source}\\n");
+        let feed = of_template("{{ source }}\\n");
         assert!(feed[0].contains("(\\n) instead of a line feed"), "{feed:?}");
-        assert_eq!(of_template("{a}\\n\\t{source}").len(), 3);
+        assert_eq!(of_template("{a}\\n\\t{{ source }}").len(), 3);
     }
 
     #[test]
@@ -127,7 +137,7 @@ mod tests {
         let prompts = |texts: &[&str]| {
             texts
                 .iter()
-                .map(|&text| text.to_owned())
+                .map(|&text| Request::Text(text.to_owned()))
                 .collect::<Vec<_>>()
         };
         assert_eq!(of_endings(&prompts(&["a", "b\n", ""])), None);
@@ -136,15 +146,6 @@ mod tests {
             found.starts_with("2 of 3 prompts end in a space"),
             "{found}"
         );
-    }
-
-    #[test]
-    fn a_beginning_that_is_there_twice_is_told_from_a_repeated_word() {
-        let ids = [vec![1, 1, 5], vec![1, 5], vec![1]];
-        assert_eq!(of_beginnings(&ids, None), None);
-        assert_eq!(of_beginnings(&ids, Some(2)), None);
-        let found = of_beginnings(&ids, Some(1)).unwrap();
-        assert!(found.starts_with("1 of 3 prompts"), "{found}");
     }
 
     #[test]

@@ -237,7 +237,7 @@ fn experiments_that_cannot_be_read() {
         &with(format!(
             "name: e\n{model}tasks: [{{name: t, source: gone.txt, reference: gone.txt}}]\nstrategies: [full]\n"
         )),
-        &["e.yaml:3:9: ", "gone.txt"],
+        &["e.yaml:3:27: ", "gone.txt"],
     );
     std::fs::write(&path, b"name: \xff\n").unwrap();
     assert_names(

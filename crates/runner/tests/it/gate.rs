@@ -241,5 +241,5 @@ fn a_few_gates_are_right() {
 #[test]
 #[ignore = "takes minutes; a_few_gates_are_right is its short form"]
 fn gate_simulation() {
-    simulation(400);
+    simulation(100);
 }

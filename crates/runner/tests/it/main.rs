@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod chat;
 mod compare;
 mod gate;
 mod generate;
@@ -16,4 +17,5 @@ mod score;
 mod sources;
 mod strategies;
 mod support;
+mod tasks;
 mod train;

@@ -17,7 +17,7 @@ fn slips(dir: &Path) -> PathBuf {
         "name: e
 models: [{{name: m, path: {:?}}}]
 tasks:
-  - {{name: t, source: s.txt, reference: r.txt, prompt: '{{source}} = {{target}}\\n ', prompts: 50, max-new-tokens: 510}}
+  - {{name: t, source: s.txt, reference: r.txt, prompt: '{{{{ source }}}} = {{target}}\\n ', prompts: 50, max-new-tokens: 510}}
   - {{builtin: translation, prompts: 2}}
 strategies: [early-exit: {{threshold: 0.5}}, unified@2]
 timing: {{batches: 2, repeats: 1}}

@@ -30,7 +30,7 @@ impl Lab {
 
     fn write(&self, name: &str, more: &str) {
         let text = format!(
-            "name: {name}\nmodels: [{{name: m, path: checkpoint}}]\ntasks: [{{name: t, source: source.txt, reference: reference.txt, prompt: \"de: {{source}}\\nen:\", max-new-tokens: 6}}]\nstrategies: [unified@2]\nbatch-sizes: [2]\ntiming: {{batches: 2, repeats: 1, warm-up: 0, new-tokens: 3}}\n{more}"
+            "name: {name}\nmodels: [{{name: m, path: checkpoint}}]\ntasks: [{{name: t, source: source.txt, reference: reference.txt, prompt: \"de: {{{{ source }}}}\\nen:\", max-new-tokens: 6}}]\nstrategies: [unified@2]\nbatch-sizes: [2]\ntiming: {{batches: 2, repeats: 1, warm-up: 0, new-tokens: 3}}\n{more}"
         );
         std::fs::write(self.path("lab.yaml"), text).unwrap();
     }

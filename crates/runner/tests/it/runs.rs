@@ -98,6 +98,7 @@ impl FakeRun {
                 task: first.task.texts.clone(),
                 id: format!("p{index}"),
                 prompt: prompt.clone(),
+                messages: None,
                 references: vec![reference.clone()],
             })
             .collect();
@@ -122,6 +123,7 @@ fn answer(record: &Record, prompt: &Prompt, text: &str) -> Answer {
         tokens: vec![1, 2],
         text: text.to_owned(),
         layers: vec![16.0, 8.0],
+        end: None,
         error: None,
     }
 }

@@ -74,6 +74,13 @@ impl Page<'_> {
             if properties(object).next().is_some() {
                 text += &format!("\n## {heading}\n\n{}\n\n", about(object));
                 text += &self.table(object);
+                for (inner, property) in properties(object) {
+                    let Some(map) = self.map_of(property) else {
+                        continue;
+                    };
+                    text += &format!("\n### `{inner}` in `{key}`\n\n{}\n\n", about(property));
+                    text += &self.table(map);
+                }
             }
         }
         text += "\n## Strategies\n\n";
@@ -91,6 +98,13 @@ impl Page<'_> {
             }
         }
         text
+    }
+
+    /// The map that a value is or may be, where its keys are known.
+    fn map_of<'a>(&'a self, property: &'a Value) -> Option<&'a Value> {
+        let kinds = std::iter::once(property).chain(alternatives(property));
+        let mut maps = kinds.map(|kind| self.resolved(kind));
+        maps.find(|map| properties(map).next().is_some())
     }
 
     fn table(&self, object: &Value) -> String {

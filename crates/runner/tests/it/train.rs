@@ -139,7 +139,7 @@ fn a_tiny_model_learns_its_task() {
     let path = write(
         dir.path(),
         "train.yaml",
-        "out: model\nshape: {vocab-size: 300, d-model: 32, n-layers: 2, n-heads: 2, n-kv-heads: 1, d-ff: 64, max-positions: 64}\ndata: [{source: source, reference: reference, prompt: \"{source} is\"}]\ntrain: {steps: 150, batch-size: 4, optimizer: {learning-rate: 1.0e-2, warm-up-steps: 10}}\n",
+        "out: model\nshape: {vocab-size: 300, d-model: 32, n-layers: 2, n-heads: 2, n-kv-heads: 1, d-ff: 64, max-positions: 64}\ndata: [{source: source, reference: reference, prompt: \"{{ source }} is\"}]\ntrain: {steps: 150, batch-size: 4, optimizer: {learning-rate: 1.0e-2, warm-up-steps: 10}}\n",
     );
     train(&path, &[]);
     let loss = logged(&dir.path().join("model"), "loss");
@@ -436,7 +436,7 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
         (
             "{builtin: translation}",
             "{source: a, reference: b, prompt: \"{target}\"}",
-            &["`{source}`"],
+            &["`{{ source }}`"],
         ),
         (
             "out: model",

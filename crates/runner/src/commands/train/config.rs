@@ -179,11 +179,11 @@ impl TrainFile {
             Some(start) => load_tokenizer(&start.join("tokenizer.json"))?,
             None if Trainer::is_unfinished(work) && kept.is_file() => load_tokenizer(&kept)?,
             None => {
-                let texts = (0..TOKENIZER_TEXTS).flat_map(|index| {
-                    let (prompt, response) = pick(sources, index, self.train.seed).pair(index);
-                    [prompt, response]
-                });
-                let texts: Vec<String> = texts.collect();
+                let mut texts = Vec::new();
+                for index in 0..TOKENIZER_TEXTS {
+                    let (prompt, response) = pick(sources, index, self.train.seed).pair(index)?;
+                    texts.extend([prompt, response]);
+                }
                 let trained = train_tokenizer(texts.into_iter(), shape.vocab_size)?;
                 let json = trained.to_string(true).map_err(anyhow::Error::from_boxed)?;
                 skipbench_fs::write_whole(&kept, json.as_bytes())?;

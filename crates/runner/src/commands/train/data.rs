@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use skipbench_prompts::PromptTemplate;
 use skipbench_tasks::{Split, Task};
 use skipbench_train::{EOS, Pair, TrainConfig};
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ pub(super) struct DataEntry {
     /// Reference texts, a line each.
     #[serde(default)]
     pub(super) reference: Option<PathBuf>,
-    /// How a source becomes a prompt; `{source}` stands for it.
+    /// How a source becomes a prompt; `{{ source }}` stands for it.
     #[serde(default)]
     pub(super) prompt: Option<String>,
     /// Share of the pairs, relative to the other sources.
@@ -51,7 +52,8 @@ pub(super) enum Source {
         /// Of the source texts, for errors to name.
         path: PathBuf,
         pairs: FilePairs,
-        prompt: String,
+        /// `None` for that of the built-in translation.
+        prompt: Option<PromptTemplate>,
         weight: u32,
     },
 }
@@ -72,19 +74,18 @@ impl Source {
                 })
             }
             (None, Some(source), Some(reference)) => {
-                let prompt = match &entry.prompt {
-                    Some(prompt) => prompt.as_str(),
-                    None => Task::Translation.prompt_template(),
-                };
-                if !prompt.contains("{source}") {
-                    bail!(
-                        "`prompt` {prompt:?} does not hold `{{source}}`, so every prompt would be the same"
-                    );
+                let prompt = entry
+                    .prompt
+                    .as_deref()
+                    .map(PromptTemplate::new)
+                    .transpose()?;
+                if let Some(prompt) = &prompt {
+                    prompt.check(["source"])?;
                 }
                 Ok(Source::Files {
                     path: source.clone(),
                     pairs: FilePairs::read(source, reference)?,
-                    prompt: prompt.to_owned(),
+                    prompt,
                     weight,
                 })
             }
@@ -105,6 +106,9 @@ impl Source {
                 let texts = pairs
                     .first(usize::MAX)
                     .flat_map(|(source, reference)| [source, reference]);
+                let prompt = prompt
+                    .as_ref()
+                    .map_or(Task::Translation.prompt_template(), PromptTemplate::source);
                 json!({"texts": of_texts(texts), "prompt": prompt, "weight": weight})
             }
         }
@@ -117,7 +121,10 @@ impl Source {
     }
 
     /// Prompt and response texts of the `index`-th draw. The response begins with the space that separates it.
-    pub(super) fn pair(&self, index: u64) -> (String, String) {
+    ///
+    /// # Errors
+    /// A template that fails on a source.
+    pub(super) fn pair(&self, index: u64) -> anyhow::Result<(String, String)> {
         match self {
             Source::Builtin { task, .. } => {
                 let example = skipbench_tasks::example(
@@ -133,12 +140,19 @@ impl Source {
     }
 
     /// Prompt and response of a pair of texts.
-    fn texts(&self, (source, reference): (&str, &str)) -> (String, String) {
+    fn texts(&self, (source, reference): (&str, &str)) -> anyhow::Result<(String, String)> {
         let prompt = match self {
             Source::Builtin { task, .. } => task.prompt(source),
-            Source::Files { prompt, .. } => prompt.replace("{source}", source),
+            Source::Files { prompt: None, .. } => Task::Translation.prompt(source),
+            Source::Files {
+                prompt: Some(template),
+                ..
+            } => {
+                let source = ("source".to_owned(), Value::from(source));
+                template.render(&[source].into_iter().collect())?
+            }
         };
-        (prompt, format!(" {reference}"))
+        Ok((prompt, format!(" {reference}")))
     }
 }
 
@@ -200,7 +214,7 @@ impl PairSource {
                 continue;
             };
             for (line, texts) in pairs.first(usize::MAX).enumerate() {
-                let pair = self.encode(&source.texts(texts))?;
+                let pair = self.encode(&source.texts(texts)?)?;
                 // The last token is only predicted.
                 let tokens = pair.prompt.len() + pair.response.len();
                 if tokens > max_positions + 1 {
@@ -233,7 +247,7 @@ impl PairSource {
     fn draw(&self, window: u64) -> anyhow::Result<Vec<Vec<Pair>>> {
         let count = WINDOW * self.batch_size as u64;
         let mut pairs = (window * count..(window + 1) * count)
-            .map(|index| self.encode(&pick(&self.sources, index, self.seed).pair(index)))
+            .map(|index| self.encode(&pick(&self.sources, index, self.seed).pair(index)?))
             .collect::<anyhow::Result<Vec<Pair>>>()?;
         pairs.sort_by_key(|pair| pair.prompt.len() + pair.response.len());
         let mut batches: Vec<Vec<Pair>> = pairs
