@@ -67,7 +67,7 @@ impl Run<'_> {
             .limit(&rows, leading_layers(&plan.layers, n_layers));
         Ok(Way {
             rows,
-            hidden: self.model.embed(ids)?,
+            hidden: self.model.embed(ids, spans)?,
             ghosts: Vec::new(),
             done: Vec::new(),
         })

@@ -63,6 +63,7 @@ impl<'a> Engine<'a> {
             return Err(EngineError::NoTokens);
         }
         let limit = self.model.sizes().max_positions;
+        let switch = self.model.sizes().switch_length;
         for (row, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(ModelError::EmptyPrompt { row }.into());
@@ -71,6 +72,16 @@ impl<'a> Engine<'a> {
             let needed = prompt.len().saturating_add(options.max_new_tokens - 1);
             if let Some(limit) = limit.filter(|&limit| needed > limit) {
                 return Err(ModelError::TooLong { row, needed, limit }.into());
+            }
+            let prompt = prompt.len();
+            if let Some(limit) = switch.filter(|&limit| prompt <= limit && needed > limit) {
+                return Err(ModelError::Switch {
+                    row,
+                    prompt,
+                    needed,
+                    limit,
+                }
+                .into());
             }
         }
         Ok(())

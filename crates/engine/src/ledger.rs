@@ -125,19 +125,19 @@ impl Ledger {
     /// A step begins: what the full network would take for it.
     pub(crate) fn step(&mut self, sizes: &ModelSizes, spans: &[Span]) {
         let layer = weights(sizes, sizes.part_weights(Part::Whole), token_count(spans));
-        for _ in 0..sizes.n_layers {
-            self.full += layer + attention(sizes, spans);
+        for index in 0..sizes.n_layers {
+            self.full += layer + attention(sizes, index, spans);
         }
         self.full += weights(sizes, sizes.head_weights, token_count(spans));
     }
 
-    /// A part of a layer ran for `spans`; its weights are read once for all of them.
-    pub(crate) fn layer(&mut self, sizes: &ModelSizes, part: Part, spans: &[Span]) {
+    /// A part of layer `index` ran for `spans`; its weights are read once for all of them.
+    pub(crate) fn layer(&mut self, sizes: &ModelSizes, index: usize, part: Part, spans: &[Span]) {
         let cost = weights(sizes, sizes.part_weights(part), token_count(spans));
         self.layers += cost;
         self.attribute(cost);
         if part.has_attention() {
-            let cost = attention(sizes, spans);
+            let cost = attention(sizes, index, spans);
             self.kv_read += cost;
             self.attribute(cost);
         }
@@ -200,15 +200,50 @@ fn weights(sizes: &ModelSizes, count: u64, tokens: usize) -> Cost {
     }
 }
 
-/// Each row's cache is read once per span; each of its tokens attends to all positions up to itself.
-fn attention(sizes: &ModelSizes, spans: &[Span]) -> Cost {
-    let positions: usize = spans.iter().map(|span| span.start + span.len).sum();
-    let products: usize = spans
-        .iter()
-        .map(|span| span.len * span.start + span.len * (span.len + 1) / 2)
-        .sum();
+/// Each row's cache is read once per span; each of its tokens attends to all positions up to itself that its layer's window
+/// shows.
+fn attention(sizes: &ModelSizes, layer: usize, spans: &[Span]) -> Cost {
+    let (mut positions, mut products) = (0, 0);
+    for span in spans {
+        let end = span.start + span.len;
+        positions += end - sizes.first_seen(layer, span.start);
+        let seen = (span.start..end).map(|at| at + 1 - sizes.first_seen(layer, at));
+        products += seen.sum::<usize>();
+    }
     Cost {
         bytes: positions as u64 * sizes.kv_position_bytes(),
         flops: 4 * (products * sizes.q_width) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skipbench_model::{CausalLm, MockModel};
+
+    /// By hand: tokens at 5 and 6 see 3 to 5 and 4 to 6 of a window of three, and everything elsewhere.
+    #[test]
+    fn a_window_bounds_what_is_read() {
+        let mut sizes = MockModel::new(2, 10).sizes().clone();
+        sizes.windows = vec![Some(3), None];
+        let span = [Span {
+            row: 0,
+            start: 5,
+            len: 2,
+        }];
+        let (slides, sees_all) = (attention(&sizes, 0, &span), attention(&sizes, 1, &span));
+        assert_eq!(slides.bytes, 4 * sizes.kv_position_bytes());
+        assert_eq!(sees_all.bytes, 7 * sizes.kv_position_bytes());
+        assert_eq!((slides.flops, sees_all.flops), (4 * 6, 4 * 13));
+        let mut ledger = Ledger::default();
+        ledger.step(&sizes, &span);
+        ledger.layer(&sizes, 0, Part::Attention, &span);
+        assert_eq!(ledger.kv_read, slides);
+        let weights = weights(
+            &sizes,
+            2 * sizes.part_weights(Part::Whole) + sizes.head_weights,
+            2,
+        );
+        assert_eq!(ledger.full, weights + slides + sees_all);
     }
 }

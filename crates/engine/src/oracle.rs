@@ -21,7 +21,7 @@ impl Run<'_> {
         agreement: Agreement,
     ) -> Result<Step> {
         let sizes = self.model.sizes();
-        let mut hidden = self.model.embed(ids)?;
+        let mut hidden = self.model.embed(ids, spans)?;
         let mut states: Vec<(usize, Tensor)> = Vec::new();
         for layer in plan.layers.iter() {
             hidden = self.model.layer(layer, &hidden, &mut self.cache, spans)?;
@@ -41,7 +41,7 @@ impl Run<'_> {
                 .map(|(span, _)| *span)
                 .collect();
             if !running.is_empty() {
-                self.out.ledger.layer(sizes, Part::Whole, &running);
+                self.out.ledger.layer(sizes, layer, Part::Whole, &running);
             }
         }
         if self.needs.kv_fill != KvFill::None {

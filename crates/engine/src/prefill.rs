@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::run::Run;
 use crate::signal;
-use crate::tensors::{part_of, select};
+use crate::tensors::{apart, part_of, select};
 use candle_core::Tensor;
 use skipbench_model::{Part, Span};
 use skipbench_strategy::PromptSignal;
@@ -18,27 +18,34 @@ impl Run<'_> {
         let layers = self.prompt_layers();
         let by_part = self.needs.prompt_signal == Some(PromptSignal::Similarity);
         let mut similarity = vec![Vec::new(); self.prompts.len()];
-        let mut hidden = self.model.embed(&self.prompts.concat())?;
+        let mut hidden = self.model.embed(&self.prompts.concat(), &spans)?;
         for layer in layers.iter() {
-            let parts = match (part_of(&layers, layer), by_part) {
-                (Some(Part::Whole), true) => vec![Part::Attention, Part::Mlp],
-                (part, _) => part.into_iter().collect(),
+            let Some(part) = part_of(&layers, layer) else {
+                continue;
             };
-            for part in parts {
+            let parts = if by_part && part == Part::Whole {
+                let apart = apart(self.model, layer, &hidden, &mut self.cache, &spans)?;
+                hidden = apart.output;
+                Vec::from(apart.parts)
+            } else {
                 let before = hidden;
                 hidden = self
                     .model
                     .layer_part(layer, part, &before, &mut self.cache, &spans)?;
-                if by_part {
-                    let mut cosines = signal::cosine(&before, &hidden)?.into_iter();
-                    for (span, values) in spans.iter().zip(&mut similarity) {
-                        let sum: f64 = cosines.by_ref().take(span.len).sum();
-                        if sum.is_nan() {
-                            let place = (span.row, span.len - 1);
-                            return Err(self.not_numbers("hidden states", place, Some(layer)));
-                        }
-                        values.push(sum / span.len as f64);
+                vec![(part, before, hidden.clone())]
+            };
+            if !by_part {
+                continue;
+            }
+            for (_, before, after) in parts {
+                let mut cosines = signal::cosine(&before, &after)?.into_iter();
+                for (span, values) in spans.iter().zip(&mut similarity) {
+                    let sum: f64 = cosines.by_ref().take(span.len).sum();
+                    if sum.is_nan() {
+                        let place = (span.row, span.len - 1);
+                        return Err(self.not_numbers("hidden states", place, Some(layer)));
                     }
+                    values.push(sum / span.len as f64);
                 }
             }
         }

@@ -15,15 +15,17 @@ impl Run<'_> {
             let ids = [&prompt[..], fed].concat();
             let n_layers = self.model.sizes().n_layers;
             let mut exact = self.model.new_cache(1, vec![ids.len(); n_layers])?;
-            let span = [Span {
-                row: 0,
-                start: 0,
-                len: ids.len(),
-            }];
-            let mut hidden = self.model.embed(&ids)?;
+            // As they came: the prompt in one piece, the tokens behind it one by one.
+            let spans = [(0, prompt.len()), (prompt.len(), fed.len())];
+            let spans: Vec<Span> = spans
+                .into_iter()
+                .filter(|&(_, len)| len > 0)
+                .map(|(start, len)| Span { row: 0, start, len })
+                .collect();
+            let mut hidden = self.model.embed(&ids, &spans)?;
             let mut audit = KvAudit::default();
             for layer in 0..n_layers {
-                hidden = self.model.layer(layer, &hidden, &mut exact, &span)?;
+                hidden = self.model.layer(layer, &hidden, &mut exact, &spans)?;
                 let mut tally = LayerAudit::default();
                 for position in prompt.len()..ids.len() {
                     let entry = match self.cache.provenance(layer, row, position) {

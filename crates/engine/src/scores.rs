@@ -2,7 +2,7 @@
 
 use crate::error::{EngineError, Result};
 use crate::signal;
-use crate::tensors::select;
+use crate::tensors::{apart, select};
 use candle_core::Tensor;
 use skipbench_model::{CausalLm, KvCache, Part, Span};
 use skipbench_strategy::{LayerSet, Scoring};
@@ -167,45 +167,57 @@ impl Scorer<'_> {
         Ok(scores)
     }
 
-    /// Runs one text's states, `[tokens, d_model]`, through `layers`; `see` gets (layer, part, state before, state after).
+    /// Runs one text's states, `[tokens, d_model]`, through `layers`, whole or by part; `see` gets (layer, part, state before,
+    /// state after).
     fn run(
         &mut self,
         layers: impl Iterator<Item = usize>,
-        parts: &[Part],
+        by_part: bool,
         mut hidden: Tensor,
         mut see: impl FnMut(usize, Part, &Tensor, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let spans = Span::prompts([hidden.dim(0)?]);
         for layer in layers {
-            for &part in parts {
+            if by_part {
+                let apart = apart(self.model, layer, &hidden, &mut self.cache, &spans)?;
+                for (part, before, after) in &apart.parts {
+                    see(layer, *part, before, after)?;
+                }
+                hidden = apart.output;
+            } else {
                 let before = hidden;
-                hidden = self
-                    .model
-                    .layer_part(layer, part, &before, &mut self.cache, &spans)?;
-                see(layer, part, &before, &hidden)?;
+                hidden = self.model.layer(layer, &before, &mut self.cache, &spans)?;
+                see(layer, Part::Whole, &before, &hidden)?;
             }
         }
         Ok(hidden)
     }
 
+    /// A text as the first layer sees it.
+    fn embed(&self, text: &CalibrationText) -> Result<Tensor> {
+        let spans = Span::prompts([text.ids.len()]);
+        Ok(self.model.embed(&text.ids, &spans)?)
+    }
+
     /// 1 minus the mean cosine of input and output over all tokens, per layer.
     fn influence(&mut self, part: Part) -> Result<Vec<f64>> {
         let n_layers = self.model.sizes().n_layers;
-        let parts: &[Part] = match part {
-            Part::Whole => &[Part::Whole],
-            _ => &[Part::Attention, Part::Mlp],
-        };
         let mut sums = vec![(0.0, 0usize); n_layers];
         for text in self.texts {
-            let hidden = self.model.embed(&text.ids)?;
-            self.run(0..n_layers, parts, hidden, |layer, ran, before, after| {
-                if ran == part {
-                    let cosines = signal::cosine(before, after)?;
-                    sums[layer].0 += cosines.iter().sum::<f64>();
-                    sums[layer].1 += cosines.len();
-                }
-                Ok(())
-            })?;
+            let hidden = self.embed(text)?;
+            self.run(
+                0..n_layers,
+                part != Part::Whole,
+                hidden,
+                |layer, ran, before, after| {
+                    if ran == part {
+                        let cosines = signal::cosine(before, after)?;
+                        sums[layer].0 += cosines.iter().sum::<f64>();
+                        sums[layer].1 += cosines.len();
+                    }
+                    Ok(())
+                },
+            )?;
         }
         Ok(sums
             .into_iter()
@@ -219,9 +231,9 @@ impl Scorer<'_> {
         let mut sums = vec![0.0; n_layers + 1 - block];
         for text in self.texts {
             let last = [text.ids.len() - 1];
-            let hidden = self.model.embed(&text.ids)?;
+            let hidden = self.embed(text)?;
             let mut states = vec![select(&hidden, &last)?];
-            self.run(0..n_layers, &[Part::Whole], hidden, |_, _, _, after| {
+            self.run(0..n_layers, false, hidden, |_, _, _, after| {
                 states.push(select(after, &last)?);
                 Ok(())
             })?;
@@ -286,17 +298,17 @@ impl Scorer<'_> {
         for (index, text) in self.texts.iter().enumerate() {
             let (from, hidden) = match prefix.states.get(index) {
                 Some(state) => (prefix.layer, state.clone()),
-                None => (0, self.model.embed(&text.ids)?),
+                None => (0, self.embed(text)?),
             };
             let below = layers
                 .iter()
                 .filter(|&layer| layer >= from && layer < candidate);
             let above = layers.iter().filter(|&layer| layer > candidate);
-            let hidden = self.run(below, &[Part::Whole], hidden, |_, _, _, _| Ok(()))?;
+            let hidden = self.run(below, false, hidden, |_, _, _, _| Ok(()))?;
             if keep {
                 states.push(hidden.clone());
             }
-            let hidden = self.run(above, &[Part::Whole], hidden, |_, _, _, _| Ok(()))?;
+            let hidden = self.run(above, false, hidden, |_, _, _, _| Ok(()))?;
             let first = text.answer_start.max(1);
             if first >= text.ids.len() {
                 continue;

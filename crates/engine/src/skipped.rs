@@ -210,7 +210,7 @@ impl Run<'_> {
             let output = self
                 .model
                 .layer_part(layer, part, input, &mut self.cache, spans)?;
-            self.out.ledger.layer(sizes, part, spans);
+            self.out.ledger.layer(sizes, layer, part, spans);
             return Ok((output, waiting));
         }
         let mut inputs = Vec::new();
@@ -229,7 +229,7 @@ impl Run<'_> {
         let output = self
             .model
             .layer_part(layer, part, &states, &mut self.cache, &joint)?;
-        self.out.ledger.layer(sizes, part, &joint);
+        self.out.ledger.layer(sizes, layer, part, &joint);
         let mut tokens = Vec::with_capacity(spans.len());
         let mut at = 0;
         for (span, &count) in spans.iter().zip(&waiting) {

@@ -171,11 +171,11 @@ impl Run<'_> {
             .iter()
             .map(|draft| Span::token(draft.row, draft.start + draft.drafted()))
             .collect();
-        let mut hidden = self.model.embed(&last)?;
+        let mut hidden = self.model.embed(&last, &spans)?;
         for layer in 0..sizes.n_layers {
             hidden = join(layer, drafts, hidden, &mut spans)?;
             hidden = self.model.layer(layer, &hidden, &mut self.cache, &spans)?;
-            self.out.ledger.layer(sizes, Part::Whole, &spans);
+            self.out.ledger.layer(sizes, layer, Part::Whole, &spans);
         }
         hidden = join(sizes.n_layers, drafts, hidden, &mut spans)?;
         let votes = signal::argmax(&self.head(&hidden)?)?;

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use candle_core::Tensor;
-use skipbench_model::Part;
+use skipbench_model::{CausalLm, KvCache, Part, Span};
 use skipbench_strategy::LayerSet;
 
 /// Which part of a layer a set holds.
@@ -13,6 +13,39 @@ pub(crate) fn part_of(set: &LayerSet, layer: usize) -> Option<Part> {
         (false, true) => Some(Part::Mlp),
         (false, false) => None,
     }
+}
+
+/// A layer whose parts ran one by one.
+pub(crate) struct Apart {
+    /// Each part with the states in front of it and behind it, `[tokens, d_model]`.
+    pub(crate) parts: [(Part, Tensor, Tensor); 2],
+    /// What the whole layer gives, but for the last bit where its parts read the same state.
+    pub(crate) output: Tensor,
+}
+
+/// Runs attention and MLP of a layer apart.
+pub(crate) fn apart(
+    model: &dyn CausalLm,
+    layer: usize,
+    hidden: &Tensor,
+    cache: &mut KvCache,
+    spans: &[Span],
+) -> Result<Apart> {
+    let attended = model.layer_part(layer, Part::Attention, hidden, cache, spans)?;
+    let parallel = model.sizes().parallel;
+    let input = if parallel { hidden } else { &attended };
+    let behind = model.layer_part(layer, Part::Mlp, input, cache, spans)?;
+    let output = match parallel {
+        true => (&attended + (&behind - hidden)?)?,
+        false => behind.clone(),
+    };
+    Ok(Apart {
+        parts: [
+            (Part::Attention, hidden.clone(), attended.clone()),
+            (Part::Mlp, input.clone(), behind),
+        ],
+        output,
+    })
 }
 
 /// Rows `indices` of `x`: `[rows, _]`.

@@ -63,7 +63,7 @@ fn write_checkpoint(dir: &Path) {
 }
 
 fn step(model: &Decoder, ids: &[u32], cache: &mut KvCache, spans: &[Span]) -> Tensor {
-    let mut hidden = model.embed(ids).unwrap();
+    let mut hidden = model.embed(ids, spans).unwrap();
     for layer in 0..N_LAYERS {
         hidden = model.layer(layer, &hidden, cache, spans).unwrap();
     }

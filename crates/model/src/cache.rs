@@ -75,6 +75,8 @@ pub struct CacheShape {
     pub head_dim: usize,
     /// Positions that a row may come to hold in each layer; 0 for a layer that no decode step will run.
     pub capacity: Vec<usize>,
+    /// Positions that a query of each layer sees, its own among them; shorter than `capacity` where the last layers see all.
+    pub windows: Vec<Option<usize>>,
 }
 
 /// Keys and values of all layers for a batch. Slot equals absolute position in every layer, so RoPE
@@ -115,7 +117,11 @@ impl KvCache {
             layers: shape
                 .capacity
                 .iter()
-                .map(|&limit| LayerKv::new(shape.rows, limit, storage()))
+                .enumerate()
+                .map(|(layer, &limit)| LayerKv {
+                    window: shape.windows.get(layer).copied().flatten(),
+                    ..LayerKv::new(shape.rows, limit, storage())
+                })
                 .collect(),
             shape,
             element_bytes,
@@ -184,9 +190,9 @@ impl KvCache {
 
     /// Takes back the reads that a layer has just counted for `span`, whose outcome nobody uses.
     pub fn discount_reads(&mut self, layer: usize, span: Span) {
-        let holes = self.layers[layer].holes[span.row];
-        self.hole_reads.approximate -= span.len as u64 * holes.approximate;
-        self.hole_reads.masked -= span.len as u64 * holes.masked;
+        let reads = self.layers[layer].hole_reads(span);
+        self.hole_reads.approximate -= reads.approximate;
+        self.hole_reads.masked -= reads.masked;
     }
 
     /// How many positions of `row` hold something in `layer`, from 0 on.
@@ -370,11 +376,10 @@ impl KvCache {
             }
             // What stands behind the start was computed from what is replaced.
             kv.truncate(span.row, span.start);
-            // A layer that runs reads all positions up to each of its own.
             if how == Provenance::Computed {
-                let queries = span.len as u64;
-                self.hole_reads.approximate += queries * kv.holes[span.row].approximate;
-                self.hole_reads.masked += queries * kv.holes[span.row].masked;
+                let reads = kv.hole_reads(*span);
+                self.hole_reads.approximate += reads.approximate;
+                self.hole_reads.masked += reads.masked;
             }
             kv.filled[span.row] = end;
             let base = span.row * kv.capacity;
@@ -394,6 +399,7 @@ mod tests {
             n_kv_heads: 1,
             head_dim: 4,
             capacity: vec![8, 0],
+            windows: Vec::new(),
         })
     }
 
@@ -437,6 +443,7 @@ mod tests {
             n_kv_heads: 3,
             head_dim: 4,
             capacity: vec![usize::MAX, 0, 100],
+            windows: Vec::new(),
         });
         assert_eq!(cache.bytes(), 0);
         let position = 2 * 2 * 3 * 4 * 4;
@@ -473,6 +480,7 @@ mod tests {
             n_kv_heads: 2,
             head_dim: 3,
             capacity: vec![1000],
+            windows: Vec::new(),
         };
         let device = KvCache::device(shape(), DType::F32, &Device::Cpu).unwrap();
         for mut cache in [KvCache::host(shape()), device] {
@@ -524,6 +532,55 @@ mod tests {
             assert_eq!(cache.provenance(0, 1, 10), Provenance::Propagated);
             assert_eq!(cache.provenance(0, 0, 5), Provenance::Empty);
         }
+    }
+
+    /// A query reads the holes that lie in its window, and no others.
+    #[test]
+    fn holes_behind_the_window_are_not_read() {
+        let mut cache = KvCache::host(CacheShape {
+            rows: 1,
+            n_kv_heads: 1,
+            head_dim: 4,
+            capacity: vec![20, 20],
+            windows: vec![Some(3)],
+        });
+        for layer in 0..2 {
+            for (position, how) in [
+                Provenance::Computed,
+                Provenance::Propagated,
+                Provenance::Masked,
+                Provenance::Computed,
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                cache
+                    .claim(layer, &[Span::token(0, position)], how)
+                    .unwrap();
+            }
+        }
+        let mut before = cache.hole_reads();
+        let mut reads = |cache: &mut KvCache, layer, span: Span| {
+            cache.claim(layer, &[span], Provenance::Computed).unwrap();
+            let after = cache.hole_reads();
+            let reads = (
+                after.approximate - before.approximate,
+                after.masked - before.masked,
+            );
+            before = after;
+            reads
+        };
+        // Positions 4 and 5 see 2 to 4 and 3 to 5.
+        let span = Span {
+            row: 0,
+            start: 4,
+            len: 2,
+        };
+        assert_eq!(reads(&mut cache, 0, span), (0, 1));
+        assert_eq!(reads(&mut cache, 1, span), (2, 2));
+        let counted = cache.hole_reads();
+        cache.discount_reads(0, span);
+        assert_eq!(cache.hole_reads().masked + 1, counted.masked);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) const KV_CACHE_LOWER: &str = "max-new-tokens, the batch size or the n
 pub(crate) struct LayerKv {
     /// Positions that a row may come to hold; 0 for a layer that no decode step runs.
     pub(crate) limit: usize,
+    /// Positions that a query sees, its own among them; all up to it where there is none.
+    pub(crate) window: Option<usize>,
     /// Positions of each row that there is memory for by now.
     pub(crate) capacity: usize,
     pub(crate) storage: Storage,
@@ -52,6 +54,7 @@ impl LayerKv {
     pub(crate) fn new(rows: usize, limit: usize, storage: Storage) -> Self {
         Self {
             limit,
+            window: None,
             capacity: 0,
             storage,
             filled: vec![0; rows],
@@ -137,6 +140,35 @@ impl LayerKv {
         if !self.masked.is_empty() {
             self.masked[slots].fill(how == Provenance::Masked);
         }
+    }
+
+    /// Holes that the queries of `span` read, or should have. They all lie in front of it.
+    pub(crate) fn hole_reads(&self, span: Span) -> HoleReads {
+        let holes = self.holes[span.row];
+        let queries = span.len as u64;
+        let window = self.window.filter(|&window| window < span.start + span.len);
+        let (Some(window), true) = (window, holes != HoleReads::default()) else {
+            return HoleReads {
+                approximate: queries * holes.approximate,
+                masked: queries * holes.masked,
+            };
+        };
+        let row = &self.provenance[span.row * self.capacity..][..span.start];
+        let mut reads = HoleReads::default();
+        for position in span.start..span.start + span.len {
+            let seen = row.get((position + 1).saturating_sub(window)..);
+            for how in seen.unwrap_or_default() {
+                reads.approximate += u64::from(how.is_approximate());
+                reads.masked += u64::from(*how == Provenance::Masked);
+            }
+        }
+        reads
+    }
+
+    /// The first position that a query at `position` sees.
+    pub(crate) fn first_seen(&self, position: usize) -> usize {
+        let window = self.window.unwrap_or(usize::MAX);
+        (position + 1).saturating_sub(window)
     }
 
     /// Forgets positions `len..` of `row`.

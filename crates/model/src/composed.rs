@@ -3,12 +3,14 @@
 
 use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
-use crate::config::{ModelConfig, PositionScheme};
+use crate::config::{Activation, ModelConfig, PositionScheme};
 use crate::decoder::Part;
 use crate::error::Result;
+use crate::rope::Rope;
 use crate::tables::SpanTables;
-use crate::weights::{LayerWeights, Linear, Mlp, Norm};
+use crate::weights::{LayerWeights, Linear, Norm, Norms};
 use candle_core::{D, DType, Device, Tensor};
+use std::ops::Range;
 
 pub(crate) struct ComposedLayer {
     weights: LayerWeights,
@@ -16,26 +18,32 @@ pub(crate) struct ComposedLayer {
     n_kv_heads: usize,
     head_dim: usize,
     position: Position,
+    score_scale: f64,
+    score_cap: Option<f64>,
+    activation: Activation,
+    parallel: bool,
 }
 
 enum Position {
-    /// `[head_dim / 2]`, f32.
-    Rope(Tensor),
+    /// With its place among the model's schemes.
+    Rope(usize, Rope),
     /// `[n_kv_heads, group, 1, 1]`, f32: a slope per query head.
     Alibi(Tensor),
+    /// The embedding knows them.
+    Embedded,
 }
 
 impl ComposedLayer {
     pub(crate) fn new(
         weights: LayerWeights,
         config: &ModelConfig,
+        index: usize,
         device: &Device,
     ) -> Result<Self> {
         let group = config.n_heads / config.n_kv_heads;
-        let position = match &config.positions {
-            PositionScheme::Rope { inv_freq } => {
-                Position::Rope(Tensor::new(inv_freq.as_slice(), device)?)
-            }
+        let scheme = config.layers[index].positions;
+        let position = match &config.positions[scheme] {
+            PositionScheme::Rope(rope) => Position::Rope(scheme, rope.clone()),
             PositionScheme::Alibi { slopes } => {
                 Position::Alibi(Tensor::new(slopes.as_slice(), device)?.reshape((
                     config.n_kv_heads,
@@ -44,6 +52,7 @@ impl ComposedLayer {
                     1,
                 ))?)
             }
+            PositionScheme::Learned => Position::Embedded,
         };
         Ok(Self {
             weights,
@@ -51,6 +60,10 @@ impl ComposedLayer {
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
             position,
+            score_scale: config.score_scale,
+            score_cap: config.score_cap,
+            activation: config.activation,
+            parallel: config.parallel,
         })
     }
 
@@ -63,16 +76,21 @@ impl ComposedLayer {
         tables: &mut SpanTables,
         spans: &[Span],
     ) -> Result<Tensor> {
-        let attended = match part.has_attention() {
-            true => &self.attention(hidden, kv, tables, spans)?,
-            false => hidden,
-        };
-        match part.has_mlp() {
-            true => self.mlp(attended),
-            false => Ok(attended.clone()),
+        let weights = &self.weights;
+        let mut state = hidden.clone();
+        if part.has_attention() {
+            let output = self.attention(hidden, kv, tables, spans)?;
+            state = join(&weights.attention_norms, &state, output)?;
         }
+        if part.has_mlp() {
+            let input = if self.parallel { hidden } else { &state };
+            let output = self.mlp(input)?;
+            state = join(&weights.mlp_norms, &state, output)?;
+        }
+        Ok(state)
     }
 
+    /// What attention adds to `hidden`: `[tokens, d_model]`.
     fn attention(
         &self,
         hidden: &Tensor,
@@ -80,11 +98,13 @@ impl ComposedLayer {
         tables: &mut SpanTables,
         spans: &[Span],
     ) -> Result<Tensor> {
-        let weights = &self.weights;
-        let normed = norm(&weights.attention_norm, hidden)?;
-        let tokens = hidden.dim(0)?;
-        let q = linear(&weights.q, &normed)?.reshape((tokens, self.n_heads, self.head_dim))?;
-        let q = self.rotate(&q, tables)?;
+        let weights = &self.weights.attention;
+        let normed = before(&self.weights.attention_norms, hidden)?;
+        let q = linear(&weights.q, &normed)?;
+        let q = self.rotate(
+            &self.heads(&q, weights.q_norm.as_ref(), self.n_heads)?,
+            tables,
+        )?;
         let (k, v) = self.project_kv(&normed, tables)?;
         self.write(&k, &v, kv, spans)?;
         let decode = spans.iter().all(|span| span.len == 1) && kv.capacity > 0;
@@ -93,19 +113,28 @@ impl ComposedLayer {
         } else {
             self.attend_spans((&q, &k, &v), kv, tables, spans)?
         };
-        Ok((hidden + linear(&weights.o, &attended)?)?)
+        linear(&weights.o, &attended)
     }
 
+    /// What the MLP adds to `hidden`: `[tokens, d_model]`.
     fn mlp(&self, hidden: &Tensor) -> Result<Tensor> {
-        let normed = norm(&self.weights.mlp_norm, hidden)?;
-        let out = match &self.weights.mlp {
-            Mlp::SwiGlu { gate, up, down } => {
-                let gated = candle_nn::ops::silu(&linear(gate, &normed)?)?;
-                linear(down, &(gated * linear(up, &normed)?)?)?
-            }
-            Mlp::Gelu { up, down } => linear(down, &linear(up, &normed)?.gelu()?)?,
+        let weights = &self.weights.mlp;
+        let normed = before(&self.weights.mlp_norms, hidden)?;
+        let up = linear(&weights.up, &normed)?;
+        let inner = match &weights.gate {
+            Some(gate) => (self.activate(&linear(gate, &normed)?)? * up)?,
+            None => self.activate(&up)?,
         };
-        Ok((hidden + out)?)
+        linear(&weights.down, &inner)
+    }
+
+    fn activate(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self.activation {
+            Activation::Silu => candle_nn::ops::silu(x)?,
+            Activation::Gelu => x.gelu_erf()?,
+            Activation::GeluTanh => x.gelu()?,
+            Activation::Relu => x.relu()?,
+        })
     }
 
     pub(crate) fn fill_kv(
@@ -115,29 +144,48 @@ impl ComposedLayer {
         tables: &mut SpanTables,
         spans: &[Span],
     ) -> Result<()> {
-        let normed = norm(&self.weights.attention_norm, hidden)?;
+        let normed = before(&self.weights.attention_norms, hidden)?;
         let (k, v) = self.project_kv(&normed, tables)?;
         self.write(&k, &v, kv, spans)
     }
 
     /// Keys (rotated) and values: `[tokens, n_kv_heads, head_dim]`.
     fn project_kv(&self, normed: &Tensor, tables: &mut SpanTables) -> Result<(Tensor, Tensor)> {
-        let shape = (normed.dim(0)?, self.n_kv_heads, self.head_dim);
-        let k = linear(&self.weights.k, normed)?.reshape(shape)?;
-        let v = linear(&self.weights.v, normed)?.reshape(shape)?;
+        let weights = &self.weights.attention;
+        let k = linear(&weights.k, normed)?;
+        let k = self.heads(&k, weights.k_norm.as_ref(), self.n_kv_heads)?;
+        let v = linear(&weights.v, normed)?;
+        let v = self.heads(&v, None, self.n_kv_heads)?;
         Ok((self.rotate(&k, tables)?, v))
     }
 
-    /// RoPE on `x`: `[tokens, heads, head_dim]`, channel `i` paired with `i + head_dim / 2`.
+    /// `x`: `[tokens, heads * head_dim]`, normalised over as many channels as the norm has weights, to `[tokens, heads, head_dim]`.
+    fn heads(&self, x: &Tensor, over: Option<&Norm>, heads: usize) -> Result<Tensor> {
+        let shape = (x.dim(0)?, heads, self.head_dim);
+        let Some(over) = over else {
+            return Ok(x.reshape(shape)?);
+        };
+        let width = over.width();
+        let x = norm(over, &x.reshape((x.elem_count() / width, width))?)?;
+        Ok(x.reshape(shape)?)
+    }
+
+    /// RoPE on `x`: `[tokens, heads, head_dim]`, channel `i` paired with `i + pairs`.
     fn rotate(&self, x: &Tensor, tables: &mut SpanTables) -> Result<Tensor> {
-        let Position::Rope(inv_freq) = &self.position else {
+        let Position::Rope(scheme, rope) = &self.position else {
             return Ok(x.clone());
         };
-        let (cos, sin) = tables.rope(inv_freq, x.dtype())?;
+        let (cos, sin) = tables.rope(*scheme, rope, x.dtype(), x.device())?;
         // candle's kernel takes [batch, heads, seq, head_dim]; a batch of one with tokens as the sequence.
-        let x = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?;
-        let rotated = candle_nn::rotary_emb::rope(&x, &cos, &sin)?;
-        Ok(rotated.squeeze(0)?.transpose(0, 1)?.contiguous()?)
+        let x = x.transpose(0, 1)?;
+        let turns = 2 * rope.inv_freq.len();
+        let turned = x.narrow(2, 0, turns)?.contiguous()?.unsqueeze(0)?;
+        let turned = candle_nn::rotary_emb::rope(&turned, &cos, &sin)?.squeeze(0)?;
+        let x = match self.head_dim - turns {
+            0 => turned,
+            rest => Tensor::cat(&[&turned, &x.narrow(2, turns, rest)?], 2)?,
+        };
+        Ok(x.transpose(0, 1)?.contiguous()?)
     }
 
     /// Writes `[tokens, n_kv_heads, head_dim]` to each span's absolute positions.
@@ -174,6 +222,9 @@ impl ComposedLayer {
             unreachable!("a composed layer is given the cache that its model made");
         };
         let longest = spans.iter().map(|span| span.start + 1).max().unwrap_or(1);
+        let first = spans.iter().map(|span| kv.first_seen(span.start));
+        let first = first.min().unwrap_or(0);
+        let seen = longest - first;
         let all_rows = spans.len() == k.dim(0)?
             && spans
                 .iter()
@@ -184,18 +235,17 @@ impl ComposedLayer {
                 true => store.clone(),
                 false => store.index_select(&tables.rows(store.device())?, 0)?,
             };
-            Ok(rows.narrow(2, 0, longest)?.contiguous()?)
+            Ok(rows.narrow(2, first, seen)?.contiguous()?)
         };
         let (k, v) = (select(k)?, select(v)?);
         let rows = spans.len();
         let group = self.n_heads / self.n_kv_heads;
         let q = q.reshape((rows, self.n_kv_heads, group, self.head_dim))?;
-        let scores = (q.matmul(&k.t()?)? * self.scale())?.to_dtype(DType::F32)?;
-        // [rows, n_kv_heads, group, longest] as [rows, n_kv_heads, group, 1, longest] for the slopes.
-        let scores = scores.unsqueeze(3)?;
-        let mask = tables.token_mask(kv, q.device())?;
-        let mask = mask.reshape((rows, 1, 1, 1, longest))?;
-        let scores = self.add_alibi(&scores, longest, tables)?;
+        // [rows, n_kv_heads, group, seen] as [rows, n_kv_heads, group, 1, seen] for the slopes.
+        let scores = self.scores(&q, &k)?.unsqueeze(3)?;
+        let mask = tables.token_mask(kv, q.device())?.narrow(1, first, seen)?;
+        let mask = mask.reshape((rows, 1, 1, 1, seen))?;
+        let scores = self.add_alibi(&scores, first..longest, tables)?;
         let scores = scores.broadcast_add(&mask)?;
         let weights = candle_nn::ops::softmax_last_dim(&scores)?
             .squeeze(3)?
@@ -218,6 +268,8 @@ impl ComposedLayer {
         let mut first = 0;
         for &span in spans {
             let len = span.start + span.len;
+            let from = kv.first_seen(span.start);
+            let seen = len - from;
             let (k, v) = if kv.capacity == 0 {
                 let fresh =
                     |x: &Tensor| x.narrow(0, first, span.len)?.transpose(0, 1)?.contiguous();
@@ -226,7 +278,7 @@ impl ComposedLayer {
                 let Storage::Device { k, v } = &kv.storage else {
                     unreachable!("a composed layer is given the cache that its model made");
                 };
-                let row = |x: &Tensor| x.get(span.row)?.narrow(1, 0, len)?.contiguous();
+                let row = |x: &Tensor| x.get(span.row)?.narrow(1, from, seen)?.contiguous();
                 (row(k)?, row(v)?)
             };
             // [span, n_kv_heads, group, head_dim] -> [n_kv_heads, group * span, head_dim]
@@ -235,14 +287,15 @@ impl ComposedLayer {
                 .reshape((span.len, self.n_kv_heads, group, self.head_dim))?
                 .permute((1, 2, 0, 3))?
                 .reshape((self.n_kv_heads, group * span.len, self.head_dim))?;
-            let scores = (q.matmul(&k.t()?)? * self.scale())?
-                .to_dtype(DType::F32)?
-                .reshape((1, self.n_kv_heads, group, span.len, len))?;
+            let scores =
+                self.scores(&q, &k)?
+                    .reshape((1, self.n_kv_heads, group, span.len, seen))?;
             let mask = tables.span_mask(span, kv, q.device())?;
-            let scores = self.add_alibi(&scores, len, tables)?;
+            let mask = mask.narrow(1, from, seen)?;
+            let scores = self.add_alibi(&scores, from..len, tables)?;
             let scores = scores.broadcast_add(&mask)?;
             let weights = candle_nn::ops::softmax_last_dim(&scores)?
-                .reshape((self.n_kv_heads, group * span.len, len))?
+                .reshape((self.n_kv_heads, group * span.len, seen))?
                 .to_dtype(v.dtype())?;
             outputs.push(
                 weights
@@ -256,22 +309,58 @@ impl ComposedLayer {
         Ok(Tensor::cat(&outputs, 0)?)
     }
 
-    /// Adds the bias of `len` keys to `scores`: `[_, n_kv_heads, group, _, len]`.
-    fn add_alibi(&self, scores: &Tensor, len: usize, tables: &mut SpanTables) -> Result<Tensor> {
+    /// Scaled and capped products of queries and keys, in f32: `[_, queries, keys]`.
+    fn scores(&self, q: &Tensor, k: &Tensor) -> Result<Tensor> {
+        let scores = (q.matmul(&k.t()?)? * self.score_scale)?.to_dtype(DType::F32)?;
+        match self.score_cap {
+            None => Ok(scores),
+            Some(cap) => soft_cap(&scores, cap),
+        }
+    }
+
+    /// Adds the bias of `keys` to `scores`: `[_, n_kv_heads, group, _, keys.len()]`.
+    fn add_alibi(
+        &self,
+        scores: &Tensor,
+        keys: Range<usize>,
+        tables: &mut SpanTables,
+    ) -> Result<Tensor> {
         let Position::Alibi(slopes) = &self.position else {
             return Ok(scores.clone());
         };
-        let bias = tables.alibi(slopes)?.narrow(4, 0, len)?;
+        let bias = tables.alibi(slopes)?.narrow(4, keys.start, keys.len())?;
         Ok(scores.broadcast_add(&bias)?)
     }
+}
 
-    fn scale(&self) -> f64 {
-        1.0 / (self.head_dim as f64).sqrt()
+/// `cap * tanh(x / cap)`.
+pub(crate) fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
+    Ok(((x / cap)?.tanh()? * cap)?)
+}
+
+/// What a sub-layer reads.
+fn before(norms: &Norms, x: &Tensor) -> Result<Tensor> {
+    match &norms.before {
+        None => Ok(x.clone()),
+        Some(before) => norm(before, x),
+    }
+}
+
+/// Adds what a sub-layer gave to the state in front of it.
+fn join(norms: &Norms, state: &Tensor, output: Tensor) -> Result<Tensor> {
+    let output = match &norms.after {
+        None => output,
+        Some(after) => norm(after, &output)?,
+    };
+    let sum = (state + output)?;
+    match &norms.sum {
+        None => Ok(sum),
+        Some(over) => norm(over, &sum),
     }
 }
 
 /// `x`: `[tokens, in]` to `[tokens, out]`.
-fn linear(linear: &Linear, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn linear(linear: &Linear, x: &Tensor) -> Result<Tensor> {
     let y = x.matmul(&linear.weight.t()?)?;
     match &linear.bias {
         None => Ok(y),
@@ -279,9 +368,14 @@ fn linear(linear: &Linear, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Normalises `[tokens, d_model]` over the last dimension.
+/// Normalises `[_, width]` over the last dimension.
 pub(crate) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     match norm {
+        Norm::Rms { weight, eps } if weight.dtype() != x.dtype() => {
+            let wide = x.to_dtype(weight.dtype())?;
+            let normed = candle_nn::ops::rms_norm(&wide, weight, *eps as f32)?;
+            Ok(normed.to_dtype(x.dtype())?)
+        }
         Norm::Rms { weight, eps } => Ok(candle_nn::ops::rms_norm(x, weight, *eps as f32)?),
         Norm::Layer { weight, bias, eps } => {
             // In f32 with the mean taken first: candle's fused kernel uses the difference of squares,

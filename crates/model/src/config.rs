@@ -3,6 +3,7 @@
 use crate::error::{ModelError, Result};
 use crate::families::Family;
 use crate::gguf::{self, Gguf};
+use crate::rope::{Beyond, Rope, RopeDefaults};
 use candle_core::DType;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the hidden state.
     pub d_model: usize,
+    /// Width of the embedding and of what the LM head reads; `d_model` but for some OPT.
+    pub d_embed: usize,
     /// Decoder layers.
     pub n_layers: usize,
     /// Query heads.
@@ -30,14 +33,65 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     /// Largest number of positions, where the scheme has one.
     pub max_positions: Option<usize>,
-    /// How positions enter attention.
-    pub positions: PositionScheme,
+    /// The ways in which positions enter the model; layers may differ in theirs.
+    pub positions: Vec<PositionScheme>,
+    /// How attention of each layer looks back, `[n_layers]`.
+    pub layers: Vec<LayerKind>,
+    /// Factor of the products of queries and keys.
+    pub score_scale: f64,
+    /// `cap * tanh(score / cap)` of attention scores (arXiv 2408.00118).
+    pub score_cap: Option<f64>,
+    /// The same of logits.
+    pub logit_cap: Option<f64>,
+    /// Factor of embeddings on their way into the first layer.
+    pub embedding_scale: Option<f64>,
+    /// Activation function of the MLP.
+    pub activation: Activation,
+    /// Where the norms of a layer stand.
+    pub norms: NormPlacement,
+    /// Whether attention and MLP of a layer read the same input, `x + attention(x) + mlp(x)`, rather than one after the other.
+    pub parallel: bool,
     /// Whether the LM head is the embedding.
     pub tied_head: bool,
     /// Which projections add a bias.
     pub biases: Biases,
     /// Element type of the weights in the file.
     pub dtype: DType,
+}
+
+/// How attention of a layer looks back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerKind {
+    /// Positions that a token sees, its own among them; all up to it where there is none.
+    pub window: Option<usize>,
+    /// Place in [`ModelConfig::positions`].
+    pub positions: usize,
+}
+
+/// Where the norms of attention and MLP stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// In front: `x + f(norm(x))`.
+    Before,
+    /// Behind: `x + norm(f(x))`.
+    After,
+    /// On both sides: `x + norm(f(norm(x)))`.
+    Around,
+    /// Behind the sum: `norm(x + f(x))`.
+    Sum,
+}
+
+/// Activation function of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)` (arXiv 1702.03118).
+    Silu,
+    /// `x Phi(x)` with the normal distribution's Phi (arXiv 1606.08415).
+    Gelu,
+    /// The same with its tanh approximation.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
 }
 
 /// Which projections of a layer add a bias.
@@ -51,20 +105,22 @@ pub struct Biases {
     pub mlp: bool,
 }
 
-/// How positions enter attention.
+/// How positions enter the model.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PositionScheme {
-    /// Rotary embedding (arXiv 2104.09864): inverse frequencies, one per pair of channels.
-    Rope {
-        /// `[head_dim / 2]`, after any scaling.
-        inv_freq: Vec<f32>,
-    },
+    /// Queries and keys are turned.
+    Rope(Rope),
     /// Attention with linear biases (arXiv 2108.12409): one slope per head.
     Alibi {
         /// `[n_heads]`.
         slopes: Vec<f32>,
     },
+    /// A learned vector for each position is added to the embedding.
+    Learned,
 }
+
+/// Far beyond the deepest model.
+const MAX_LAYERS: usize = 10_000;
 
 /// Read access to one JSON object with errors that name file and key.
 pub(crate) struct ConfigFile {
@@ -114,6 +170,15 @@ impl ConfigFile {
 
     pub(crate) fn usize(&self, key: &str) -> Result<usize> {
         self.usize_or(key, None)
+    }
+
+    /// A number of layers, which is never so large that a list of them could not be held.
+    pub(crate) fn n_layers(&self, key: &str) -> Result<usize> {
+        let n_layers = self.usize(key)?;
+        match n_layers <= MAX_LAYERS {
+            true => Ok(n_layers),
+            false => Err(self.error(format!("key `{key}` is {n_layers}; no model has so many"))),
+        }
     }
 
     pub(crate) fn usize_or(&self, key: &str, default: Option<usize>) -> Result<usize> {
@@ -177,67 +242,110 @@ impl ConfigFile {
         }
     }
 
-    /// Inverse RoPE frequencies from `rope_theta` + `rope_scaling` (v4) or `rope_parameters` (v5).
-    pub(crate) fn rope(&self, head_dim: usize) -> Result<PositionScheme> {
-        if !head_dim.is_multiple_of(2) {
-            return Err(self.error(format!("head size {head_dim} is odd; RoPE turns pairs")));
+    /// The object of RoPE parameters: `rope_scaling` (v4), or `rope_parameters` (v5).
+    pub(crate) fn rope_parameters(&self) -> Result<Option<&Value>> {
+        for key in ["rope_scaling", "rope_parameters"] {
+            match self.get(key) {
+                Some(Value::Object(object)) if object.is_empty() => {}
+                Some(object @ Value::Object(_)) => return Ok(Some(object)),
+                Some(other) => {
+                    return Err(self.error(format!("key `{key}` must be an object, got {other}")));
+                }
+                None => {}
+            }
         }
-        let parameters = self.get("rope_parameters");
-        let scaling = parameters.or_else(|| self.get("rope_scaling"));
-        let theta = match parameters.and_then(|value| value.get("rope_theta")) {
-            Some(theta) => theta
-                .as_f64()
-                .ok_or_else(|| self.error("key `rope_parameters.rope_theta` must be a number"))?,
-            None => self.f64_or("rope_theta", 10_000.0)?,
+        Ok(None)
+    }
+
+    /// An activation function by its name in transformers.
+    pub(crate) fn activation(&self, key: &str, default: Activation) -> Result<Activation> {
+        let Some(value) = self.get(key) else {
+            return Ok(default);
         };
-        let mut inv_freq: Vec<f64> = (0..head_dim / 2)
-            .map(|pair| theta.powf(-((2 * pair) as f64) / head_dim as f64))
-            .collect();
-        let kind = scaling
-            .and_then(|value| value.get("rope_type").or_else(|| value.get("type")))
-            .and_then(Value::as_str)
-            .unwrap_or("default");
-        match (kind, scaling) {
-            ("default", _) => {}
-            ("linear", Some(scaling)) => {
-                let factor = self.rope_number(scaling, "factor")?;
-                inv_freq.iter_mut().for_each(|freq| *freq /= factor);
-            }
-            ("llama3", Some(scaling)) => self.scale_llama3(&mut inv_freq, scaling)?,
-            (other, _) => {
-                return Err(self.error(format!(
-                    "rope type `{other}` is not supported; default, linear and llama3 are"
-                )));
-            }
+        match value.as_str() {
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
+            Some("relu") => Ok(Activation::Relu),
+            _ => Err(self.error(format!(
+                "{key} {value} is not supported; silu, gelu, gelu_new, gelu_pytorch_tanh and relu are"
+            ))),
         }
-        let inv_freq = inv_freq.into_iter().map(|freq| freq as f32).collect();
-        Ok(PositionScheme::Rope { inv_freq })
     }
 
-    /// LLaMA 3.1's scaling: long wavelengths are stretched by `factor`, short ones kept, those
-    /// between blended linearly (`_compute_llama3_parameters` of transformers).
-    fn scale_llama3(&self, inv_freq: &mut [f64], scaling: &Value) -> Result<()> {
-        let factor = self.rope_number(scaling, "factor")?;
-        let low = self.rope_number(scaling, "low_freq_factor")?;
-        let high = self.rope_number(scaling, "high_freq_factor")?;
-        let context = self.rope_number(scaling, "original_max_position_embeddings")?;
-        if high <= low {
-            return Err(self.error("rope: `high_freq_factor` must be above `low_freq_factor`"));
+    /// `head_dim`, or what `default` says, or the hidden size divided among the heads.
+    pub(crate) fn head_dim(
+        &self,
+        d_model: usize,
+        n_heads: usize,
+        default: Option<usize>,
+    ) -> Result<usize> {
+        match (self.get("head_dim"), default) {
+            (Some(_), _) => self.usize("head_dim"),
+            (None, Some(default)) => Ok(default),
+            (None, None) if d_model.is_multiple_of(n_heads) => Ok(d_model / n_heads),
+            (None, None) => Err(self.error(format!(
+                "hidden_size {d_model} does not divide into {n_heads} heads and `head_dim` is not given"
+            ))),
         }
-        for freq in inv_freq {
-            let wavelength = 2.0 * std::f64::consts::PI / *freq;
-            let blend = ((context / wavelength - low) / (high - low)).clamp(0.0, 1.0);
-            *freq = (1.0 - blend) * *freq / factor + blend * *freq;
-        }
-        Ok(())
     }
 
-    fn rope_number(&self, scaling: &Value, key: &str) -> Result<f64> {
-        scaling
-            .get(key)
-            .and_then(Value::as_f64)
-            .filter(|number| *number > 0.0)
-            .ok_or_else(|| self.error(format!("rope parameters lack a positive `{key}`")))
+    /// `sliding_window`, or `default` where the key is not there at all; `null` means none.
+    pub(crate) fn window(&self, default: Option<usize>) -> Result<Option<usize>> {
+        match self.value.get("sliding_window") {
+            None => Ok(default),
+            Some(Value::Null) => Ok(None),
+            Some(_) => self.usize("sliding_window").map(Some),
+        }
+    }
+
+    /// The cap of a tanh, or `default` where the key is not there at all; `null` means none.
+    pub(crate) fn cap(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        match self.value.get(key) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(None),
+            Some(_) => self.positive_or(key, 1.0).map(Some),
+        }
+    }
+
+    /// A positive number.
+    pub(crate) fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
+        let number = self.f64_or(key, default)?;
+        match number > 0.0 {
+            true => Ok(number),
+            false => Err(self.error(format!("key `{key}` must be positive, got {number}"))),
+        }
+    }
+
+    /// The [window](Self::window) of each layer that `layer_types` calls sliding. Where that list is not given, `slides` says
+    /// which they are.
+    pub(crate) fn windows(
+        &self,
+        n_layers: usize,
+        default: Option<usize>,
+        slides: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Option<usize>>> {
+        let window = self.window(default)?;
+        let Some(types) = self.get("layer_types") else {
+            return Ok((0..n_layers)
+                .map(|layer| window.filter(|_| slides(layer)))
+                .collect());
+        };
+        let types = types.as_array().filter(|types| types.len() == n_layers).ok_or_else(|| {
+            self.error(format!("key `layer_types` must be a list with the kind of each of the {n_layers} layers"))
+        })?;
+        types
+            .iter()
+            .map(|kind| match (kind.as_str(), window) {
+                (Some("full_attention" | "attention"), _) => Ok(None),
+                (Some("sliding_attention"), Some(window)) => Ok(Some(window)),
+                (Some("sliding_attention"), None) => Err(self
+                    .error("`layer_types` has sliding layers, but there is no `sliding_window`")),
+                _ => Err(self.error(format!(
+                    "layer type {kind} is not supported; full_attention and sliding_attention are"
+                ))),
+            })
+            .collect()
     }
 }
 
@@ -281,6 +389,83 @@ impl ModelConfig {
         }
         Ok(config)
     }
+
+    /// Sizes by the names that most families use, and the plainest form of everything else: attention over all positions, no
+    /// biases, one sub-layer after the other. A family changes what it does otherwise, and says its positions.
+    pub(crate) fn plain(
+        file: &ConfigFile,
+        family: Family,
+        d_ff: usize,
+        head_dim: Option<usize>,
+    ) -> Result<Self> {
+        let d_model = file.usize("hidden_size")?;
+        let n_heads = file.usize("num_attention_heads")?;
+        let n_layers = file.n_layers("num_hidden_layers")?;
+        let head_dim = file.head_dim(d_model, n_heads, head_dim)?;
+        Ok(Self {
+            family,
+            vocab_size: file.usize("vocab_size")?,
+            d_model,
+            d_embed: d_model,
+            n_layers,
+            n_heads,
+            n_kv_heads: file.usize_or("num_key_value_heads", Some(n_heads))?,
+            head_dim,
+            d_ff,
+            norm_eps: file.f64_or("rms_norm_eps", 1e-6)?,
+            max_positions: None,
+            positions: Vec::new(),
+            layers: vec![LayerKind::default(); n_layers],
+            score_scale: 1.0 / (head_dim as f64).sqrt(),
+            score_cap: None,
+            logit_cap: None,
+            embedding_scale: None,
+            activation: file.activation("hidden_act", Activation::Silu)?,
+            norms: NormPlacement::Before,
+            parallel: false,
+            tied_head: file.bool_or("tie_word_embeddings", false)?,
+            biases: Biases::default(),
+            dtype: file.dtype()?,
+        })
+    }
+
+    /// The same with rotary positions as the config's RoPE parameters say, in all layers.
+    pub(crate) fn with_rope(mut self, file: &ConfigFile) -> Result<Self> {
+        let defaults = RopeDefaults::of(file, self.head_dim)?;
+        let rope = Rope::read(file, file.rope_parameters()?, defaults)?;
+        self.max_positions = rope.max_positions;
+        self.positions = vec![PositionScheme::Rope(rope)];
+        Ok(self)
+    }
+
+    /// Gives each layer its window.
+    pub(crate) fn with_windows(mut self, windows: Vec<Option<usize>>) -> Self {
+        for (layer, window) in self.layers.iter_mut().zip(windows) {
+            layer.window = window;
+        }
+        self
+    }
+
+    /// Width of all queries of a token.
+    pub(crate) fn q_width(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Width of all keys of a token.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+
+    /// Tokens up to which a sequence must stay that has not begun above: LongRoPE turns all its keys otherwise from there on.
+    pub fn switch_length(&self) -> Option<usize> {
+        self.positions.iter().find_map(|scheme| match scheme {
+            PositionScheme::Rope(rope) => match &rope.beyond {
+                Beyond::Long { trained, .. } => Some(*trained),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -292,26 +477,6 @@ mod tests {
             Path::new("config.json"),
             serde_json::from_str(json).unwrap(),
         )
-    }
-
-    #[test]
-    fn both_forms_of_rope_settings_agree() {
-        let v4 = file(
-            r#"{"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
-                "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}"#,
-        );
-        let v5 = file(
-            r#"{"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0,
-                "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}"#,
-        );
-        assert_eq!(v4.rope(16).unwrap(), v5.rope(16).unwrap());
-    }
-
-    #[test]
-    fn an_unknown_rope_type_is_named() {
-        let yarn = file(r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}"#);
-        let message = yarn.rope(16).unwrap_err().to_string();
-        assert!(message.contains("`yarn`"), "{message}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A loaded model, a layer at a time.
 
-use crate::batch::{Span, token_count};
+use crate::batch::{Span, positions, token_count};
 use crate::cache::{CacheShape, KvCache, Provenance};
 use crate::checkpoint::Checkpoint;
 use crate::composed::{self, ComposedLayer};
@@ -8,6 +8,7 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::fused::{FusedHead, FusedLayer};
 use crate::memory;
+use crate::sizes::ModelSizes;
 use crate::weights::Frame;
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
@@ -28,11 +29,11 @@ pub trait CausalLm: Send + Sync {
     /// The device has not enough memory.
     fn new_cache(&self, rows: usize, capacity: Vec<usize>) -> Result<KvCache>;
 
-    /// Embeds token ids: `[tokens, d_model]`.
+    /// Embeds the token ids of `spans`: `[tokens, d_model]`.
     ///
     /// # Errors
-    /// An id outside the vocabulary.
-    fn embed(&self, ids: &[u32]) -> Result<Tensor>;
+    /// An id outside the vocabulary, or a position that the model has no vector for.
+    fn embed(&self, ids: &[u32], spans: &[Span]) -> Result<Tensor>;
 
     /// Runs `part` of layer `index` over `hidden`. Attention writes the keys and values of `spans` to the cache.
     ///
@@ -82,13 +83,17 @@ pub trait CausalLm: Send + Sync {
 }
 
 /// What to run of a layer.
+///
+/// Attention followed by the MLP is the whole layer, but for a model whose sub-layers read the same state
+/// ([`ModelSizes::parallel`]). Its whole layer is `x + attention(x) + mlp(x)`; a part that is left out of it leaves
+/// `x + attention(x)` or `x + mlp(x)`, and one part behind the other is another network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// Attention, then the MLP.
+    /// Attention and the MLP.
     Whole,
-    /// `x += attention(norm(x))` alone.
+    /// Attention alone with its norms, added to the state.
     Attention,
-    /// `x += mlp(norm(x))` alone: reads and writes no cache.
+    /// The MLP alone with its norms, added to the state: reads and writes no cache.
     Mlp,
 }
 
@@ -101,51 +106,6 @@ impl Part {
     /// Whether the MLP is in it.
     pub const fn has_mlp(self) -> bool {
         matches!(self, Part::Whole | Part::Mlp)
-    }
-}
-
-/// What the ledger and the cache need to know of a model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelSizes {
-    /// Decoder layers.
-    pub n_layers: usize,
-    /// Width of the hidden state.
-    pub d_model: usize,
-    /// Size of the vocabulary.
-    pub vocab_size: usize,
-    /// Key-value heads.
-    pub n_kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Largest number of positions, where there is one.
-    pub max_positions: Option<usize>,
-    /// Query heads times the width of a head.
-    pub q_width: usize,
-    /// Weights of one layer's attention.
-    pub attention_weights: u64,
-    /// Of these, the weights of the key and value projections.
-    pub kv_projection_weights: u64,
-    /// Weights of one layer's MLP.
-    pub mlp_weights: u64,
-    /// Weights of the LM head.
-    pub head_weights: u64,
-    /// Bytes of a weight, and of an element of the KV cache.
-    pub element_bytes: u64,
-}
-
-impl ModelSizes {
-    /// Weights of a part of one layer.
-    pub fn part_weights(&self, part: Part) -> u64 {
-        match part {
-            Part::Whole => self.attention_weights + self.mlp_weights,
-            Part::Attention => self.attention_weights,
-            Part::Mlp => self.mlp_weights,
-        }
-    }
-
-    /// Bytes of one position's keys and values in one layer.
-    pub fn kv_position_bytes(&self) -> u64 {
-        (2 * self.n_kv_heads * self.head_dim) as u64 * self.element_bytes
     }
 }
 
@@ -206,11 +166,14 @@ impl Decoder {
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
             max_positions: config.max_positions,
-            q_width: config.n_heads * config.head_dim,
+            switch_length: config.switch_length(),
+            windows: config.layers.iter().map(|layer| layer.window).collect(),
+            parallel: config.parallel,
+            q_width: config.q_width(),
             attention_weights: 0,
             kv_projection_weights: 0,
             mlp_weights: 0,
-            head_weights: frame.head.elem_count() as u64,
+            head_weights: frame.head_elements() as u64,
             element_bytes: dtype.size_in_bytes() as u64,
         };
         let mut composed_layers = Vec::new();
@@ -218,18 +181,18 @@ impl Decoder {
         for index in 0..config.n_layers {
             let weights = config.family.layer(&checkpoint, &config, index)?;
             sizes.attention_weights = weights.attention_elements() as u64;
-            sizes.kv_projection_weights = 2 * weights.k.weight.elem_count() as u64;
+            sizes.kv_projection_weights = 2 * weights.attention.k.weight.elem_count() as u64;
             sizes.mlp_weights = weights.mlp_elements() as u64;
             if fused {
-                fused_layers.push(FusedLayer::new(&weights, &config)?);
+                fused_layers.push(FusedLayer::new(&weights, &config, index)?);
             } else {
-                composed_layers.push(ComposedLayer::new(weights, &config, device)?);
+                composed_layers.push(ComposedLayer::new(weights, &config, index, device)?);
             }
         }
         let layers = if fused {
             Layers::Fused {
                 layers: fused_layers,
-                head: FusedHead::new(&frame)?,
+                head: FusedHead::new(&frame, &config)?,
             }
         } else {
             Layers::Composed(composed_layers)
@@ -268,6 +231,19 @@ impl Decoder {
         )
     }
 
+    /// Where the tokens of `spans` stand, `[tokens]`, all of them below `limit`.
+    fn places(&self, spans: &[Span], limit: usize) -> Result<Tensor> {
+        if let Some(span) = spans.iter().find(|span| span.start + span.len > limit) {
+            return Err(ModelError::TooLong {
+                row: span.row,
+                needed: span.start + span.len,
+                limit,
+            });
+        }
+        let places: Vec<u32> = positions(spans).map(|at| at as u32).collect();
+        Ok(Tensor::new(places, &self.device)?)
+    }
+
     /// Refuses `spans` for which a layer's intermediate values do not fit in memory.
     fn require_layer(&self, spans: &[Span]) -> Result<()> {
         let config = &self.config;
@@ -300,6 +276,7 @@ impl CausalLm for Decoder {
             n_kv_heads: self.config.n_kv_heads,
             head_dim: self.config.head_dim,
             capacity,
+            windows: self.sizes.windows.clone(),
         };
         match &self.layers {
             Layers::Composed(_) => KvCache::device(shape, self.dtype, &self.device),
@@ -307,7 +284,8 @@ impl CausalLm for Decoder {
         }
     }
 
-    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+    fn embed(&self, ids: &[u32], spans: &[Span]) -> Result<Tensor> {
+        debug_assert_eq!(ids.len(), token_count(spans));
         if let Some(&id) = ids
             .iter()
             .find(|&&id| id as usize >= self.config.vocab_size)
@@ -319,11 +297,22 @@ impl CausalLm for Decoder {
         }
         self.require(ids.len(), 2 * self.config.d_model, 0)?;
         let ids = Tensor::new(ids, &self.device)?;
-        let hidden = self.frame.embedding.index_select(&ids, 0)?;
-        match &self.frame.embedding_norm {
-            None => Ok(hidden),
-            Some(norm) => composed::norm(norm, &hidden),
+        let frame = &self.frame;
+        let mut hidden = frame.embedding.index_select(&ids, 0)?;
+        if let Some(scale) = self.config.embedding_scale {
+            hidden = (hidden * scale)?;
         }
+        if let Some(norm) = &frame.embedding_norm {
+            hidden = composed::norm(norm, &hidden)?;
+        }
+        if let Some(project) = &frame.project_in {
+            hidden = composed::linear(project, &hidden)?;
+        }
+        if let Some(table) = &frame.positions {
+            let places = self.places(spans, table.dim(0)?)?;
+            hidden = (hidden + table.index_select(&places, 0)?)?;
+        }
+        Ok(hidden)
     }
 
     fn layer_part(
@@ -367,9 +356,19 @@ impl CausalLm for Decoder {
         match &self.layers {
             Layers::Fused { head, .. } => head.forward(hidden),
             Layers::Composed(_) => {
-                let normed = composed::norm(&self.frame.final_norm, hidden)?;
-                let logits = normed.matmul(&self.frame.head.t()?)?;
-                Ok(logits.to_dtype(DType::F32)?)
+                let frame = &self.frame;
+                let mut state = hidden.clone();
+                if let Some(norm) = &frame.final_norm {
+                    state = composed::norm(norm, &state)?;
+                }
+                if let Some(project) = &frame.project_out {
+                    state = composed::linear(project, &state)?;
+                }
+                let logits = state.matmul(&frame.head.t()?)?.to_dtype(DType::F32)?;
+                match self.config.logit_cap {
+                    None => Ok(logits),
+                    Some(cap) => composed::soft_cap(&logits, cap),
+                }
             }
         }
     }

@@ -130,6 +130,20 @@ pub enum ModelError {
         /// `max_position_embeddings`.
         limit: usize,
     },
+    /// A row would grow past the length at which all its keys are turned otherwise.
+    #[error(
+        "row {row} would grow from {prompt} tokens to {needed}, past {limit}, where LongRoPE takes other frequencies for all positions; lower max-new-tokens so that the row stays within {limit}, or give it a longer prompt"
+    )]
+    Switch {
+        /// Row of the batch, from 0.
+        row: usize,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Positions asked for.
+        needed: usize,
+        /// Trained length.
+        limit: usize,
+    },
     /// Attention at a layer would read a key that was never written.
     #[error(
         "layer {layer} would read position {position} of row {row}, which was skipped and never filled; the strategy needs a KV fill such as `propagate`"

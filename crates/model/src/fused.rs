@@ -1,14 +1,17 @@
 //! The decoder layer as one piece of plain f32 code for the CPU. Same arithmetic as
 //! [`crate::composed`], without its allocations, transposes and copies.
 
+use crate::attend::{self, KeysValues, Scoring};
 use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
-use crate::config::{ModelConfig, PositionScheme};
+use crate::config::{Activation, ModelConfig, PositionScheme};
 use crate::decoder::Part;
 use crate::error::Result;
-use crate::kernels::{self, KeysValues, Packed};
+use crate::kernels::Packed;
+use crate::pointwise;
+use crate::rope::Rope;
 use crate::tables::SpanTables;
-use crate::weights::{Frame, LayerWeights, Linear, Mlp, Norm};
+use crate::weights::{Frame, LayerWeights, Linear, Norm, Norms};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -16,34 +19,43 @@ use rayon::prelude::*;
 const PARALLEL_ATTENTION: usize = 1 << 17;
 
 pub(crate) struct FusedLayer {
-    attention_norm: FusedNorm,
+    attention_norms: FusedNorms,
     /// `[q_width, d_model]`
     q: FusedLinear,
     /// K and V stacked: `[2 kv_width, d_model]`. Apart from Q, since a skipped layer may need them alone.
     kv: FusedLinear,
     o: FusedLinear,
-    mlp_norm: FusedNorm,
-    /// Gate and up stacked, or BLOOM's first projection.
+    mlp_norms: FusedNorms,
+    /// Gate and up stacked, or up alone.
     up: FusedLinear,
     gated: bool,
+    activation: Activation,
     down: FusedLinear,
     heads: Heads,
+    parallel: bool,
 }
 
-#[derive(Clone)]
 struct Heads {
     n_heads: usize,
     n_kv_heads: usize,
     head_dim: usize,
-    /// `[head_dim / 2]`, empty without RoPE.
-    inv_freq: Vec<f32>,
-    /// `[n_heads]`, empty without ALiBi.
-    slopes: Vec<f32>,
+    q_norm: Option<FusedNorm>,
+    k_norm: Option<FusedNorm>,
+    /// With its place among the model's schemes.
+    rope: Option<(usize, Rope)>,
+    scoring: Scoring,
 }
 
 struct FusedLinear {
     weight: Packed,
     bias: Option<Vec<f32>>,
+}
+
+/// As [`Norms`].
+struct FusedNorms {
+    before: Option<FusedNorm>,
+    after: Option<FusedNorm>,
+    sum: Option<FusedNorm>,
 }
 
 enum FusedNorm {
@@ -60,36 +72,28 @@ enum FusedNorm {
 
 /// Final norm and LM head.
 pub(crate) struct FusedHead {
-    norm: FusedNorm,
+    norm: Option<FusedNorm>,
+    project: Option<FusedLinear>,
     weight: FusedLinear,
+    cap: Option<f32>,
 }
 
 impl FusedLayer {
-    pub(crate) fn new(weights: &LayerWeights, config: &ModelConfig) -> Result<Self> {
-        let (up, gated, down) = match &weights.mlp {
-            Mlp::SwiGlu { gate, up, down } => (FusedLinear::stack(&[gate, up])?, true, down),
-            Mlp::Gelu { up, down } => (FusedLinear::stack(&[up])?, false, down),
-        };
-        let (inv_freq, slopes) = match &config.positions {
-            PositionScheme::Rope { inv_freq } => (inv_freq.clone(), Vec::new()),
-            PositionScheme::Alibi { slopes } => (Vec::new(), slopes.clone()),
-        };
+    pub(crate) fn new(weights: &LayerWeights, config: &ModelConfig, index: usize) -> Result<Self> {
+        let (attention, mlp) = (&weights.attention, &weights.mlp);
+        let up: Vec<&Linear> = mlp.gate.iter().chain([&mlp.up]).collect();
         Ok(Self {
-            attention_norm: FusedNorm::new(&weights.attention_norm)?,
-            q: FusedLinear::stack(&[&weights.q])?,
-            kv: FusedLinear::stack(&[&weights.k, &weights.v])?,
-            o: FusedLinear::stack(&[&weights.o])?,
-            mlp_norm: FusedNorm::new(&weights.mlp_norm)?,
-            up,
-            gated,
-            down: FusedLinear::stack(&[down])?,
-            heads: Heads {
-                n_heads: config.n_heads,
-                n_kv_heads: config.n_kv_heads,
-                head_dim: config.head_dim,
-                inv_freq,
-                slopes,
-            },
+            attention_norms: FusedNorms::new(&weights.attention_norms)?,
+            q: FusedLinear::stack(&[&attention.q])?,
+            kv: FusedLinear::stack(&[&attention.k, &attention.v])?,
+            o: FusedLinear::stack(&[&attention.o])?,
+            mlp_norms: FusedNorms::new(&weights.mlp_norms)?,
+            up: FusedLinear::stack(&up)?,
+            gated: mlp.gate.is_some(),
+            activation: config.activation,
+            down: FusedLinear::stack(&[&mlp.down])?,
+            heads: Heads::new(weights, config, index)?,
+            parallel: config.parallel,
         })
     }
 
@@ -104,57 +108,67 @@ impl FusedLayer {
     ) -> Result<Tensor> {
         let shape = hidden.shape().clone();
         let mut hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
-        let mut normed = vec![0.0; hidden.len()];
+        let mut scratch = vec![0.0; hidden.len()];
+        // Side by side, the MLP reads what attention has not changed yet.
+        let beside =
+            (self.parallel && part == Part::Whole).then(|| self.mlp(&hidden, &mut scratch));
         if part.has_attention() {
-            self.attention(&mut hidden, &mut normed, kv, tables, spans)?;
+            let output = self.attention(&hidden, &mut scratch, kv, tables, spans)?;
+            self.attention_norms
+                .join(&mut hidden, &output, &mut scratch);
         }
         if part.has_mlp() {
-            self.mlp(&mut hidden, &mut normed);
+            let output = beside.unwrap_or_else(|| self.mlp(&hidden, &mut scratch));
+            self.mlp_norms.join(&mut hidden, &output, &mut scratch);
         }
         Ok(Tensor::from_vec(hidden, shape, &Device::Cpu)?)
     }
 
-    /// Adds attention to `hidden`: `[tokens, d_model]`; `normed` is scratch of the same size.
+    /// What attention adds to `hidden`: `[tokens, d_model]`; `scratch` is of the same size.
     fn attention(
         &self,
-        hidden: &mut [f32],
-        normed: &mut [f32],
+        hidden: &[f32],
+        scratch: &mut [f32],
         kv: &mut LayerKv,
         tables: &mut SpanTables,
         spans: &[Span],
-    ) -> Result<()> {
-        self.attention_norm.apply(hidden, normed);
+    ) -> Result<Vec<f32>> {
+        let normed = self.attention_norms.before(hidden, scratch);
         let mut q = self.q.apply(normed);
         let heads = &self.heads;
-        heads.rotate(&mut q, heads.q_width(), heads.n_heads, tables);
+        heads.prepare(
+            &mut q,
+            heads.q_width(),
+            heads.q_width(),
+            &heads.q_norm,
+            tables,
+        );
         let fresh = self.project_kv(normed, tables);
         let attended = if kv.capacity > 0 {
-            self.heads.write(&fresh, kv, spans);
-            self.heads.attend(&q, kv, spans)
+            heads.write(&fresh, kv, spans);
+            heads.attend(&q, kv, spans)
         } else {
             // No later step reads this layer: keys and values live for this call only.
-            let (mut scratch, spans) = self.heads.scratch(spans)?;
-            self.heads.write(&fresh, &mut scratch, &spans);
-            self.heads.attend(&q, &scratch, &spans)
+            let (mut room, spans) = heads.room(spans, kv.window)?;
+            heads.write(&fresh, &mut room, &spans);
+            heads.attend(&q, &room, &spans)
         };
-        add(hidden, &self.o.apply(&attended));
-        Ok(())
+        Ok(self.o.apply(&attended))
     }
 
-    /// Adds the MLP to `hidden`: `[tokens, d_model]`; `normed` is scratch of the same size.
-    fn mlp(&self, hidden: &mut [f32], normed: &mut [f32]) {
-        self.mlp_norm.apply(hidden, normed);
-        let mut up = self.up.apply(normed);
+    /// What the MLP adds to `hidden`: `[tokens, d_model]`; `scratch` is of the same size.
+    fn mlp(&self, hidden: &[f32], scratch: &mut [f32]) -> Vec<f32> {
+        let mut up = self.up.apply(self.mlp_norms.before(hidden, scratch));
         let inner = if self.gated {
             let width = self.up.out_width() / 2;
             let mut inner = vec![0.0; up.len() / 2];
-            kernels::swiglu(&up, width, &mut inner);
+            pointwise::gated(self.activation, &up, width, &mut inner);
             inner
         } else {
-            kernels::gelu(&mut up);
+            pointwise::activate(self.activation, &mut up);
             up
         };
-        add(hidden, &self.down.apply(&inner));
+        self.down.apply(&inner)
     }
 
     /// Keys and values only.
@@ -169,9 +183,9 @@ impl FusedLayer {
             return Ok(());
         }
         let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
-        let mut normed = vec![0.0; hidden.len()];
-        self.attention_norm.apply(&hidden, &mut normed);
-        let fresh = self.project_kv(&normed, tables);
+        let mut scratch = vec![0.0; hidden.len()];
+        let normed = self.attention_norms.before(&hidden, &mut scratch);
+        let fresh = self.project_kv(normed, tables);
         self.heads.write(&fresh, kv, spans);
         Ok(())
     }
@@ -180,12 +194,37 @@ impl FusedLayer {
     fn project_kv(&self, normed: &[f32], tables: &mut SpanTables) -> Vec<f32> {
         let mut fresh = self.kv.apply(normed);
         let heads = &self.heads;
-        heads.rotate(&mut fresh, 2 * heads.kv_width(), heads.n_kv_heads, tables);
+        let width = heads.kv_width();
+        heads.prepare(&mut fresh, 2 * width, width, &heads.k_norm, tables);
         fresh
     }
 }
 
 impl Heads {
+    fn new(weights: &LayerWeights, config: &ModelConfig, index: usize) -> Result<Self> {
+        let norm = |norm: &Option<Norm>| norm.as_ref().map(FusedNorm::new).transpose();
+        let scheme = config.layers[index].positions;
+        let (rope, slopes) = match &config.positions[scheme] {
+            PositionScheme::Rope(rope) => (Some((scheme, rope.clone())), Vec::new()),
+            PositionScheme::Alibi { slopes } => (None, slopes.clone()),
+            PositionScheme::Learned => (None, Vec::new()),
+        };
+        Ok(Self {
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+            q_norm: norm(&weights.attention.q_norm)?,
+            k_norm: norm(&weights.attention.k_norm)?,
+            rope,
+            scoring: Scoring {
+                group: config.n_heads / config.n_kv_heads,
+                scale: config.score_scale as f32,
+                cap: config.score_cap.map(|cap| cap as f32),
+                slopes,
+            },
+        })
+    }
+
     fn q_width(&self) -> usize {
         self.n_heads * self.head_dim
     }
@@ -194,19 +233,33 @@ impl Heads {
         self.n_kv_heads * self.head_dim
     }
 
-    /// Rotates the first `heads` heads of each token of `x`: `[tokens, width]`.
-    fn rotate(&self, x: &mut [f32], width: usize, heads: usize, tables: &mut SpanTables) {
-        if self.inv_freq.is_empty() {
-            return;
+    /// Normalises and rotates the first `width` channels of each token of `x`: `[tokens, stride]`.
+    fn prepare(
+        &self,
+        x: &mut [f32],
+        stride: usize,
+        width: usize,
+        norm: &Option<FusedNorm>,
+        tables: &mut SpanTables,
+    ) {
+        if let Some(norm) = norm {
+            let mut raw = vec![0.0; width];
+            for token in x.chunks_exact_mut(stride) {
+                raw.copy_from_slice(&token[..width]);
+                norm.apply(&raw, &mut token[..width]);
+            }
         }
-        let half = self.inv_freq.len();
-        let turns = tables.turns(&self.inv_freq);
+        let Some((scheme, rope)) = &self.rope else {
+            return;
+        };
+        let pairs = rope.inv_freq.len();
+        let turns = tables.turns(*scheme, rope);
         let turns = turns
             .cos
-            .chunks_exact(half)
-            .zip(turns.sin.chunks_exact(half));
-        for (token, (cos, sin)) in x.chunks_exact_mut(width).zip(turns) {
-            kernels::rotate(&mut token[..heads * self.head_dim], cos, sin);
+            .chunks_exact(pairs)
+            .zip(turns.sin.chunks_exact(pairs));
+        for (token, (cos, sin)) in x.chunks_exact_mut(stride).zip(turns) {
+            pointwise::rotate(&mut token[..width], self.head_dim, cos, sin);
         }
     }
 
@@ -248,21 +301,17 @@ impl Heads {
                 k: &k[row * row_len..(row + 1) * row_len],
                 v: &v[row * row_len..(row + 1) * row_len],
                 stride: layer.capacity,
-                len: position + 1,
+                first: layer.first_seen(position),
+                end: position + 1,
                 head_dim: self.head_dim,
                 masked: layer.masked(row, position + 1),
             };
             scores.resize(layer.capacity, 0.0);
-            kernels::attend(
-                &q[index * q_width..(index + 1) * q_width],
-                kv,
-                self.n_heads / self.n_kv_heads,
-                &self.slopes,
-                scores,
-                out,
-            );
+            let q = &q[index * q_width..(index + 1) * q_width];
+            attend::attend(q, kv, &self.scoring, scores, out);
         };
-        let products: usize = slots.iter().map(|(_, position)| position * q_width).sum();
+        let seen = |position: usize| position + 1 - layer.first_seen(position);
+        let products: usize = slots.iter().map(|&(_, at)| seen(at) * q_width).sum();
         if products < PARALLEL_ATTENTION {
             let mut scores = Vec::new();
             for (index, out) in out.chunks_exact_mut(q_width).enumerate() {
@@ -277,14 +326,17 @@ impl Heads {
     }
 
     /// Room for `spans` alone, which are whole prompts, and where they stand in it.
-    fn scratch(&self, spans: &[Span]) -> Result<(LayerKv, Vec<Span>)> {
+    fn room(&self, spans: &[Span], window: Option<usize>) -> Result<(LayerKv, Vec<Span>)> {
         let spans = Span::prompts(spans.iter().map(|span| span.len));
         let longest = spans.iter().map(|span| span.len).max().unwrap_or(0);
         let storage = Storage::Host {
             k: Vec::new(),
             v: Vec::new(),
         };
-        let mut layer = LayerKv::new(spans.len(), longest, storage);
+        let mut layer = LayerKv {
+            window,
+            ..LayerKv::new(spans.len(), longest, storage)
+        };
         layer.grow(longest, (self.n_kv_heads, self.head_dim))?;
         Ok((layer, spans))
     }
@@ -326,6 +378,43 @@ impl FusedLinear {
     }
 }
 
+impl FusedNorms {
+    fn new(norms: &Norms) -> Result<Self> {
+        let norm = |norm: &Option<Norm>| norm.as_ref().map(FusedNorm::new).transpose();
+        Ok(Self {
+            before: norm(&norms.before)?,
+            after: norm(&norms.after)?,
+            sum: norm(&norms.sum)?,
+        })
+    }
+
+    /// What the sub-layer reads of `x`; `scratch` is of the same size.
+    fn before<'a>(&self, x: &'a [f32], scratch: &'a mut [f32]) -> &'a [f32] {
+        match &self.before {
+            None => x,
+            Some(norm) => {
+                norm.apply(x, scratch);
+                scratch
+            }
+        }
+    }
+
+    /// Adds what the sub-layer gave to the state in front of it; `scratch` is of the same size.
+    fn join(&self, state: &mut [f32], output: &[f32], scratch: &mut [f32]) {
+        match &self.after {
+            None => add(state, output),
+            Some(norm) => {
+                norm.apply(output, scratch);
+                add(state, scratch);
+            }
+        }
+        if let Some(norm) = &self.sum {
+            norm.apply(state, scratch);
+            state.copy_from_slice(scratch);
+        }
+    }
+}
+
 impl FusedNorm {
     fn new(norm: &Norm) -> Result<Self> {
         Ok(match norm {
@@ -343,33 +432,47 @@ impl FusedNorm {
 
     fn apply(&self, x: &[f32], out: &mut [f32]) {
         match self {
-            FusedNorm::Rms { weight, eps } => kernels::rms_norm(x, weight, *eps, out),
+            FusedNorm::Rms { weight, eps } => pointwise::rms_norm(x, weight, *eps, out),
             FusedNorm::Layer { weight, bias, eps } => {
-                kernels::layer_norm(x, weight, bias, *eps, out);
+                pointwise::layer_norm(x, weight, bias, *eps, out);
             }
         }
     }
 }
 
 impl FusedHead {
-    pub(crate) fn new(frame: &Frame) -> Result<Self> {
+    pub(crate) fn new(frame: &Frame, config: &ModelConfig) -> Result<Self> {
         let head = Linear {
             weight: frame.head.clone(),
             bias: None,
         };
+        let project = frame.project_out.as_ref();
         Ok(Self {
-            norm: FusedNorm::new(&frame.final_norm)?,
+            norm: frame.final_norm.as_ref().map(FusedNorm::new).transpose()?,
+            project: project
+                .map(|linear| FusedLinear::stack(&[linear]))
+                .transpose()?,
             weight: FusedLinear::stack(&[&head])?,
+            cap: config.logit_cap.map(|cap| cap as f32),
         })
     }
 
     /// Logits `[tokens, vocab_size]` of `hidden`: `[tokens, d_model]`.
     pub(crate) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let tokens = hidden.dim(0)?;
-        let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
-        let mut normed = vec![0.0; hidden.len()];
-        self.norm.apply(&hidden, &mut normed);
-        let logits = self.weight.apply(&normed);
+        let mut state = hidden.flatten_all()?.to_vec1::<f32>()?;
+        if let Some(norm) = &self.norm {
+            let raw = state;
+            state = vec![0.0; raw.len()];
+            norm.apply(&raw, &mut state);
+        }
+        if let Some(project) = &self.project {
+            state = project.apply(&state);
+        }
+        let mut logits = self.weight.apply(&state);
+        if let Some(cap) = self.cap {
+            pointwise::soft_cap(&mut logits, cap);
+        }
         let shape = (tokens, self.weight.out_width());
         Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
     }

@@ -2,15 +2,16 @@
 //!
 //! # Overview
 //!
-//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder or a GGUF file: LLaMA 1/2/3, Mistral, Qwen2 or BLOOM. It
+//! [`Decoder`] is a checkpoint loaded from a Hugging Face folder or a GGUF file, of one of the families of [`Family`]. It
 //! implements [`CausalLm`], through which the engine runs it a layer at a time, in any order and leaving out
 //! any layer, over a ragged batch ([`Span`]) with a [`KvCache`] that is addressed by absolute position.
 //!
-//! A family ([`Family`]) only knows its tensor names and config keys; all families share one pre-norm layer.
-//! That layer exists in two forms behind the same call: composed from candle operations (any device and dtype)
+//! A family only knows its tensor names and config keys; all families share one layer, which data describes: which norms
+//! there are, how positions enter, what a token sees ([`ModelConfig`]). That layer exists in two forms behind the same call: composed from candle operations (any device and dtype)
 //! and fused for f32 on a CPU, where it runs several times as fast.
 
 mod added_tokens;
+mod attend;
 mod batch;
 mod cache;
 mod cache_layer;
@@ -26,7 +27,10 @@ mod hub;
 mod kernels;
 mod memory;
 mod mock;
+mod pointwise;
+mod rope;
 pub mod simd;
+mod sizes;
 mod source;
 mod tables;
 mod tokenizer;
@@ -34,13 +38,15 @@ mod weights;
 
 pub use batch::{Span, positions, token_count};
 pub use cache::{CacheShape, HoleReads, KvCache, Provenance};
-pub use config::{Biases, ModelConfig, PositionScheme};
-pub use decoder::{Backend, CausalLm, Decoder, ModelSizes, Part};
+pub use config::{Activation, Biases, LayerKind, ModelConfig, NormPlacement, PositionScheme};
+pub use decoder::{Backend, CausalLm, Decoder, Part};
 pub use error::{ModelError, Result};
 pub use families::Family;
-pub use hub::{Hub, HubFile, HubName, Snapshot};
+pub use hub::{Hub, HubFile, Snapshot};
 pub use memory::human;
 pub use mock::MockModel;
+pub use rope::{Beyond, Rope};
 pub use simd::instruction_set;
-pub use source::ModelSource;
+pub use sizes::ModelSizes;
+pub use source::{HubName, ModelSource};
 pub use tokenizer::{ByteTokenizer, SpecialTokens, TextTokenizer, Tokenize};

@@ -2,8 +2,9 @@
 
 use crate::batch::{Span, token_count};
 use crate::cache::{CacheShape, KvCache, Provenance};
-use crate::decoder::{CausalLm, ModelSizes, Part};
+use crate::decoder::{CausalLm, Part};
 use crate::error::{ModelError, Result};
+use crate::sizes::ModelSizes;
 use candle_core::{Device, Tensor};
 
 /// The hidden state `[tokens, 1]` starts as the token id and every sub-layer adds a half to it, so the state before the
@@ -24,6 +25,9 @@ impl MockModel {
                 n_kv_heads: 1,
                 head_dim: 1,
                 max_positions: Some(4096),
+                switch_length: None,
+                windows: Vec::new(),
+                parallel: false,
                 q_width: 1,
                 attention_weights: 10,
                 kv_projection_weights: 2,
@@ -50,10 +54,11 @@ impl CausalLm for MockModel {
             n_kv_heads: 1,
             head_dim: 1,
             capacity,
+            windows: Vec::new(),
         }))
     }
 
-    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+    fn embed(&self, ids: &[u32], _: &[Span]) -> Result<Tensor> {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.sizes.vocab_size) {
             return Err(ModelError::TokenOutOfRange {
                 id,

@@ -1,8 +1,9 @@
 //! What the layers of a step share: tables that depend on where its tokens stand, made and uploaded once.
 
-use crate::batch::{Span, positions};
+use crate::batch::Span;
 use crate::cache_layer::LayerKv;
 use crate::error::Result;
+use crate::rope::Rope;
 use candle_core::{DType, Device, Tensor};
 
 /// Sets of spans whose tables are kept: rows of a step may run different layers, and come together again.
@@ -34,52 +35,64 @@ impl StepTables {
 #[derive(Debug, Default)]
 pub(crate) struct SpanTables {
     spans: Vec<Span>,
-    turns: Option<Turns>,
-    rope: Option<(Tensor, Tensor)>,
+    /// By the place of their scheme among the model's.
+    turns: Vec<(usize, Turns)>,
+    /// By the place of their scheme among the model's.
+    rope: Vec<(usize, (Tensor, Tensor))>,
     alibi: Option<Tensor>,
     rows: Option<Tensor>,
     masks: Vec<(Sight, Tensor)>,
 }
 
-/// RoPE on the host: `[tokens, head_dim / 2]` each.
+/// RoPE on the host: `[tokens, pairs]` each.
 #[derive(Debug)]
 pub(crate) struct Turns {
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
 }
 
-/// What queries see: so many positions from 0 on each, but those that are hidden there, `[queries, longest]`; empty where
-/// none is.
+/// What queries see: so many positions from 0 on each, of these the last `window`, but those that are hidden there,
+/// `[queries, longest]`; empty where none is.
 #[derive(Debug, PartialEq)]
 struct Sight {
     lens: Vec<usize>,
+    /// `None` as well where no query has more positions than the window.
+    window: Option<usize>,
     hidden: Vec<bool>,
 }
 
 impl SpanTables {
-    /// Cosines and sines of every token's angles, for the fused layers.
-    pub(crate) fn turns(&mut self, inv_freq: &[f32]) -> &Turns {
-        let spans = &self.spans;
-        self.turns.get_or_insert_with(|| {
-            let angles = positions(spans)
-                .flat_map(|position| inv_freq.iter().map(move |freq| position as f32 * freq));
-            let (sin, cos) = angles.map(f32::sin_cos).unzip();
-            Turns { cos, sin }
-        })
+    /// Cosines and sines of every token's angles, for the fused layers; `scheme`: the place of `rope` among the model's.
+    pub(crate) fn turns(&mut self, scheme: usize, rope: &Rope) -> &Turns {
+        let place = self.turns.iter().position(|(made, _)| *made == scheme);
+        let place = place.unwrap_or_else(|| {
+            let (cos, sin) = rope.turns(&self.spans);
+            self.turns.push((scheme, Turns { cos, sin }));
+            self.turns.len() - 1
+        });
+        &self.turns[place].1
     }
 
-    /// Cosines and sines of every token's angles, `[tokens, head_dim / 2]` each; `inv_freq`: `[head_dim / 2]`.
-    pub(crate) fn rope(&mut self, inv_freq: &Tensor, dtype: DType) -> Result<(Tensor, Tensor)> {
-        if let Some(rope) = &self.rope {
-            return Ok(rope.clone());
+    /// The same as tensors, `[tokens, pairs]` each.
+    pub(crate) fn rope(
+        &mut self,
+        scheme: usize,
+        rope: &Rope,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
+        if let Some((_, made)) = self.rope.iter().find(|(made, _)| *made == scheme) {
+            return Ok(made.clone());
         }
-        let positions: Vec<f32> = positions(&self.spans).map(|at| at as f32).collect();
-        let angles = Tensor::new(positions, inv_freq.device())?
-            .unsqueeze(1)?
-            .broadcast_mul(&inv_freq.unsqueeze(0)?)?;
-        let cos = angles.cos()?.to_dtype(dtype)?;
-        let sin = angles.sin()?.to_dtype(dtype)?;
-        Ok(self.rope.insert((cos, sin)).clone())
+        let pairs = rope.inv_freq.len();
+        let (cos, sin) = rope.turns(&self.spans);
+        let upload = |values: Vec<f32>| {
+            let shape = (values.len() / pairs, pairs);
+            Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
+        };
+        let made = (upload(cos)?, upload(sin)?);
+        self.rope.push((scheme, made.clone()));
+        Ok(made)
     }
 
     /// `slope * key position`: `[1, n_kv_heads, group, 1, longest]`; `slopes`: `[n_kv_heads, group, 1, 1]`. The distance form
@@ -131,6 +144,7 @@ impl SpanTables {
         let longest = starts.map(|span| span.len).max().unwrap_or(len);
         let triangle = Sight {
             lens: (1..=longest).collect(),
+            window: kv.window.filter(|&window| window < longest),
             hidden: Vec::new(),
         };
         let triangle = self.mask(triangle, device)?;
@@ -144,7 +158,8 @@ impl SpanTables {
         let longest = sight.lens.iter().max().copied().unwrap_or(0);
         let mut values = vec![f32::NEG_INFINITY; sight.lens.len() * longest];
         for (values, &len) in values.chunks_exact_mut(longest.max(1)).zip(&sight.lens) {
-            values[..len].fill(0.0);
+            let first = sight.window.map_or(0, |window| len.saturating_sub(window));
+            values[first..len].fill(0.0);
         }
         for (value, &hidden) in values.iter_mut().zip(&sight.hidden) {
             if hidden {
@@ -173,6 +188,7 @@ impl Sight {
         }
         Self {
             lens: queries.into_iter().map(|(_, len)| len).collect(),
+            window: kv.window.filter(|&window| window < longest),
             hidden,
         }
     }
@@ -194,7 +210,7 @@ mod tests {
     /// The tables that have been made for `spans`.
     fn made(cache: &mut KvCache, spans: &[Span]) -> Vec<TensorId> {
         let (_, tables) = cache.layer_mut(0, spans);
-        let rope = tables.rope.iter().flat_map(|(cos, sin)| [cos, sin]);
+        let rope = tables.rope.iter().flat_map(|(_, (cos, sin))| [cos, sin]);
         let single = tables.alibi.iter().chain(&tables.rows);
         let masks = tables.masks.iter().map(|(_, mask)| mask);
         rope.chain(single).chain(masks).map(Tensor::id).collect()
@@ -204,7 +220,7 @@ mod tests {
     fn pass(model: &Decoder, cache: &mut KvCache, spans: &[Span]) -> Vec<Vec<TensorId>> {
         let tokens = crate::token_count(spans);
         let ids: Vec<u32> = (0..tokens as u32).map(|id| 3 + id).collect();
-        let mut hidden = model.embed(&ids).unwrap();
+        let mut hidden = model.embed(&ids, spans).unwrap();
         let layers = 0..model.sizes().n_layers;
         layers
             .map(|layer| {

@@ -9,10 +9,11 @@ pub(crate) struct Linear {
     pub(crate) bias: Option<Tensor>,
 }
 
-/// Normalisation over the last dimension; `weight`, `bias`: `[d_model]`.
+/// Normalisation over as many channels as `weight` has.
 #[derive(Debug, Clone)]
 pub(crate) enum Norm {
-    /// Root mean square norm (arXiv 1910.07467).
+    /// Root mean square norm (arXiv 1910.07467). Where the weight is wider than the state, f32 beside bf16, the norm is
+    /// computed in its type.
     Rms { weight: Tensor, eps: f64 },
     /// Layer norm (arXiv 1607.06450).
     Layer {
@@ -22,23 +23,27 @@ pub(crate) enum Norm {
     },
 }
 
-/// The feed-forward part; `gate`, `up`: `[d_ff, d_model]`, `down`: `[d_model, d_ff]`.
-#[derive(Debug, Clone)]
-pub(crate) enum Mlp {
-    /// `down(silu(gate x) * up x)` (arXiv 2002.05202).
-    SwiGlu {
-        gate: Linear,
-        up: Linear,
-        down: Linear,
-    },
-    /// `down(gelu(up x))` with the tanh form of GELU, as BLOOM was trained.
-    Gelu { up: Linear, down: Linear },
+/// Norms around a sub-layer `f`: `x` becomes `sum(x + after(f(before(x))))`; one that is not there changes nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Norms {
+    pub(crate) before: Option<Norm>,
+    pub(crate) after: Option<Norm>,
+    pub(crate) sum: Option<Norm>,
 }
 
-/// A pre-norm decoder layer: `x += o(attention(norm(x)))`, then `x += mlp(norm(x))`.
+impl Norms {
+    /// A norm in front, as nearly all have it.
+    pub(crate) fn before(norm: Norm) -> Self {
+        Self {
+            before: Some(norm),
+            ..Self::default()
+        }
+    }
+}
+
+/// The projections of attention.
 #[derive(Debug, Clone)]
-pub(crate) struct LayerWeights {
-    pub(crate) attention_norm: Norm,
+pub(crate) struct Attention {
     /// `[n_heads * head_dim, d_model]`
     pub(crate) q: Linear,
     /// `[n_kv_heads * head_dim, d_model]`
@@ -47,22 +52,58 @@ pub(crate) struct LayerWeights {
     pub(crate) v: Linear,
     /// `[d_model, n_heads * head_dim]`
     pub(crate) o: Linear,
-    pub(crate) mlp_norm: Norm,
+    /// Of queries before they are turned: over each head where its weight is `[head_dim]`, over all of them where it is
+    /// `[n_heads * head_dim]`.
+    pub(crate) q_norm: Option<Norm>,
+    /// The same of keys.
+    pub(crate) k_norm: Option<Norm>,
+}
+
+/// The feed-forward part: `down(act(gate x) * up x)` (arXiv 2002.05202), or `down(act(up x))` without a gate. `gate`, `up`:
+/// `[d_ff, d_model]`, `down`: `[d_model, d_ff]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Mlp {
+    pub(crate) gate: Option<Linear>,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+/// A decoder layer: attention and MLP, each with its norms and added to what it read. The config says the rest.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerWeights {
+    pub(crate) attention_norms: Norms,
+    pub(crate) attention: Attention,
+    pub(crate) mlp_norms: Norms,
     pub(crate) mlp: Mlp,
 }
 
-/// What is not a layer. `embedding`, `head`: `[vocab, d_model]`.
+/// What is not a layer. `embedding`, `head`: `[vocab_size, d_embed]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     pub(crate) embedding: Tensor,
     /// BLOOM normalises the embedding.
     pub(crate) embedding_norm: Option<Norm>,
-    pub(crate) final_norm: Norm,
+    /// `[d_model, d_embed]`, where they differ.
+    pub(crate) project_in: Option<Linear>,
+    /// Learned positions, `[max_positions, d_model]`, position 0 first.
+    pub(crate) positions: Option<Tensor>,
+    pub(crate) final_norm: Option<Norm>,
+    /// `[d_embed, d_model]`, where they differ.
+    pub(crate) project_out: Option<Linear>,
     pub(crate) head: Tensor,
 }
 
+impl Norm {
+    /// Channels that are normalised together.
+    pub(crate) fn width(&self) -> usize {
+        match self {
+            Norm::Rms { weight, .. } | Norm::Layer { weight, .. } => weight.elem_count(),
+        }
+    }
+}
+
 impl Linear {
-    fn elements(&self) -> usize {
+    pub(crate) fn elements(&self) -> usize {
         self.weight.elem_count() + self.bias.as_ref().map_or(0, Tensor::elem_count)
     }
 }
@@ -70,15 +111,33 @@ impl Linear {
 impl LayerWeights {
     /// Number of weights of the MLP's projections (norms left out: they are under a thousandth).
     pub(crate) fn mlp_elements(&self) -> usize {
-        match &self.mlp {
-            Mlp::SwiGlu { gate, up, down } => gate.elements() + up.elements() + down.elements(),
-            Mlp::Gelu { up, down } => up.elements() + down.elements(),
-        }
+        let Mlp { gate, up, down } = &self.mlp;
+        gate.as_ref().map_or(0, Linear::elements) + up.elements() + down.elements()
     }
 
     /// Number of weights of attention's projections.
     pub(crate) fn attention_elements(&self) -> usize {
-        let projections = [&self.q, &self.k, &self.v, &self.o];
-        projections.map(Linear::elements).iter().sum()
+        let Attention { q, k, v, o, .. } = &self.attention;
+        [q, k, v, o].map(Linear::elements).iter().sum()
+    }
+}
+
+impl Frame {
+    /// An embedding and an LM head with nothing around them.
+    pub(crate) fn new(embedding: Tensor, head: Tensor) -> Self {
+        Self {
+            embedding,
+            embedding_norm: None,
+            project_in: None,
+            positions: None,
+            final_norm: None,
+            project_out: None,
+            head,
+        }
+    }
+
+    /// Number of weights between the last layer and the logits.
+    pub(crate) fn head_elements(&self) -> usize {
+        self.head.elem_count() + self.project_out.as_ref().map_or(0, Linear::elements)
     }
 }

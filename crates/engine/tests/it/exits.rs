@@ -13,7 +13,7 @@ fn reference(model: &dyn CausalLm, prompt: &[u32], threshold: f64) -> (Vec<u32>,
         .new_cache(1, vec![prompt.len() + NEW_TOKENS; n_layers])
         .unwrap();
     let spans = Span::prompts([prompt.len()]);
-    let mut hidden = model.embed(prompt).unwrap();
+    let mut hidden = model.embed(prompt, &spans).unwrap();
     for layer in 0..n_layers {
         hidden = model.layer(layer, &hidden, &mut cache, &spans).unwrap();
     }
@@ -24,7 +24,7 @@ fn reference(model: &dyn CausalLm, prompt: &[u32], threshold: f64) -> (Vec<u32>,
     );
     while tokens.len() < NEW_TOKENS {
         let span = [Span::token(0, prompt.len() + tokens.len() - 1)];
-        let mut hidden = model.embed(&[tokens[tokens.len() - 1]]).unwrap();
+        let mut hidden = model.embed(&[tokens[tokens.len() - 1]], &span).unwrap();
         for layer in 0..n_layers {
             hidden = model.layer(layer, &hidden, &mut cache, &span).unwrap();
             let logits = model.head(&hidden).unwrap().to_vec2::<f32>().unwrap();

@@ -1,6 +1,6 @@
 //! KV fills, their provenance and audit, and what waiting costs in a batch.
 
-use crate::support::{fixed, generate, load, long, ragged, spec, tokens};
+use crate::support::{expected, fixed, fixtures, generate, load, long, ragged, spec, tokens};
 use skipbench_engine::{Generation, Options};
 use skipbench_model::{Backend, CausalLm, HoleReads, Span};
 use skipbench_strategy::{KvFill, StrategySpec};
@@ -37,7 +37,7 @@ fn exact_reference(model: &dyn CausalLm, prompt: &[u32], threshold: f64) -> Vec<
             start,
             len: fed.len(),
         }];
-        let mut hidden = model.embed(&fed).unwrap();
+        let mut hidden = model.embed(&fed, &span).unwrap();
         let mut token = None;
         for layer in 0..n_layers {
             hidden = model.layer(layer, &hidden, &mut cache, &span).unwrap();
@@ -65,7 +65,14 @@ fn margin(logits: &[f32]) -> (u32, f64) {
 
 #[test]
 fn deferred_is_exact() {
-    for (name, threshold) in [("llama1", 0.4), ("qwen2", 0.4), ("bloom", 0.1)] {
+    for (name, threshold) in [
+        ("llama1", 0.4),
+        ("qwen2", 0.4),
+        ("bloom", 0.1),
+        ("gemma2", 0.1),
+        ("gpt-neox", 0.3),
+        ("olmo2", 0.3),
+    ] {
         for backend in [Backend::Auto, Backend::Composed] {
             let model = load(name, backend);
             let prompts = ragged();
@@ -155,7 +162,7 @@ fn approximate_fills_are_seen_in_the_audit() {
 
 #[test]
 fn masked_positions_are_not_seen() {
-    for name in ["llama1", "bloom"] {
+    for name in ["llama1", "bloom", "mistral-window", "opt"] {
         let fused = load(name, Backend::Auto);
         let masked = audited(&fused, &ragged(), &exits(0.4, "mask", "compact"));
         assert!(masked.hole_reads.masked > 0 && masked.hole_reads.approximate == 0);
@@ -172,9 +179,32 @@ fn masked_positions_are_not_seen() {
     }
 }
 
+/// A replay runs the prompt in one piece and the tokens behind it as they came.
+#[test]
+fn a_replay_of_the_full_network_finds_no_difference() {
+    for name in fixtures() {
+        let model = load(&name, Backend::Auto);
+        let rows = expected(&name);
+        let prompts: Vec<_> = rows.iter().map(|row| row.prompt.clone()).collect();
+        let generation = audited(&model, &prompts, &spec("full"));
+        for row in &generation.rows {
+            let computed = row
+                .audit
+                .as_ref()
+                .unwrap()
+                .over_layers(|layer| &layer.computed);
+            assert!(
+                computed.count > 0 && computed.distance_max < 1e-5,
+                "{name}: {}",
+                computed.distance_max
+            );
+        }
+    }
+}
+
 #[test]
 fn waiting_changes_no_token_and_wastes_layers() {
-    for name in ["llama1", "bloom"] {
+    for name in ["llama1", "bloom", "mistral-window", "gpt-neox"] {
         for backend in [Backend::Auto, Backend::Composed] {
             let model = load(name, backend);
             for fill in ["propagate", "copy", "mask", "deferred"] {

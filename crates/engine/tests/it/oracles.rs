@@ -9,7 +9,7 @@ fn agreement(model: &dyn CausalLm, prompt: &[u32], found: &[u32]) -> Vec<(f64, f
     let ids = [prompt, &found[..found.len() - 1]].concat();
     let mut cache = model.new_cache(1, vec![ids.len(); n_layers]).unwrap();
     let span = Span::prompts([ids.len()]);
-    let mut hidden = model.embed(&ids).unwrap();
+    let mut hidden = model.embed(&ids, &span).unwrap();
     let mut votes: Vec<Vec<usize>> = Vec::new();
     for layer in 0..n_layers {
         hidden = model.layer(layer, &hidden, &mut cache, &span).unwrap();

@@ -10,7 +10,7 @@ fn reference(model: &dyn CausalLm, prompt: &[u32], layers: &LayerSet, new: usize
     for _ in 0..new {
         let mut cache = model.new_cache(1, vec![0; model.sizes().n_layers]).unwrap();
         let span = Span::prompts([ids.len()]);
-        let mut hidden = model.embed(&ids).unwrap();
+        let mut hidden = model.embed(&ids, &span).unwrap();
         for layer in layers.iter() {
             for (part, runs) in [
                 (Part::Attention, layers.has_attention(layer)),
@@ -71,24 +71,17 @@ fn a_layer_without_attention_needs_no_cache() {
     );
 }
 
+/// A row of LongRoPE stays below the trained length or begins above it.
 #[test]
-fn the_parts_of_a_layer_make_the_whole() {
-    for name in ["llama1", "bloom"] {
-        for backend in [Backend::Auto, Backend::Composed] {
-            let model = load(name, backend);
-            let spans = Span::prompts([5, 3]);
-            let hidden = model.embed(&[3, 4, 5, 6, 7, 50, 51, 52]).unwrap();
-            let mut cache = model.new_cache(2, vec![8; 6]).unwrap();
-            let whole = model.layer(2, &hidden, &mut cache, &spans).unwrap();
-            let mut cache = model.new_cache(2, vec![8; 6]).unwrap();
-            let half = model
-                .layer_part(2, Part::Attention, &hidden, &mut cache, &spans)
-                .unwrap();
-            let both = model
-                .layer_part(2, Part::Mlp, &half, &mut cache, &spans)
-                .unwrap();
-            let bits = |x: &candle_core::Tensor| x.to_vec2::<f32>().unwrap();
-            assert_eq!(bits(&both), bits(&whole), "{name} {backend:?}");
-        }
+fn a_row_that_would_grow_past_the_trained_length_of_longrope_is_refused() {
+    let model = load("phi3-longrope", Backend::Auto);
+    let check = |prompt: usize, new: usize| {
+        let engine = skipbench_engine::Engine::new(&model);
+        engine.check(&[vec![5; 3], vec![5; prompt]], &fixed(new))
+    };
+    assert!(check(16, 1).is_ok() && check(10, 7).is_ok() && check(17, 14).is_ok());
+    let message = check(10, 8).unwrap_err().to_string();
+    for part in ["row 1", "10 tokens to 17", "past 16", "max-new-tokens"] {
+        assert!(message.contains(part), "{message}");
     }
 }

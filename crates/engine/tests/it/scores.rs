@@ -24,7 +24,7 @@ fn states(model: &dyn CausalLm, ids: &[u32], without: &[usize]) -> Vec<Vec<Vec<f
     let n_layers = model.sizes().n_layers;
     let mut cache = model.new_cache(1, vec![ids.len(); n_layers]).unwrap();
     let span = Span::prompts([ids.len()]);
-    let mut hidden = model.embed(ids).unwrap();
+    let mut hidden = model.embed(ids, &span).unwrap();
     let mut states = vec![hidden.to_vec2().unwrap()];
     for layer in (0..n_layers).filter(|layer| !without.contains(layer)) {
         hidden = model.layer(layer, &hidden, &mut cache, &span).unwrap();

@@ -1,6 +1,6 @@
 //! Self-speculative decoding is the full network's, token for token.
 
-use crate::support::{fixed, generate, load, long, ragged, spec, tokens};
+use crate::support::{expected, fixed, fixtures, generate, load, long, ragged, spec, tokens};
 use proptest::prelude::*;
 use skipbench_engine::{DraftTally, Options};
 use skipbench_model::{Backend, CausalLm};
@@ -40,10 +40,48 @@ fn drafts() -> Vec<StrategySpec> {
     specs
 }
 
+/// Alone and four together, windows, caps and lengths of every fixture included.
+#[test]
+fn a_draft_of_any_model_gives_transformers_tokens() {
+    for name in fixtures() {
+        for backend in [Backend::Auto, Backend::Composed] {
+            let model = load(&name, backend);
+            let rows = expected(&name);
+            let prompts: Vec<_> = rows.iter().map(|row| row.prompt.clone()).collect();
+            for draft in [
+                spec("self-speculative@2"),
+                spec("self-speculative:unified@1"),
+                spec("self-speculative:early-exit@2").with_threshold(0.2),
+                long(
+                    r#"{"self-speculative": {"draft": {"early-exit": {"threshold": 0.3, "kv-fill": "deferred"}}}}"#,
+                ),
+                long(
+                    r#"{"self-speculative": {"draft": {"drop-list": {"drop-attention": [2, 4], "drop-mlp": [4]}}}}"#,
+                ),
+            ] {
+                let together = generate(&model, &prompts, &draft, &fixed(12));
+                for (index, row) in rows.iter().enumerate() {
+                    let what = format!("{name} {backend:?} {draft} prompt {index}");
+                    assert_eq!(together.rows[index].tokens, row.full, "{what}");
+                    let alone = generate(&model, &prompts[index..=index], &draft, &fixed(12));
+                    assert_eq!(alone.rows[0].tokens, row.full, "{what} alone");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn every_draft_gives_the_full_networks_tokens() {
     let prompts: Vec<Vec<u32>> = vec![vec![3, 17, 40, 9], vec![5], vec![60, 2, 33, 8, 21, 7, 11]];
-    for name in ["llama1", "llama2-gqa-tied", "qwen2", "bloom-odd-heads-bare"] {
+    for name in [
+        "llama1",
+        "llama2-gqa-tied",
+        "qwen2",
+        "bloom-odd-heads-bare",
+        "gemma3",
+        "gpt-neox",
+    ] {
         for backend in [Backend::Auto, Backend::Composed] {
             let model = load(name, backend);
             let full = generate(&model, &prompts, &spec("full"), &fixed(20));

@@ -1,6 +1,7 @@
 //! Models and shorthand for the tests.
 
 use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
 use skipbench_engine::{Engine, Generation, Options};
 use skipbench_model::{Backend, CausalLm, Decoder, KvCache, ModelSizes, Part, Result, Span};
 use skipbench_strategy::StrategySpec;
@@ -11,6 +12,39 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../model/tests/fixtures")
         .join(name)
+}
+
+/// The names of all of them.
+pub(crate) fn fixtures() -> Vec<String> {
+    let folder = std::fs::read_dir(fixture("")).unwrap();
+    let names = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+/// One prompt of a fixture's `expected.json`.
+#[derive(Deserialize)]
+pub(crate) struct Row {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) full: Vec<u32>,
+    pub(crate) unified: Vec<Skip>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Skip {
+    pub(crate) speedup: f64,
+    pub(crate) tokens: Vec<u32>,
+}
+
+/// What transformers made of a fixture's prompts, of which there are four.
+pub(crate) fn expected(name: &str) -> Vec<Row> {
+    #[derive(Deserialize)]
+    struct File {
+        rows: Vec<Row>,
+    }
+    let text = std::fs::read_to_string(fixture(name).join("expected.json")).unwrap();
+    serde_json::from_str::<File>(&text).unwrap().rows
 }
 
 pub(crate) fn load(name: &str, backend: Backend) -> Decoder {
@@ -87,8 +121,8 @@ impl CausalLm for Hooked<'_> {
         self.inner.new_cache(rows, capacity)
     }
 
-    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        self.inner.embed(ids)
+    fn embed(&self, ids: &[u32], spans: &[Span]) -> Result<Tensor> {
+        self.inner.embed(ids, spans)
     }
 
     fn layer_part(

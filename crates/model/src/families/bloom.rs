@@ -1,11 +1,13 @@
 //! BLOOM and BLOOMZ, as `modeling_bloom.py` of transformers names their tensors.
 
 use super::Family;
+use super::names::Names;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Biases, ConfigFile, ModelConfig, PositionScheme};
+use crate::config::{
+    Activation, Biases, ConfigFile, LayerKind, ModelConfig, NormPlacement, PositionScheme,
+};
 use crate::error::Result;
-use crate::weights::{Frame, LayerWeights, Linear, Mlp, Norm};
-use candle_core::Tensor;
+use crate::weights::{Frame, LayerWeights, Mlp, Norms};
 
 pub(super) fn config(file: &ConfigFile) -> Result<ModelConfig> {
     let d_model = match file.get("hidden_size") {
@@ -13,8 +15,8 @@ pub(super) fn config(file: &ConfigFile) -> Result<ModelConfig> {
         None => file.usize("n_embed")?,
     };
     let n_layers = match file.get("n_layer") {
-        Some(_) => file.usize("n_layer")?,
-        None => file.usize("num_hidden_layers")?,
+        Some(_) => file.n_layers("n_layer")?,
+        None => file.n_layers("num_hidden_layers")?,
     };
     let n_heads = match file.get("n_head") {
         Some(_) => file.usize("n_head")?,
@@ -30,21 +32,31 @@ pub(super) fn config(file: &ConfigFile) -> Result<ModelConfig> {
             "`apply_residual_connection_post_layernorm: true` is not supported; no released BLOOM uses it",
         ));
     }
+    let head_dim = d_model / n_heads;
     Ok(ModelConfig {
         family: Family::Bloom,
         vocab_size: file.usize("vocab_size")?,
         d_model,
+        d_embed: d_model,
         n_layers,
         n_heads,
         n_kv_heads: n_heads,
-        head_dim: d_model / n_heads,
+        head_dim,
         d_ff: 4 * d_model,
         norm_eps: file.f64_or("layer_norm_epsilon", 1e-5)?,
         // ALiBi has no position limit of its own.
         max_positions: None,
-        positions: PositionScheme::Alibi {
+        positions: vec![PositionScheme::Alibi {
             slopes: alibi_slopes(n_heads),
-        },
+        }],
+        layers: vec![LayerKind::default(); n_layers],
+        score_scale: 1.0 / (head_dim as f64).sqrt(),
+        score_cap: None,
+        logit_cap: None,
+        embedding_scale: None,
+        activation: Activation::GeluTanh,
+        norms: NormPlacement::Before,
+        parallel: false,
         tied_head: file.bool_or("tie_word_embeddings", true)?,
         biases: Biases {
             qkv: true,
@@ -73,33 +85,23 @@ fn alibi_slopes(n_heads: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Checkpoints exist with and without the `transformer.` in front.
-fn prefix(checkpoint: &Checkpoint) -> &'static str {
-    if checkpoint.has("word_embeddings.weight") {
-        ""
-    } else {
-        "transformer."
-    }
+fn base(checkpoint: &Checkpoint) -> Names<'_> {
+    Names::base(
+        checkpoint,
+        &["transformer.", ""],
+        "h.0.input_layernorm.weight",
+    )
 }
 
 pub(super) fn frame(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Frame> {
-    let prefix = prefix(checkpoint);
-    let shape = [config.vocab_size, config.d_model];
-    let embedding = checkpoint.tensor(&format!("{prefix}word_embeddings.weight"), &shape)?;
-    let head = if config.tied_head {
-        embedding.clone()
-    } else {
-        checkpoint.tensor("lm_head.weight", &shape)?
-    };
+    let base = base(checkpoint);
+    let (d, eps) = (config.d_model, config.norm_eps);
+    let (embedding, head) =
+        base.embedding_and_head(config, "word_embeddings.weight", &["lm_head.weight"])?;
     Ok(Frame {
-        embedding,
-        embedding_norm: Some(norm(
-            checkpoint,
-            config,
-            &format!("{prefix}word_embeddings_layernorm"),
-        )?),
-        final_norm: norm(checkpoint, config, &format!("{prefix}ln_f"))?,
-        head,
+        embedding_norm: Some(base.layer_norm("word_embeddings_layernorm", d, eps)?),
+        final_norm: Some(base.layer_norm("ln_f", d, eps)?),
+        ..Frame::new(embedding, head)
     })
 }
 
@@ -108,60 +110,20 @@ pub(super) fn layer(
     config: &ModelConfig,
     index: usize,
 ) -> Result<LayerWeights> {
-    let prefix = format!("{}h.{index}", prefix(checkpoint));
-    let linear = |name: &str, rows: usize, columns: usize| -> Result<Linear> {
-        Ok(Linear {
-            weight: checkpoint.tensor(&format!("{prefix}.{name}.weight"), &[rows, columns])?,
-            bias: Some(checkpoint.tensor(&format!("{prefix}.{name}.bias"), &[rows])?),
-        })
-    };
-    let (d, f) = (config.d_model, config.d_ff);
-    let fused = linear("self_attention.query_key_value", 3 * d, d)?;
-    let [q, k, v] = split_fused(&fused, config)?;
+    let names = base(checkpoint).layer("h", index);
+    let (d, f, eps) = (config.d_model, config.d_ff, config.norm_eps);
+    let in_attention = names.under("self_attention");
+    let before =
+        |name: &str| -> Result<Norms> { Ok(Norms::before(names.layer_norm(name, d, eps)?)) };
     Ok(LayerWeights {
-        attention_norm: norm(checkpoint, config, &format!("{prefix}.input_layernorm"))?,
-        q,
-        k,
-        v,
-        o: linear("self_attention.dense", d, d)?,
-        mlp_norm: norm(
-            checkpoint,
-            config,
-            &format!("{prefix}.post_attention_layernorm"),
-        )?,
-        mlp: Mlp::Gelu {
-            up: linear("mlp.dense_h_to_4h", f, d)?,
-            down: linear("mlp.dense_4h_to_h", d, f)?,
+        attention_norms: before("input_layernorm")?,
+        attention: in_attention.interleaved_attention(config, "query_key_value", "dense")?,
+        mlp_norms: before("post_attention_layernorm")?,
+        mlp: Mlp {
+            gate: None,
+            up: names.linear("mlp.dense_h_to_4h", f, d, true)?,
+            down: names.linear("mlp.dense_4h_to_h", d, f, true)?,
         },
-    })
-}
-
-/// The fused projection interleaves per head: rows are `[n_heads, (q, k, v), head_dim]`.
-fn split_fused(fused: &Linear, config: &ModelConfig) -> Result<[Linear; 3]> {
-    let (heads, width, d) = (config.n_heads, config.head_dim, config.d_model);
-    let weight = fused.weight.reshape((heads, 3, width, d))?;
-    let bias = match &fused.bias {
-        Some(bias) => Some(bias.reshape((heads, 3, width))?),
-        None => None,
-    };
-    let part = |index: usize| -> Result<Linear> {
-        let pick = |tensor: &Tensor| tensor.narrow(1, index, 1)?.contiguous();
-        Ok(Linear {
-            weight: pick(&weight)?.reshape((d, d))?,
-            bias: match &bias {
-                Some(bias) => Some(pick(bias)?.reshape(d)?),
-                None => None,
-            },
-        })
-    };
-    Ok([part(0)?, part(1)?, part(2)?])
-}
-
-fn norm(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> Result<Norm> {
-    Ok(Norm::Layer {
-        weight: checkpoint.tensor(&format!("{name}.weight"), &[config.d_model])?,
-        bias: checkpoint.tensor(&format!("{name}.bias"), &[config.d_model])?,
-        eps: config.norm_eps,
     })
 }
 

@@ -1,22 +1,10 @@
 //! A damaged or foreign checkpoint gives an error that names the file, key or tensor.
 
-use crate::support::fixture;
-use candle_core::{Device, Tensor};
+use crate::support::{edit_config, edit_tensors, fixture, writable};
+use candle_core::Device;
 use skipbench_model::{Backend, CausalLm, Decoder, Span, TextTokenizer, Tokenize};
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use tempfile::TempDir;
-
-/// A writable copy of a fixture.
-fn copy_of(name: &str) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(fixture(name)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
-    }
-    dir
-}
 
 fn load_error(dir: &Path) -> String {
     match Decoder::load(dir, &Device::Cpu, None, Backend::Auto) {
@@ -31,29 +19,14 @@ fn assert_names(message: &str, parts: &[&str]) {
     }
 }
 
-/// Rewrites `config.json` of `dir`.
-fn edit_config(dir: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
-    let path = dir.join("config.json");
-    let mut config = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    edit(&mut config);
-    fs::write(path, config.to_string()).unwrap();
-}
-
-fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut HashMap<String, Tensor>)) {
-    let path = dir.join("model.safetensors");
-    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-    edit(&mut tensors);
-    candle_core::safetensors::save(&tensors, path).unwrap();
-}
-
 #[test]
 fn a_folder_without_its_files() {
     let dir = tempfile::tempdir().unwrap();
     assert_names(&load_error(dir.path()), &["config.json", "is missing"]);
-    let dir = copy_of("llama1");
+    let dir = writable("llama1");
     fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     assert_names(&load_error(dir.path()), &["model.safetensors"]);
-    let dir = copy_of("mistral-sharded");
+    let dir = writable("mistral-sharded");
     fs::remove_file(dir.path().join("model-00002-of-00003.safetensors")).unwrap();
     assert_names(
         &load_error(dir.path()),
@@ -63,7 +36,7 @@ fn a_folder_without_its_files() {
 
 #[test]
 fn a_truncated_checkpoint_at_any_length() {
-    let dir = copy_of("llama1");
+    let dir = writable("llama1");
     let path = dir.path().join("model.safetensors");
     let whole = fs::read(&path).unwrap();
     for len in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
@@ -76,12 +49,12 @@ fn a_truncated_checkpoint_at_any_length() {
 #[test]
 fn a_tensor_that_is_missing_or_has_another_shape() {
     let name = "model.layers.3.mlp.up_proj.weight";
-    let dir = copy_of("llama1");
+    let dir = writable("llama1");
     edit_tensors(dir.path(), |tensors| {
         tensors.remove(name).unwrap();
     });
     assert_names(&load_error(dir.path()), &[name, "missing"]);
-    let dir = copy_of("llama1");
+    let dir = writable("llama1");
     edit_tensors(dir.path(), |tensors| {
         let turned = tensors[name].t().unwrap().contiguous().unwrap();
         tensors.insert(name.to_owned(), turned);
@@ -93,9 +66,9 @@ fn a_tensor_that_is_missing_or_has_another_shape() {
 fn a_config_that_cannot_be_used() {
     let cases: [(&str, serde_json::Value, &[&str]); 6] = [
         (
-            "architectures",
-            serde_json::json!(["GPT2LMHeadModel"]),
-            &["GPT2LMHeadModel", "LlamaForCausalLM"],
+            "model_type",
+            serde_json::json!("gpt2"),
+            &["`gpt2`", "llama", "gemma3_text"],
         ),
         (
             "hidden_size",
@@ -124,36 +97,29 @@ fn a_config_that_cannot_be_used() {
         ),
     ];
     for (key, value, parts) in cases {
-        let dir = copy_of("llama1");
+        let dir = writable("llama1");
         edit_config(dir.path(), |config| config[key] = value);
         assert_names(&load_error(dir.path()), parts);
     }
-    let dir = copy_of("llama1");
+    let dir = writable("llama1");
     for text in ["", "{", "[1]", "nonsense"] {
         fs::write(dir.path().join("config.json"), text).unwrap();
         assert_names(&load_error(dir.path()), &["config.json"]);
     }
 }
 
-/// A window limits the positions; within it the model is the same.
-#[test]
-fn a_sliding_window_becomes_the_position_limit() {
-    let dir = copy_of("llama1");
-    edit_config(dir.path(), |config| {
-        config["model_type"] = serde_json::json!("mistral");
-        config["architectures"] = serde_json::json!(["MistralForCausalLM"]);
-        config["sliding_window"] = serde_json::json!(16);
-    });
-    let model = Decoder::load(dir.path(), &Device::Cpu, None, Backend::Auto).unwrap();
-    assert_eq!(model.sizes().max_positions, Some(16));
-}
-
 #[test]
 fn ids_outside_the_vocabulary_and_a_full_cache() {
     let model = Decoder::load(&fixture("llama1"), &Device::Cpu, None, Backend::Auto).unwrap();
-    assert_names(&model.embed(&[3, 96]).unwrap_err().to_string(), &["96"]);
+    assert_names(
+        &model
+            .embed(&[3, 96], &Span::prompts([2]))
+            .unwrap_err()
+            .to_string(),
+        &["96"],
+    );
     let mut cache = model.new_cache(1, vec![2; 6]).unwrap();
-    let hidden = model.embed(&[3, 4, 5]).unwrap();
+    let hidden = model.embed(&[3, 4, 5], &Span::prompts([3])).unwrap();
     assert!(
         model
             .layer(0, &hidden, &mut cache, &Span::prompts([3]))
@@ -169,7 +135,7 @@ fn batches_and_prompts_that_do_not_fit_in_memory() {
         let mut cache = model.new_cache(1 << 20, vec![usize::MAX; 6]).unwrap();
         let message = cache.reserve(usize::MAX).unwrap_err().to_string();
         assert_names(&message, &["KV cache", "PiB", "free", "max-new-tokens"]);
-        let hidden = model.embed(&[3]).unwrap();
+        let hidden = model.embed(&[3], &Span::prompts([1])).unwrap();
         let mut cache = model.new_cache(1, vec![0; 6]).unwrap();
         let span = Span {
             row: 0,
@@ -187,7 +153,7 @@ fn a_hole_in_the_cache_is_refused() {
     for backend in [Backend::Auto, Backend::Composed] {
         let model = crate::support::load(&fixture("bloom"), backend);
         let mut cache = model.new_cache(1, vec![8; 6]).unwrap();
-        let hidden = model.embed(&[3]).unwrap();
+        let hidden = model.embed(&[3], &Span::prompts([1])).unwrap();
         model
             .layer(2, &hidden, &mut cache, &[Span::token(0, 0)])
             .unwrap();
@@ -200,8 +166,8 @@ fn a_hole_in_the_cache_is_refused() {
 }
 
 #[test]
-fn a_tokenizer_of_another_model() {
-    let dir = copy_of("llama1");
+fn a_tokenizer_that_cannot_be_used() {
+    let dir = writable("llama1");
     let message = |dir: &Path| {
         TextTokenizer::load(dir, 96)
             .map(|_| ())
@@ -236,7 +202,7 @@ fn words(n: usize) -> serde_json::Value {
 
 #[test]
 fn a_byte_order_mark_is_no_part_of_a_file() {
-    let dir = copy_of("mistral-sharded");
+    let dir = writable("mistral-sharded");
     fs::write(dir.path().join("tokenizer.json"), words(8).to_string()).unwrap();
     for name in [
         "config.json",
@@ -256,7 +222,7 @@ fn a_byte_order_mark_is_no_part_of_a_file() {
 #[test]
 fn quantised_weights_are_refused() {
     for method in ["fp8", "bitsandbytes", "gptq", "awq", "compressed-tensors"] {
-        let dir = copy_of("llama1");
+        let dir = writable("llama1");
         edit_config(dir.path(), |config| {
             config["quantization_config"] = serde_json::json!({"quant_method": method});
         });
@@ -265,7 +231,7 @@ fn quantised_weights_are_refused() {
             &["config.json", "quantization_config", method, "GGUF"],
         );
     }
-    let dir = copy_of("llama1");
+    let dir = writable("llama1");
     let path = dir.path().join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -282,7 +248,7 @@ fn quantised_weights_are_refused() {
 
 #[test]
 fn an_index_may_name_tensors_that_nobody_needs() {
-    let dir = copy_of("mistral-sharded");
+    let dir = writable("mistral-sharded");
     let path = dir.path().join("model.safetensors.index.json");
     let mut index: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();

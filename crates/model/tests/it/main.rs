@@ -3,6 +3,8 @@
 
 mod bad_gguf;
 mod bad_input;
+mod cases;
+mod families;
 mod gguf;
 mod hub;
 mod oracle;

@@ -3,7 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use skipbench_model::{Backend, CausalLm, Decoder, KvCache, Span};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// A committed checkpoint; `scripts/fixtures/make_model_fixtures.py` makes them.
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -20,6 +22,32 @@ pub(crate) fn fixtures() -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// A writable copy of a fixture.
+pub(crate) fn writable(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
+/// Rewrites `config.json` of `dir`.
+pub(crate) fn edit_config(dir: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
+    let path = dir.join("config.json");
+    let mut config = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    edit(&mut config);
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+/// Rewrites the tensors of `dir`.
+pub(crate) fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    let path = dir.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    edit(&mut tensors);
+    candle_core::safetensors::save(&tensors, path).unwrap();
 }
 
 pub(crate) fn load(dir: &Path, backend: Backend) -> Decoder {
@@ -58,7 +86,7 @@ pub(crate) fn logits(
     spans: &[Span],
     layers: &[usize],
 ) -> Vec<Vec<f32>> {
-    let mut hidden: Tensor = model.embed(ids).unwrap();
+    let mut hidden: Tensor = model.embed(ids, spans).unwrap();
     for &layer in layers {
         hidden = model.layer(layer, &hidden, cache, spans).unwrap();
     }

@@ -399,7 +399,7 @@ fn decoded_loss(model: &dyn CausalLm, pair: &Pair, rule: &Rule) -> f64 {
             start: first,
             len: text.len() - first,
         };
-        let hidden = model.embed(&text[first..]).unwrap();
+        let hidden = model.embed(&text[first..], &[span]).unwrap();
         let hidden = run_layers(model, &layers, hidden, &mut cache, span);
         let logits = model
             .head(&hidden)
@@ -496,7 +496,7 @@ fn the_similarity_of_a_prompt_is_that_of_the_exported_folder() {
             len,
         };
         let mut cache = model.new_cache(1, vec![32; 4]).unwrap();
-        let mut hidden = model.embed(&pair.prompt).unwrap();
+        let mut hidden = model.embed(&pair.prompt, &[span]).unwrap();
         for (index, found) in found.into_iter().enumerate() {
             let part = [Part::Attention, Part::Mlp][index % 2];
             let new = model

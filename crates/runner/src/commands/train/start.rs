@@ -1,7 +1,7 @@
 //! The shape of a checkpoint that training starts from.
 
 use anyhow::bail;
-use skipbench_model::{Biases, ModelConfig, PositionScheme};
+use skipbench_model::{Activation, Biases, ModelConfig, PositionScheme};
 use skipbench_train::ModelShape;
 use std::path::Path;
 
@@ -26,6 +26,7 @@ pub(super) fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
     if config.head_dim * config.n_heads != config.d_model
         || config.family != skipbench_model::Family::Llama
         || config.biases != Biases::default()
+        || config.activation != Activation::Silu
     {
         bail!(
             "{}: only LLaMA models without biases, whose heads fill the hidden size, can be fine-tuned",
@@ -58,11 +59,5 @@ pub(super) fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
 
 /// Whether the positions are rotary with nothing but this base.
 fn is_plain_rope(config: &ModelConfig, theta: f64) -> bool {
-    let PositionScheme::Rope { inv_freq } = &config.positions else {
-        return false;
-    };
-    inv_freq.iter().enumerate().all(|(pair, &found)| {
-        let plain = theta.powf(-2.0 * pair as f64 / config.head_dim as f64);
-        (f64::from(found) / plain - 1.0).abs() < 1e-5
-    })
+    matches!(&config.positions[..], [PositionScheme::Rope(rope)] if rope.is_plain(theta, config.head_dim))
 }

@@ -1,0 +1,209 @@
+//! Tensors of a checkpoint by their names under a prefix, in the pieces that families are made of.
+
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::weights::{Attention, Linear, Mlp, Norm};
+use candle_core::{DType, Tensor};
+
+/// Names that begin the same way.
+pub(super) struct Names<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+}
+
+impl<'a> Names<'a> {
+    /// The first of `prefixes` under which there is a tensor `probe`, which every checkpoint of the family has; the first of
+    /// all where there is none. A base model is written without the prefix that it has inside a model with an LM head.
+    pub(super) fn base(checkpoint: &'a Checkpoint, prefixes: &[&str], probe: &str) -> Self {
+        let there = |prefix: &&&str| checkpoint.has(&format!("{prefix}{probe}"));
+        let prefix = prefixes.iter().find(there).or(prefixes.first());
+        Self {
+            checkpoint,
+            prefix: prefix.map_or_else(String::new, |prefix| (*prefix).to_owned()),
+        }
+    }
+
+    /// Names further down: `part` and a dot.
+    pub(super) fn under(&self, part: &str) -> Names<'a> {
+        Names {
+            checkpoint: self.checkpoint,
+            prefix: format!("{}{part}.", self.prefix),
+        }
+    }
+
+    /// One layer.
+    pub(super) fn layer(&self, part: &str, index: usize) -> Names<'a> {
+        self.under(&format!("{part}.{index}"))
+    }
+
+    pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.checkpoint
+            .tensor(&format!("{}{name}", self.prefix), shape)
+    }
+
+    /// A projection from `columns` to `rows`.
+    pub(super) fn linear(
+        &self,
+        name: &str,
+        rows: usize,
+        columns: usize,
+        bias: bool,
+    ) -> Result<Linear> {
+        Ok(Linear {
+            weight: self.tensor(&format!("{name}.weight"), &[rows, columns])?,
+            bias: match bias {
+                true => Some(self.tensor(&format!("{name}.bias"), &[rows])?),
+                false => None,
+            },
+        })
+    }
+
+    pub(super) fn rms_norm(&self, name: &str, width: usize, eps: f64) -> Result<Norm> {
+        Ok(Norm::Rms {
+            weight: self.tensor(&format!("{name}.weight"), &[width])?,
+            eps,
+        })
+    }
+
+    /// A norm that is computed in f32 whatever the element type, by `add + weight`.
+    pub(super) fn rms_norm_in_f32(
+        &self,
+        name: &str,
+        width: usize,
+        eps: f64,
+        add: f64,
+    ) -> Result<Norm> {
+        let weight = self.tensor(&format!("{name}.weight"), &[width])?;
+        Ok(Norm::Rms {
+            weight: (weight.to_dtype(DType::F32)? + add)?,
+            eps,
+        })
+    }
+
+    pub(super) fn layer_norm(&self, name: &str, width: usize, eps: f64) -> Result<Norm> {
+        Ok(Norm::Layer {
+            weight: self.tensor(&format!("{name}.weight"), &[width])?,
+            bias: self.tensor(&format!("{name}.bias"), &[width])?,
+            eps,
+        })
+    }
+
+    /// `q_proj`, `k_proj`, `v_proj` and the output projection `out`.
+    pub(super) fn attention(&self, config: &ModelConfig, out: &str) -> Result<Attention> {
+        let (d, biases) = (config.d_model, config.biases);
+        Ok(Attention {
+            q: self.linear("q_proj", config.q_width(), d, biases.qkv)?,
+            k: self.linear("k_proj", config.kv_width(), d, biases.qkv)?,
+            v: self.linear("v_proj", config.kv_width(), d, biases.qkv)?,
+            o: self.linear(out, d, config.q_width(), biases.attention_out)?,
+            q_norm: None,
+            k_norm: None,
+        })
+    }
+
+    /// `gate_proj`, `up_proj` and `down_proj`.
+    pub(super) fn gated_mlp(&self, config: &ModelConfig) -> Result<Mlp> {
+        let (d, f, bias) = (config.d_model, config.d_ff, config.biases.mlp);
+        Ok(Mlp {
+            gate: Some(self.linear("gate_proj", f, d, bias)?),
+            up: self.linear("up_proj", f, d, bias)?,
+            down: self.linear("down_proj", d, f, bias)?,
+        })
+    }
+
+    /// `name`, rows interleaved by head, `[n_heads, (q, k, v), head_dim]`, and the output projection `out`.
+    pub(super) fn interleaved_attention(
+        &self,
+        config: &ModelConfig,
+        name: &str,
+        out: &str,
+    ) -> Result<Attention> {
+        let (heads, width, d) = (config.n_heads, config.head_dim, config.d_model);
+        let rows = config.q_width();
+        let fused = self.linear(name, 3 * rows, d, config.biases.qkv)?;
+        let part = |index: usize| -> Result<Linear> {
+            let pick = |tensor: &Tensor| tensor.narrow(1, index, 1)?.contiguous();
+            Ok(Linear {
+                weight: pick(&fused.weight.reshape((heads, 3, width, d))?)?.reshape((rows, d))?,
+                bias: match &fused.bias {
+                    Some(bias) => Some(pick(&bias.reshape((heads, 3, width))?)?.reshape(rows)?),
+                    None => None,
+                },
+            })
+        };
+        Ok(Attention {
+            q: part(0)?,
+            k: part(1)?,
+            v: part(2)?,
+            o: self.linear(out, d, rows, config.biases.attention_out)?,
+            q_norm: None,
+            k_norm: None,
+        })
+    }
+
+    /// Rows of a projection that holds several, one below the other.
+    pub(super) fn stacked<const N: usize>(
+        &self,
+        name: &str,
+        rows: [usize; N],
+        columns: usize,
+        bias: bool,
+    ) -> Result<[Linear; N]> {
+        let fused = self.linear(name, rows.iter().sum(), columns, bias)?;
+        let mut from = 0;
+        let mut parts = Vec::with_capacity(N);
+        for rows in rows {
+            // A copy, so that the whole need not stay for the sake of a part.
+            let pick = |tensor: &Tensor| tensor.narrow(0, from, rows)?.copy();
+            parts.push(Linear {
+                weight: pick(&fused.weight)?,
+                bias: fused.bias.as_ref().map(pick).transpose()?,
+            });
+            from += rows;
+        }
+        parts
+            .try_into()
+            .map_err(|_| unreachable!("as many parts as counts of rows"))
+    }
+
+    /// The embedding under this prefix and the LM head under its full name, `[vocab_size, d_embed]` each. Tied ones may be
+    /// written once under either name. Where both are there and differ they are not tied, whatever the config says.
+    pub(super) fn embedding_and_head(
+        &self,
+        config: &ModelConfig,
+        embedding: &str,
+        heads: &[&str],
+    ) -> Result<(Tensor, Tensor)> {
+        let shape = [config.vocab_size, config.d_embed];
+        let head = heads.iter().find(|name| self.checkpoint.has(name));
+        let has_embedding = self.checkpoint.has(&format!("{}{embedding}", self.prefix));
+        match (config.tied_head, has_embedding, head) {
+            (true, true, None) => {
+                let both = self.tensor(embedding, &shape)?;
+                Ok((both.clone(), both))
+            }
+            (true, false, Some(head)) => {
+                let both = self.checkpoint.tensor(head, &shape)?;
+                Ok((both.clone(), both))
+            }
+            (true, true, Some(head)) => {
+                let input = self.tensor(embedding, &shape)?;
+                let output = self.checkpoint.tensor(head, &shape)?;
+                if input.ne(&output)?.max_all()?.to_scalar::<u8>()? == 0 {
+                    return Ok((input.clone(), input));
+                }
+                tracing::warn!(
+                    "`tie_word_embeddings` is true, but `{}{embedding}` and `{head}` differ: both are used as they are",
+                    self.prefix
+                );
+                Ok((input, output))
+            }
+            _ => {
+                let head = head.or(heads.first()).copied().unwrap_or("lm_head.weight");
+                let input = self.tensor(embedding, &shape)?;
+                Ok((input, self.checkpoint.tensor(head, &shape)?))
+            }
+        }
+    }
+}
