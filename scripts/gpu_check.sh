@@ -6,8 +6,8 @@
 #
 # BINARY may be a stripped copy, which is smaller: `strip -o skipbench-cuda target/release/skipbench`.
 #
-# 1. Tiny models of every family (crates/model/tests/fixtures) and the shipped checkpoint: the GPU's tokens in f32 must
-#    equal the CPU's, under the full network and under skipping, alone and in a batch.
+# 1. Tiny models of every family (crates/model/tests/fixtures), as GGUF files too, and the shipped checkpoint: the GPU's
+#    tokens in f32 must equal the CPU's, under the full network and under skipping, alone and in a batch.
 # 2. `full` and `unified@2` are timed on the shipped checkpoint; the report lies in OUT/timing.
 #
 # Exit code 0: all equal and timed. SKIPBENCH_DEVICE=cpu tries the script itself where there is no GPU.
@@ -72,6 +72,12 @@ for fixture in crates/model/tests/fixtures/*/; do
     compare "$name" "$model" "$work/words.txt" full 3
     compare "$name" "$model" "$work/words.txt" unified@2 1
     compare "$name" "$model" "$work/words.txt" unified@2 3
+done
+
+for model in crates/model/tests/gguf/*.gguf; do
+    name=$(basename "$model")
+    # A file of block types alone is no model.
+    [ "$name" = blocks.gguf ] || compare "$name" "$model" "$work/words.txt" full 3
 done
 
 shipped=data/checkpoints/adapted

@@ -2,13 +2,12 @@
 
 use crate::error::{ModelError, Result};
 use crate::memory::human;
+use crate::source::{HubName, is_plain};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// Files beside the weights that are taken where they are there.
 const SETTINGS: [&str; 7] = [
@@ -22,80 +21,6 @@ const SETTINGS: [&str; 7] = [
 ];
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-
-/// `hub:owner/name[@revision]`; the revision is `main` if none is given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubName {
-    repo: String,
-    revision: Option<String>,
-}
-
-impl HubName {
-    fn revision(&self) -> &str {
-        self.revision.as_deref().unwrap_or("main")
-    }
-
-    /// The last part of the name: what a folder of it would be called.
-    pub fn short(&self) -> &str {
-        self.repo.rsplit('/').next().unwrap_or(&self.repo)
-    }
-
-    fn error(&self, message: String) -> ModelError {
-        ModelError::Hub {
-            name: self.to_string(),
-            message,
-        }
-    }
-}
-
-impl fmt::Display for HubName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hub:{}", self.repo)?;
-        match &self.revision {
-            Some(revision) => write!(f, "@{revision}"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Whether a text can be a part of a path and of an address, and no more than that.
-fn is_plain(part: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let edge = |char: char| char == '.' || char == '-';
-    !part.is_empty()
-        && part.len() <= 96
-        && part.bytes().all(plain)
-        && !part.contains("..")
-        && !part.starts_with(edge)
-        && !part.ends_with(edge)
-}
-
-impl FromStr for HubName {
-    type Err = ModelError;
-
-    /// Reads what stands behind `hub:`.
-    fn from_str(text: &str) -> Result<Self> {
-        let (repo, revision) = match text.split_once('@') {
-            Some((repo, revision)) => (repo, Some(revision)),
-            None => (text, None),
-        };
-        let parts: Vec<&str> = repo.split('/').collect();
-        // In the cache `--` stands for the slash.
-        let good_repo = matches!(parts[..], [owner, name] if is_plain(owner) && is_plain(name))
-            && !repo.contains("--");
-        let good_revision = revision.is_none_or(|revision| revision.split('/').all(is_plain));
-        if !good_repo || !good_revision {
-            return Err(ModelError::Hub {
-                name: format!("hub:{}", text.escape_debug()),
-                message: "not the name of a repository; it is written hub:owner/name or hub:owner/name@revision, of letters, digits, `-`, `_` and `.`".to_owned(),
-            });
-        }
-        Ok(Self {
-            repo: repo.to_owned(),
-            revision: revision.map(str::to_owned),
-        })
-    }
-}
 
 /// Where repositories are taken from and kept.
 #[derive(Debug, Clone)]
@@ -115,20 +40,24 @@ impl Hub {
     /// kept, `HF_HUB_OFFLINE`.
     pub fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let cache = match set("HF_HUB_CACHE") {
-            Some(folder) => Cache::new(folder.into()),
-            None => Cache::from_env(),
+        let own = || {
+            let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+            let home = || std::env::home_dir().map(|home| home.join(".cache"));
+            cache.or_else(home).unwrap_or_default().join("huggingface")
         };
+        let home = set("HF_HOME").map_or_else(own, PathBuf::from);
+        let cache = set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let offline = set("HF_HUB_OFFLINE").is_some_and(|value| {
             !["0", "false", "no", "off"].contains(&value.to_lowercase().as_str())
         });
-        let token = set("HF_TOKEN").or_else(|| Cache::from_env().token());
+        let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(home.join("token")).ok());
+        // A line feed at its end would make no header.
+        let token = token.map(|token| token.trim().to_owned());
         Self {
             endpoint,
-            cache: cache.path().clone(),
-            // A line feed at its end would make no header.
-            token: token.map(|token| token.trim().to_owned()),
+            cache,
+            token: token.filter(|token| !token.is_empty()),
             offline,
         }
     }
@@ -189,7 +118,7 @@ impl Hub {
             .build()?;
         let revision = name.revision().to_owned();
         let repo = api.repo(Repo::with_revision(
-            name.repo.clone(),
+            name.repo().to_owned(),
             RepoType::Model,
             revision,
         ));
@@ -202,7 +131,7 @@ impl Hub {
     fn cached(&self, name: &HubName) -> Option<Listing> {
         let repo = |revision: &str| {
             let revision = revision.to_owned();
-            Repo::with_revision(name.repo.clone(), RepoType::Model, revision)
+            Repo::with_revision(name.repo().to_owned(), RepoType::Model, revision)
         };
         let folder = self
             .cache
@@ -237,7 +166,7 @@ impl Hub {
             )));
         }
         let revision = name.revision().to_owned();
-        let repo = Repo::with_revision(name.repo.clone(), RepoType::Model, revision);
+        let repo = Repo::with_revision(name.repo().to_owned(), RepoType::Model, revision);
         let folder = self.cache().repo(repo).pointer_path(&listing.sha);
         let mut snapshot = Snapshot {
             hub: self.clone(),
@@ -293,7 +222,7 @@ impl Hub {
             Some(status) => format!("{endpoint} answered with the status {status}"),
             None => format!(
                 "{endpoint} cannot be reached ({error}); name a mirror in HF_ENDPOINT, or download the repository elsewhere (`hf download {} --local-dir DIR`) and give the folder",
-                name.repo
+                name.repo()
             ),
         })
     }
@@ -488,7 +417,7 @@ impl Snapshot {
     }
 
     fn repo(&self, api: &Api) -> ApiRepo {
-        let repo = self.name.repo.clone();
+        let repo = self.name.repo().to_owned();
         api.repo(Repo::with_revision(
             repo,
             RepoType::Model,
@@ -499,7 +428,7 @@ impl Snapshot {
     /// Notes in the cache which commit the revision was; without it only the network knows.
     fn name_commit(&self) {
         let revision = self.name.revision().to_owned();
-        let repo = Repo::with_revision(self.name.repo.clone(), RepoType::Model, revision);
+        let repo = Repo::with_revision(self.name.repo().to_owned(), RepoType::Model, revision);
         if let Err(error) = self.hub.cache().repo(repo).create_ref(&self.commit) {
             tracing::debug!("{}: the commit is not noted: {error}", self.name);
         }

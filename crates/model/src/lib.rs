@@ -42,11 +42,11 @@ pub use config::{Activation, Biases, LayerKind, ModelConfig, NormPlacement, Posi
 pub use decoder::{Backend, CausalLm, Decoder, Part};
 pub use error::{ModelError, Result};
 pub use families::Family;
-pub use hub::{Hub, HubFile, HubName, Snapshot};
+pub use hub::{Hub, HubFile, Snapshot};
 pub use memory::human;
 pub use mock::MockModel;
 pub use rope::{Beyond, Rope};
 pub use simd::instruction_set;
 pub use sizes::ModelSizes;
-pub use source::ModelSource;
+pub use source::{HubName, ModelSource};
 pub use tokenizer::{ByteTokenizer, SpecialTokens, TextTokenizer, Tokenize};

@@ -1,7 +1,6 @@
 //! What names a model: a Hugging Face folder, a `.gguf` file, or a repository of the hub.
 
-use crate::error::Result;
-use crate::hub::HubName;
+use crate::error::{ModelError, Result};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -29,7 +28,7 @@ impl ModelSource {
 }
 
 impl FromStr for ModelSource {
-    type Err = crate::ModelError;
+    type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self> {
         match text.strip_prefix("hub:") {
@@ -45,6 +44,85 @@ impl fmt::Display for ModelSource {
             Self::Path(path) => path.display().fmt(f),
             Self::Hub(name) => name.fmt(f),
         }
+    }
+}
+
+/// `hub:owner/name[@revision]`; the revision is `main` if none is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubName {
+    repo: String,
+    revision: Option<String>,
+}
+
+impl HubName {
+    /// `owner/name`.
+    pub(crate) fn repo(&self) -> &str {
+        &self.repo
+    }
+
+    pub(crate) fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or("main")
+    }
+
+    /// The last part of the name: what a folder of it would be called.
+    pub fn short(&self) -> &str {
+        self.repo.rsplit('/').next().unwrap_or(&self.repo)
+    }
+
+    pub(crate) fn error(&self, message: String) -> ModelError {
+        ModelError::Hub {
+            name: self.to_string(),
+            message,
+        }
+    }
+}
+
+impl fmt::Display for HubName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hub:{}", self.repo)?;
+        match &self.revision {
+            Some(revision) => write!(f, "@{revision}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a text can be a part of a path and of an address, and no more than that.
+pub(crate) fn is_plain(part: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let edge = |char: char| char == '.' || char == '-';
+    !part.is_empty()
+        && part.len() <= 96
+        && part.bytes().all(plain)
+        && !part.contains("..")
+        && !part.starts_with(edge)
+        && !part.ends_with(edge)
+}
+
+impl FromStr for HubName {
+    type Err = ModelError;
+
+    /// Reads what stands behind `hub:`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (repo, revision) = match text.split_once('@') {
+            Some((repo, revision)) => (repo, Some(revision)),
+            None => (text, None),
+        };
+        let parts: Vec<&str> = repo.split('/').collect();
+        // In the cache `--` stands for the slash.
+        let good_repo = matches!(parts[..], [owner, name] if is_plain(owner) && is_plain(name))
+            && !repo.contains("--");
+        let good_revision = revision.is_none_or(|revision| revision.split('/').all(is_plain));
+        if !good_repo || !good_revision {
+            return Err(ModelError::Hub {
+                name: format!("hub:{}", text.escape_debug()),
+                message: "not the name of a repository; it is written hub:owner/name or hub:owner/name@revision, of letters, digits, `-`, `_` and `.`".to_owned(),
+            });
+        }
+        Ok(Self {
+            repo: repo.to_owned(),
+            revision: revision.map(str::to_owned),
+        })
     }
 }
 

@@ -60,17 +60,9 @@ pub(crate) fn fetch_located(model: &Path) -> anyhow::Result<Located> {
 }
 
 fn locate(model: &Path, wanted: impl Fn(&HubFile) -> bool) -> anyhow::Result<Located> {
-    let named = |path: &Path| match path.file_name() {
-        // The ending says nothing of the model.
-        Some(_) if path.is_file() => path.file_stem(),
-        name => name,
-    };
     match ModelSource::of(model)? {
         ModelSource::Path(path) => Ok(Located {
-            name: named(&path).map_or_else(
-                || "model".to_owned(),
-                |name| name.to_string_lossy().into_owned(),
-            ),
+            name: name_of(&path),
             path,
             download: None,
         }),
@@ -100,6 +92,16 @@ fn locate(model: &Path, wanted: impl Fn(&HubFile) -> bool) -> anyhow::Result<Loc
             })
         }
     }
+}
+
+/// The name of a folder, or of a file without its ending, which says nothing of the model.
+fn name_of(path: &Path) -> String {
+    let name = match path.is_file() {
+        true => path.file_stem(),
+        false => path.file_name(),
+    };
+    let name = name.map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "model".to_owned())
 }
 
 /// A path of an experiment, taken from the folder of its file; a name of the hub is none.

@@ -129,6 +129,7 @@ pub(super) fn of(gguf: &Gguf) -> Result<Json> {
         let parallel = gguf.bool(&architecture.key("use_parallel_residual"))?;
         put("use_parallel_residual", parallel.unwrap_or(true).into());
         put("hidden_act", "gelu".into());
+        put("rotary_emb_base", theta.into());
         return Ok(Json::Object(config));
     }
     put("head_dim", head_dim.into());
@@ -203,14 +204,29 @@ fn gemma(gguf: &Gguf, heads: usize, head_dim: usize) -> Result<Map<String, Json>
     let second = gguf.architecture == Architecture::Gemma2;
     let window = gguf.usize_if("attention.sliding_window")?;
     put("sliding_window", window.unwrap_or(4096).into());
-    let pattern = match gguf.own("attention.sliding_window_pattern") {
-        Some(Value::Unsigned(pattern)) => (*pattern as usize).max(1),
-        _ if second => 2,
-        _ => GEMMA3_PATTERN,
+    let key = "attention.sliding_window_pattern";
+    let every = |pattern: usize| {
+        (1..=layers)
+            .map(|layer| !layer.is_multiple_of(pattern))
+            .collect()
     };
-    let kinds = (1..=layers).map(|layer| match layer.is_multiple_of(pattern) {
-        true => "full_attention",
-        false => "sliding_attention",
+    // A number, or whether each layer slides.
+    let slides: Vec<bool> = match gguf.own(key) {
+        Some(Value::Unsigned(pattern)) => every((*pattern as usize).max(1)),
+        Some(Value::Array(_)) => {
+            let flags = gguf.numbers(&gguf.architecture.key(key))?;
+            flags
+                .unwrap_or_default()
+                .iter()
+                .map(|&flag| flag != 0.0)
+                .collect()
+        }
+        _ if second => every(2),
+        _ => every(GEMMA3_PATTERN),
+    };
+    let kinds = slides.into_iter().map(|slides| match slides {
+        true => "sliding_attention",
+        false => "full_attention",
     });
     put("layer_types", kinds.collect::<Vec<_>>().into());
     // The largest of each kind scales by the width of the model: 46 layers of Gemma 2, 62 of Gemma 3.
@@ -296,11 +312,19 @@ fn rope_scaling(gguf: &Gguf, positions: usize) -> Result<Option<Map<String, Json
             )));
         }
         (None | Some("linear"), Some(factor)) => json!({"rope_type": "linear", "factor": factor}),
-        (Some("yarn"), Some(factor)) => json!({
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": trained.unwrap_or(positions),
-        }),
+        (Some("yarn"), Some(factor)) => {
+            let mut scaling = json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": trained.unwrap_or(positions),
+            });
+            for beta in ["beta_fast", "beta_slow"] {
+                if let Some(value) = gguf.number(&format!("rope.scaling.yarn_{beta}"))? {
+                    scaling[beta] = value.into();
+                }
+            }
+            scaling
+        }
         (Some(other), _) => {
             return Err(gguf.error(format!(
                 "`{key}` is `{other}`, which is not supported; none, linear and yarn are"

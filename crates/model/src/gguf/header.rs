@@ -128,7 +128,7 @@ pub(crate) struct Header {
     pub(crate) tensors: HashMap<String, TensorInfo>,
 }
 
-type Read1<T> = std::result::Result<T, String>;
+type Checked<T> = std::result::Result<T, String>;
 
 /// A reader that knows how much is left.
 struct Cursor<R> {
@@ -142,7 +142,7 @@ impl<R: Read + Seek> Cursor<R> {
         self.end - self.at
     }
 
-    fn need(&self, bytes: u64, what: &str) -> Read1<()> {
+    fn need(&self, bytes: u64, what: &str) -> Checked<()> {
         match bytes <= self.left() {
             true => Ok(()),
             false => Err(format!(
@@ -153,7 +153,7 @@ impl<R: Read + Seek> Cursor<R> {
         }
     }
 
-    fn bytes<const N: usize>(&mut self, what: &str) -> Read1<[u8; N]> {
+    fn bytes<const N: usize>(&mut self, what: &str) -> Checked<[u8; N]> {
         self.need(N as u64, what)?;
         let mut bytes = [0; N];
         let read = self.reader.read_exact(&mut bytes);
@@ -162,15 +162,15 @@ impl<R: Read + Seek> Cursor<R> {
         Ok(bytes)
     }
 
-    fn u32(&mut self, what: &str) -> Read1<u32> {
+    fn u32(&mut self, what: &str) -> Checked<u32> {
         self.bytes(what).map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self, what: &str) -> Read1<u64> {
+    fn u64(&mut self, what: &str) -> Checked<u64> {
         self.bytes(what).map(u64::from_le_bytes)
     }
 
-    fn text(&mut self, what: &str) -> Read1<String> {
+    fn text(&mut self, what: &str) -> Checked<String> {
         let len = self.u64(what)?;
         self.need(len, what)?;
         let mut bytes = vec![0; len as usize];
@@ -180,7 +180,7 @@ impl<R: Read + Seek> Cursor<R> {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn skip(&mut self, bytes: u64, what: &str) -> Read1<()> {
+    fn skip(&mut self, bytes: u64, what: &str) -> Checked<()> {
         self.need(bytes, what)?;
         let step = i64::try_from(bytes).map_err(|error| error.to_string())?;
         let moved = self.reader.seek_relative(step);
@@ -189,12 +189,12 @@ impl<R: Read + Seek> Cursor<R> {
         Ok(())
     }
 
-    fn kind(&mut self, what: &str) -> Read1<Kind> {
+    fn kind(&mut self, what: &str) -> Checked<Kind> {
         let code = self.u32(what)?;
         Kind::of(code).ok_or_else(|| format!("{what} has the unknown kind {code}"))
     }
 
-    fn value(&mut self, key: &str) -> Read1<Value> {
+    fn value(&mut self, key: &str) -> Checked<Value> {
         match self.kind(key)? {
             Kind::Text => self.text(key).map(Value::Text),
             Kind::Array => self.array(key, 0).map(Value::Array),
@@ -212,7 +212,7 @@ impl<R: Read + Seek> Cursor<R> {
         }
     }
 
-    fn array(&mut self, key: &str, depth: usize) -> Read1<Array> {
+    fn array(&mut self, key: &str, depth: usize) -> Checked<Array> {
         if depth > MOST_NESTED {
             return Err(format!("`{key}` is an array in arrays in arrays"));
         }
@@ -243,7 +243,7 @@ impl<R: Read + Seek> Cursor<R> {
     }
 
     /// A number of things of at least `least` bytes each.
-    fn count(&mut self, what: &str, least: u64) -> Read1<u64> {
+    fn count(&mut self, what: &str, least: u64) -> Checked<u64> {
         let count = self.u64(what)?;
         if count.saturating_mul(least) > self.left() {
             return Err(format!(
@@ -259,7 +259,7 @@ impl<R: Read + Seek> Cursor<R> {
         Ok(count)
     }
 
-    fn tensor(&mut self, alignment: u64) -> Read1<(String, TensorInfo)> {
+    fn tensor(&mut self, alignment: u64) -> Checked<(String, TensorInfo)> {
         let name = self.text("the name of a tensor")?;
         let dimensions = self.u32(&name)?;
         if dimensions > MOST_DIMENSIONS {
@@ -306,7 +306,7 @@ impl<R: Read + Seek> Cursor<R> {
 
 impl Header {
     /// Reads and checks the header of a file of `end` bytes.
-    pub(crate) fn read<R: Read + Seek>(mut reader: R, end: u64) -> Read1<Self> {
+    pub(crate) fn read<R: Read + Seek>(mut reader: R, end: u64) -> Checked<Self> {
         reader
             .seek(SeekFrom::Start(0))
             .map_err(|error| error.to_string())?;

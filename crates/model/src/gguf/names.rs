@@ -51,9 +51,13 @@ const GEMMA_NORMS: &Names = &[
     ("pre_feedforward_layernorm", "ffn_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
 ];
-const PHI3_FUSED: &Names = &[
+/// The gate and the up projection share `ffn_up`.
+const PHI3: &Names = &[
     ("self_attn.qkv_proj", "attn_qkv"),
+    ("self_attn.o_proj", "attn_output"),
     ("mlp.gate_up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("input_layernorm", "attn_norm"),
 ];
 const NEOX: &Names = &[
     ("attention.query_key_value", "attn_qkv"),
@@ -80,7 +84,9 @@ const LLAMA_FRAME: &Names = &[
 const NEOX_FRAME: &Names = &[
     ("gpt_neox.embed_in", "token_embd"),
     ("gpt_neox.final_layer_norm", "output_norm"),
+    // Pythia's files, and what transformers 5 writes.
     ("embed_out", "output"),
+    ("lm_head", "output"),
 ];
 const BLOOM_FRAME: &Names = &[
     ("transformer.word_embeddings", "token_embd"),
@@ -141,8 +147,7 @@ impl Architecture {
         match self {
             Self::Llama | Self::Qwen2 | Self::Qwen3 => ("model.layers.", [ATTENTION, LLAMA_NORMS]),
             Self::Gemma2 | Self::Gemma3 => ("model.layers.", [ATTENTION, GEMMA_NORMS]),
-            // The fused names come first: `ffn_up` holds the gate too.
-            Self::Phi3 => ("model.layers.", [PHI3_FUSED, PHI3_REST]),
+            Self::Phi3 => ("model.layers.", [PHI3, LLAMA_NORMS]),
             Self::GptNeoX => ("gpt_neox.layers.", [NEOX, &[]]),
             Self::Bloom => ("transformer.h.", [BLOOM, &[]]),
         }
@@ -183,13 +188,6 @@ impl Architecture {
         Some((full, layout))
     }
 }
-
-const PHI3_REST: &Names = &[
-    ("self_attn.o_proj", "attn_output"),
-    ("mlp.down_proj", "ffn_down"),
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-];
 
 impl Layout {
     /// Undoes what the converter did; `shape` is `[rows]` or `[rows, columns]`.

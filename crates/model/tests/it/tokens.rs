@@ -144,6 +144,12 @@ fn smollm2_answers_as_transformers() {
     assert_answers_of("SmolLM2-135M-Instruct.Q4_1");
 }
 
+#[test]
+#[cfg_attr(not(has_gemma3), ignore = "scripts/fetch_models.sh gemma3 was not run")]
+fn gemma3_answers_as_transformers() {
+    assert_answers_of("gemma-3-270m.Q4_K_M");
+}
+
 /// Files beside a tokenizer, and what transformers makes of texts with it.
 #[derive(Deserialize)]
 struct Case {

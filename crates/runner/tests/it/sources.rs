@@ -69,14 +69,19 @@ fn layers_are_counted_in_a_gguf_file() {
 fn a_model_that_cannot_be_had() {
     let dir = tempfile::tempdir().unwrap();
     let input = prompts(dir.path());
-    let generate = |model: &str| {
+    let generate_from = |endpoint: &str, model: &str| {
         let mut command = skipbench();
         command.env("HF_HOME", dir.path().join("hf"));
-        command.env("HF_ENDPOINT", "http://127.0.0.1:9");
+        command.env("HF_ENDPOINT", endpoint);
+        command.env_remove("HF_HUB_CACHE");
         command.env_remove("HF_HUB_OFFLINE").env_remove("HF_TOKEN");
         command.args(["generate", "--model", model, "--input"]);
         refused(command.arg(&input))
     };
+    let generate = |model: &str| generate_from("http://127.0.0.1:9", model);
+    for endpoint in ["no address", "ftp://x", "http://"] {
+        assert_names(&generate_from(endpoint, "hub:owner/name"), &["HF_ENDPOINT"]);
+    }
     for wrong in ["hub:../../x", "hub:/etc/passwd", "hub:x", "hub:a/b@../c"] {
         assert_names(&generate(wrong), &[wrong, "owner/name"]);
     }
