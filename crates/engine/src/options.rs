@@ -179,3 +179,29 @@ fn wrong(option: &'static str, message: impl Into<String>) -> Result<()> {
         message: message.into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skipbench_model::ByteTokenizer;
+    use std::sync::Arc;
+
+    #[test]
+    fn where_an_answer_is_full_any_stop_will_do() {
+        let stops = ["b", "abc"].map(str::to_owned);
+        let options = |max_new_tokens| Options {
+            max_new_tokens,
+            eos_ids: vec![256],
+            stop: Some(StopTexts::new(Arc::new(ByteTokenizer), stops.clone())),
+            ..Options::default()
+        };
+        let end = |most, text: &str| {
+            let ids: Vec<u32> = text.bytes().map(u32::from).collect();
+            options(most).end(&ids).unwrap()
+        };
+        assert_eq!(end(3, "xab"), Some(End::Stop));
+        assert_eq!(end(4, "xab"), None, "`abc` may come yet");
+        assert_eq!(end(3, "xyz"), Some(End::Length));
+        assert_eq!(options(3).end(&[256]).unwrap(), Some(End::Eos));
+    }
+}

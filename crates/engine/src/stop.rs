@@ -83,8 +83,6 @@ fn may_begin_earlier(text: &str, at: usize, stops: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generation::End;
-    use crate::options::Options;
     use proptest::prelude::*;
     use skipbench_model::ByteTokenizer;
 
@@ -120,20 +118,6 @@ mod tests {
         assert_eq!(two.cut("xabc"), "x");
         assert_eq!(two.length(&ids("xabd")).unwrap(), Some(4));
         assert_eq!(two.cut("xabd"), "xa");
-    }
-
-    #[test]
-    fn where_an_answer_is_full_any_stop_will_do() {
-        let options = |max_new_tokens| Options {
-            max_new_tokens,
-            eos_ids: vec![256],
-            stop: Some(stops(&["b", "abc"])),
-            ..Options::default()
-        };
-        assert_eq!(options(3).end(&ids("xab")).unwrap(), Some(End::Stop));
-        assert_eq!(options(4).end(&ids("xab")).unwrap(), None);
-        assert_eq!(options(3).end(&ids("xyz")).unwrap(), Some(End::Length));
-        assert_eq!(options(3).end(&[256]).unwrap(), Some(End::Eos));
     }
 
     proptest! {

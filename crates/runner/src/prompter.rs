@@ -4,7 +4,7 @@ use crate::experiment::{ChatEntry, SpecialTokensRule};
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 use skipbench_engine::StopTexts;
-use skipbench_model::Tokenize;
+use skipbench_model::{ModelError, Tokenize};
 use skipbench_prompts::{ChatTemplate, Message, SpecialTokens};
 use std::path::Path;
 use std::sync::Arc;
@@ -112,8 +112,12 @@ impl<'a> Prompter<'a> {
             .as_ref()
             .map(|_| chat_template(model))
             .transpose()?;
-        // What stands in front of every text is all that an empty one becomes.
-        let own = tokenizer.encode("")?.first().copied();
+        // What stands in front of every text stands in front of an empty one too.
+        let first = |text: &str| Ok::<_, ModelError>(tokenizer.encode(text)?.first().copied());
+        let own = match first("")? {
+            id if id == first("x")? => id,
+            _ => None,
+        };
         let named = || -> anyhow::Result<Option<u32>> {
             let tokens = special_tokens(model)?;
             let Some(text) = tokens.get("bos_token") else {

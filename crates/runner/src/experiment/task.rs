@@ -386,7 +386,7 @@ fn task_schema(_: &mut SchemaGenerator) -> Schema {
 
 fn limit_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
-        "anyOf": [{"type": "integer", "minimum": 1, "maximum": 1_000_000}, {"const": "all"}],
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": 1_000_000}, {"const": "all", "description": "All of them."}],
         "default": 64,
     })
 }

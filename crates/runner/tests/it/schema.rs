@@ -122,7 +122,7 @@ impl Page<'_> {
                 (Value::Null, _) => String::new(),
                 (Value::Object(_), _) => "as below".to_owned(),
                 (Value::Array(items), _) if items.is_empty() => String::new(),
-                (Value::String(text), _) => format!("`{text}`"),
+                (Value::String(text), _) => format!("`{}`", text.escape_debug()),
                 (value, _) => format!("`{value}`").replace(".0", ""),
             };
             let mut meaning = one_line(about(property));

@@ -53,7 +53,7 @@ pub(super) enum Source {
         path: PathBuf,
         pairs: FilePairs,
         /// `None` for that of the built-in translation.
-        prompt: Option<PromptTemplate>,
+        prompt: Option<Box<PromptTemplate>>,
         weight: u32,
     },
 }
@@ -78,7 +78,8 @@ impl Source {
                     .prompt
                     .as_deref()
                     .map(PromptTemplate::new)
-                    .transpose()?;
+                    .transpose()?
+                    .map(Box::new);
                 if let Some(prompt) = &prompt {
                     prompt.check(["source"])?;
                 }
@@ -108,7 +109,9 @@ impl Source {
                     .flat_map(|(source, reference)| [source, reference]);
                 let prompt = prompt
                     .as_ref()
-                    .map_or(Task::Translation.prompt_template(), PromptTemplate::source);
+                    .map_or(Task::Translation.prompt_template(), |prompt| {
+                        prompt.source()
+                    });
                 json!({"texts": of_texts(texts), "prompt": prompt, "weight": weight})
             }
         }
