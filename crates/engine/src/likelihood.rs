@@ -117,8 +117,11 @@ impl Engine<'_> {
         Ok(found)
     }
 
-    /// The length of the longest continuation.
-    fn check_scored(&self, texts: &[ScoredText]) -> Result<usize> {
+    /// Whether [`Engine::score`] can take these texts; gives the length of the longest continuation.
+    ///
+    /// # Errors
+    /// An empty batch, context or continuation, a text that does not fit.
+    pub fn check_scored(&self, texts: &[ScoredText]) -> Result<usize> {
         let limit = self.model().sizes().max_positions;
         for (row, text) in texts.iter().enumerate() {
             if text.context.is_empty() {
@@ -200,7 +203,7 @@ fn through(
     cache: &mut KvCache,
     spans: &[Span],
 ) -> Result<Tensor> {
-    let mut hidden = model.embed(ids)?;
+    let mut hidden = model.embed(ids, spans)?;
     for layer in layers.iter() {
         if let Some(part) = part_of(layers, layer) {
             hidden = model.layer_part(layer, part, &hidden, cache, spans)?;

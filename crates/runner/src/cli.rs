@@ -59,6 +59,10 @@ pub enum Command {
     Layers(commands::layers::LayersArgs),
     /// Continue prompts under a strategy, as JSON lines
     Generate(Box<commands::generate::GenerateArgs>),
+    /// Give the log-probability of each continuation behind its context, as JSON lines
+    Loglikelihood(commands::loglikelihood::LoglikelihoodArgs),
+    /// Give the perplexity of a text
+    Perplexity(commands::perplexity::PerplexityArgs),
     /// Score outputs against references (BLEU, chrF, TER, ROUGE)
     Score(commands::score::ScoreArgs),
     /// Train or fine-tune a small model from a YAML config
@@ -82,6 +86,8 @@ impl Command {
             Command::Plan(args) => commands::plan::run(args),
             Command::Layers(args) => commands::layers::run(args),
             Command::Generate(args) => commands::generate::run(&args),
+            Command::Loglikelihood(args) => commands::loglikelihood::run(&args),
+            Command::Perplexity(args) => commands::perplexity::run(&args),
             Command::Score(args) => commands::score::run(args),
             Command::Train(args) => commands::train::run(args),
             Command::Report(args) => commands::report::run(args),

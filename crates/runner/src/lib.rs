@@ -27,5 +27,6 @@ mod outputs;
 mod preview;
 mod progress;
 mod prompter;
+mod scoring;
 mod trace;
 mod yaml;

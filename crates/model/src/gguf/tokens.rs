@@ -194,7 +194,7 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     let mut seen = HashSet::new();
     eos_ids.retain(|&id| seen.insert(id));
     let special = special_tokens(gguf, &vocabulary, &named)?;
-    let engine = match model {
+    let engine = match gguf.text("tokenizer.ggml.model")? {
         Some("gpt2") => byte_level(gguf, vocabulary, &named)?,
         Some("llama") => sentence_piece(gguf, vocabulary, &named)?,
         Some(other) => {

@@ -4,6 +4,8 @@ pub mod compare;
 pub mod data;
 pub mod generate;
 pub mod layers;
+pub mod loglikelihood;
+pub mod perplexity;
 pub mod plan;
 pub mod report;
 pub mod run;
