@@ -106,7 +106,7 @@ impl Vocabulary {
     }
 
     /// Tokens that are found in a text before anything else is done to it.
-    fn added(&self, strip: impl Fn(&str, bool) -> bool) -> Vec<AddedToken> {
+    fn added(&self, strip: impl Fn(&str) -> bool) -> Vec<AddedToken> {
         let mut seen = HashSet::new();
         let entries = self.tokens.iter().zip(&self.roles);
         entries
@@ -115,7 +115,7 @@ impl Vocabulary {
                 let special = *role == Role::Special;
                 AddedToken::from(token.clone(), special)
                     .normalized(false)
-                    .rstrip(strip(token, special))
+                    .rstrip(strip(token))
             })
             .collect()
     }
@@ -270,15 +270,13 @@ fn sentence_piece(gguf: &Gguf, vocabulary: Vocabulary, named: &Named) -> Result<
 }
 
 /// Which tokens swallow the white space behind them: Phi-3's, which the file does not say.
-fn strip_rule(gguf: &Gguf) -> Result<impl Fn(&str, bool) -> bool> {
+fn strip_rule(gguf: &Gguf) -> Result<impl Fn(&str) -> bool> {
     let name = gguf
         .text("general.name")?
         .unwrap_or_default()
         .to_lowercase();
     let phi3 = name.contains("phi-3") || name.contains("phi3");
-    Ok(move |token: &str, _special: bool| {
-        phi3 && !matches!(token, "<unk>" | "<s>" | "<|endoftext|>")
-    })
+    Ok(move |token: &str| phi3 && !matches!(token, "<unk>" | "<s>" | "<|endoftext|>"))
 }
 
 /// What is put in front of a text and behind it.

@@ -102,15 +102,15 @@ struct Line<'a> {
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompts = read_prompts(&args.input)?;
     check(args)?;
+    let texts = match &args.calibration {
+        Some(path) => Some((path, read_prompts(path)?)),
+        None => None,
+    };
     let args = &GenerateArgs {
         model: models::fetch(&args.model)?,
         ..args.clone()
     };
     check_depth(args)?;
-    let texts = match &args.calibration {
-        Some(path) => Some((path, read_prompts(path)?)),
-        None => None,
-    };
     let device = args.device.open()?;
     let backend = match args.composed {
         true => Backend::Composed,

@@ -5,6 +5,8 @@ mod bad_input;
 mod compare;
 mod gate;
 mod generate;
+#[path = "../../../model/tests/it/hub_server.rs"]
+mod hub_server;
 mod layers;
 mod plan;
 mod records;
