@@ -48,6 +48,19 @@ pub struct SpecialTokens {
     pub chat_template: Option<String>,
 }
 
+impl SpecialTokens {
+    /// Those of a `.gguf` file, without making its tokenizer; `None` for a folder, which has files for them.
+    ///
+    /// # Errors
+    /// A file that is no GGUF, or holds no tokenizer.
+    pub fn of_gguf(model: &Path) -> Result<Option<Self>> {
+        match gguf::is_gguf(model) {
+            true => gguf::special_tokens(&Gguf::open(model)?).map(Some),
+            false => Ok(None),
+        }
+    }
+}
+
 /// What turns text into ids.
 pub(crate) enum Engine {
     /// A tokenizer that the library has all parts of.

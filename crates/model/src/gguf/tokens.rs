@@ -133,6 +133,52 @@ struct Named {
     bos: Option<u32>,
     eos: Option<u32>,
     unknown: Option<u32>,
+    padding: Option<u32>,
+}
+
+impl Named {
+    fn read(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<Self> {
+        let pieces = gguf.text("tokenizer.ggml.model")? == Some("llama");
+        let id = |name: &str, default: Option<u32>| named_id(gguf, vocabulary, name, default);
+        Ok(Self {
+            bos: id("bos", pieces.then_some(1))?,
+            eos: id("eos", pieces.then_some(2))?,
+            unknown: id("unknown", pieces.then_some(0))?,
+            padding: id("padding", None)?,
+        })
+    }
+
+    fn texts(&self, gguf: &Gguf, vocabulary: &Vocabulary) -> Result<SpecialTokens> {
+        let text = |id: Option<u32>| Some(vocabulary.text(id?)?.to_owned());
+        Ok(SpecialTokens {
+            bos: text(self.bos),
+            eos: text(self.eos),
+            unknown: text(self.unknown),
+            padding: text(self.padding),
+            chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
+        })
+    }
+}
+
+/// The id under `tokenizer.ggml.NAME_token_id`, if it is one of the vocabulary.
+fn named_id(
+    gguf: &Gguf,
+    vocabulary: &Vocabulary,
+    name: &str,
+    default: Option<u32>,
+) -> Result<Option<u32>> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    let id = gguf.id(&key)?.or(default);
+    Ok(id.filter(|&id| vocabulary.text(id).is_some()))
+}
+
+/// The tokens with a name and the chat template of a file, without its tokenizer.
+///
+/// # Errors
+/// Metadata that are missing or of the wrong kind.
+pub(crate) fn special_tokens(gguf: &Gguf) -> Result<SpecialTokens> {
+    let vocabulary = Vocabulary::read(gguf)?;
+    Named::read(gguf, &vocabulary)?.texts(gguf, &vocabulary)
 }
 
 /// The tokenizer of a file.
@@ -141,33 +187,15 @@ struct Named {
 /// Metadata that are missing, contradict one another or name a kind that is not known.
 pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     let vocabulary = Vocabulary::read(gguf)?;
-    let id = |name: &str, default: Option<u32>| -> Result<Option<u32>> {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        let id = gguf.id(&key)?.or(default);
-        Ok(id.filter(|&id| vocabulary.text(id).is_some()))
-    };
-    let model = gguf.text("tokenizer.ggml.model")?;
-    let pieces = model == Some("llama");
-    let named = Named {
-        bos: id("bos", pieces.then_some(1))?,
-        eos: id("eos", pieces.then_some(2))?,
-        unknown: id("unknown", pieces.then_some(0))?,
-    };
+    let named = Named::read(gguf, &vocabulary)?;
     let mut eos_ids: Vec<u32> = named.eos.into_iter().collect();
-    eos_ids.extend(id("eot", None)?);
-    eos_ids.extend(id("eom", None)?);
+    eos_ids.extend(named_id(gguf, &vocabulary, "eot", None)?);
+    eos_ids.extend(named_id(gguf, &vocabulary, "eom", None)?);
     eos_ids.extend(vocabulary.ends());
     let mut seen = HashSet::new();
     eos_ids.retain(|&id| seen.insert(id));
-    let text = |id: Option<u32>| Some(vocabulary.text(id?)?.to_owned());
-    let special = SpecialTokens {
-        bos: text(named.bos),
-        eos: text(named.eos),
-        unknown: text(named.unknown),
-        padding: text(id("padding", None)?),
-        chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
-    };
-    let engine = match model {
+    let special = named.texts(gguf, &vocabulary)?;
+    let engine = match gguf.text("tokenizer.ggml.model")? {
         Some("gpt2") => byte_level(gguf, vocabulary, &named)?,
         Some("llama") => sentence_piece(gguf, vocabulary, &named)?,
         Some(other) => {
