@@ -124,6 +124,8 @@ enum Layers {
     Fused {
         layers: Vec<FusedLayer>,
         head: FusedHead,
+        /// Whether the head is the embedding too.
+        head_embeds: bool,
     },
 }
 
@@ -156,7 +158,7 @@ impl Decoder {
             _ => config.dtype,
         });
         let checkpoint = Checkpoint::open(model, dtype, device)?;
-        let frame = config.family.frame(&checkpoint, &config)?;
+        let mut frame = config.family.frame(&checkpoint, &config)?;
         let fused =
             backend == Backend::Auto && matches!(device, Device::Cpu) && dtype == DType::F32;
         let mut sizes = ModelSizes {
@@ -190,9 +192,11 @@ impl Decoder {
             }
         }
         let layers = if fused {
+            let head = FusedHead::new(&frame, &config)?;
             Layers::Fused {
                 layers: fused_layers,
-                head: FusedHead::new(&frame, &config)?,
+                head,
+                head_embeds: frame.drop_head()?,
             }
         } else {
             Layers::Composed(composed_layers)
@@ -296,9 +300,18 @@ impl CausalLm for Decoder {
             });
         }
         self.require(ids.len(), 2 * self.config.d_model, 0)?;
-        let ids = Tensor::new(ids, &self.device)?;
         let frame = &self.frame;
-        let mut hidden = frame.embedding.index_select(&ids, 0)?;
+        let mut hidden = match &self.layers {
+            Layers::Fused {
+                head,
+                head_embeds: true,
+                ..
+            } => head.rows(ids)?,
+            _ => {
+                let ids = Tensor::new(ids, &self.device)?;
+                frame.embedding.index_select(&ids, 0)?
+            }
+        };
         if let Some(scale) = self.config.embedding_scale {
             hidden = (hidden * scale)?;
         }

@@ -346,15 +346,28 @@ impl FusedLinear {
     /// Projections of the same input as one, so that a step reads its input once.
     fn stack(parts: &[&Linear]) -> Result<Self> {
         let in_width = parts[0].weight.dim(1)?;
-        let mut weight = Vec::new();
+        let rows = parts.iter().map(|part| part.weight.dim(0));
+        let rows = rows.sum::<candle_core::Result<usize>>()?;
+        let mut weight = Packed::zeros(rows, in_width);
         let mut bias = Vec::new();
+        let mut first = 0;
         for part in parts {
-            weight.extend(part.weight.flatten_all()?.to_vec1::<f32>()?);
+            // From where they lie: the largest weight of a model is a good part of it, and would be there twice more.
+            let values = part.weight.contiguous()?;
+            let (storage, layout) = values.storage_and_layout();
+            match &*storage {
+                candle_core::Storage::Cpu(values) => {
+                    let start = layout.start_offset();
+                    let values = &values.as_slice::<f32>()?[start..];
+                    weight.set(first, &values[..layout.shape().elem_count()]);
+                }
+                _ => weight.set(first, &part.weight.flatten_all()?.to_vec1::<f32>()?),
+            }
+            first += part.weight.dim(0)?;
             if let Some(part) = &part.bias {
                 bias.extend(part.to_vec1::<f32>()?);
             }
         }
-        let weight = Packed::new(&weight, in_width);
         Ok(Self {
             bias: (bias.len() == weight.out_width()).then_some(bias),
             weight,
@@ -455,6 +468,15 @@ impl FusedHead {
             weight: FusedLinear::stack(&[&head])?,
             cap: config.logit_cap.map(|cap| cap as f32),
         })
+    }
+
+    /// The rows of the head with these indices, `[ids, d_embed]`: what embeds them where the two are one.
+    pub(crate) fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let weight = &self.weight.weight;
+        let rows = ids.iter().flat_map(|&id| weight.row(id as usize));
+        let rows: Vec<f32> = rows.collect();
+        let shape = (ids.len(), weight.in_width());
+        Ok(Tensor::from_vec(rows, shape, &Device::Cpu)?)
     }
 
     /// Logits `[tokens, vocab_size]` of `hidden`: `[tokens, d_model]`.

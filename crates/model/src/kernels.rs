@@ -27,16 +27,33 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// Packs `w`: `[m, k]`.
+    #[cfg(test)]
     pub(crate) fn new(w: &[f32], k: usize) -> Self {
-        let m = w.len() / k;
-        let mut data = vec![0.0; m.div_ceil(PANEL) * PANEL * k];
-        for (row, w) in w.chunks_exact(k).enumerate() {
-            let panel = &mut data[row / PANEL * PANEL * k..];
+        let mut packed = Self::zeros(w.len() / k, k);
+        packed.set(0, w);
+        packed
+    }
+
+    /// A weight of `m` rows that are yet to be [set](Self::set).
+    pub(crate) fn zeros(m: usize, k: usize) -> Self {
+        let data = vec![0.0; m.div_ceil(PANEL) * PANEL * k];
+        Self { data, k, m }
+    }
+
+    /// Packs `w`: `[rows, k]`, as the rows from `first` on.
+    pub(crate) fn set(&mut self, first: usize, w: &[f32]) {
+        for (row, w) in (first..).zip(w.chunks_exact(self.k)) {
+            let panel = &mut self.data[row / PANEL * PANEL * self.k..];
             for (column, value) in w.iter().enumerate() {
                 panel[column * PANEL + row % PANEL] = *value;
             }
         }
-        Self { data, k, m }
+    }
+
+    /// The values of a row.
+    pub(crate) fn row(&self, row: usize) -> impl Iterator<Item = f32> {
+        let panel = &self.data[row / PANEL * PANEL * self.k..];
+        (0..self.k).map(move |column| panel[column * PANEL + row % PANEL])
     }
 
     /// Inputs of the product.

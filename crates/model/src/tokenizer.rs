@@ -49,13 +49,13 @@ pub struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// Of a `.gguf` file, without building its tokenizer; `None` for anything else.
+    /// Those of a `.gguf` file, without making its tokenizer; `None` for a folder, which has files for them.
     ///
     /// # Errors
-    /// A file that cannot be read, metadata that contradict one another.
+    /// A file that is no GGUF, or holds no tokenizer.
     pub fn of_gguf(model: &Path) -> Result<Option<Self>> {
         match gguf::is_gguf(model) {
-            true => gguf::special(&Gguf::open(model)?).map(Some),
+            true => gguf::special_tokens(&Gguf::open(model)?).map(Some),
             false => Ok(None),
         }
     }

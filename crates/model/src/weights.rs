@@ -1,5 +1,6 @@
 //! The common decoder layer that every family reduces to.
 
+use crate::error::Result;
 use candle_core::Tensor;
 
 /// `y = x W^T + b`, `weight`: `[out, in]`, `bias`: `[out]`.
@@ -134,6 +135,18 @@ impl Frame {
             project_out: None,
             head,
         }
+    }
+
+    /// Lets go of the head, which is held in another form, and of the embedding if it is the same tensor; says whether it
+    /// is.
+    pub(crate) fn drop_head(&mut self) -> Result<bool> {
+        let tied = self.embedding.id() == self.head.id();
+        let nothing = Tensor::zeros((0, 0), self.head.dtype(), self.head.device())?;
+        if tied {
+            self.embedding = nothing.clone();
+        }
+        self.head = nothing;
+        Ok(tied)
     }
 
     /// Number of weights between the last layer and the logits.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 pub(crate) use sentencepiece::PieceTokenizer;
-pub(crate) use tokens::{special, tokenizer};
+pub(crate) use tokens::{special_tokens, tokenizer};
 
 /// Values that are unpacked at a time: the packed ones stay small beside a tensor.
 const CHUNK: usize = 1 << 20;

@@ -106,7 +106,7 @@ impl Vocabulary {
     }
 
     /// Tokens that are found in a text before anything else is done to it.
-    fn added(&self, strip: impl Fn(&str, bool) -> bool) -> Vec<AddedToken> {
+    fn added(&self, strip: impl Fn(&str) -> bool) -> Vec<AddedToken> {
         let mut seen = HashSet::new();
         let entries = self.tokens.iter().zip(&self.roles);
         entries
@@ -115,7 +115,7 @@ impl Vocabulary {
                 let special = *role == Role::Special;
                 AddedToken::from(token.clone(), special)
                     .normalized(false)
-                    .rstrip(strip(token, special))
+                    .rstrip(strip(token))
             })
             .collect()
     }
@@ -133,50 +133,52 @@ struct Named {
     bos: Option<u32>,
     eos: Option<u32>,
     unknown: Option<u32>,
-}
-
-/// The id that the file names, if its vocabulary has it.
-fn token_id(gguf: &Gguf, vocabulary: &Vocabulary, name: &str) -> Result<Option<u32>> {
-    let id = gguf.id(&format!("tokenizer.ggml.{name}_token_id"))?;
-    Ok(id.filter(|&id| vocabulary.text(id).is_some()))
+    padding: Option<u32>,
 }
 
 impl Named {
     fn read(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<Self> {
         let pieces = gguf.text("tokenizer.ggml.model")? == Some("llama");
-        let known = |id: u32| vocabulary.text(id).is_some();
-        let id = |name: &str, default: u32| -> Result<Option<u32>> {
-            let id = gguf.id(&format!("tokenizer.ggml.{name}_token_id"))?;
-            Ok(id.or(pieces.then_some(default)).filter(|&id| known(id)))
-        };
+        let id = |name: &str, default: Option<u32>| named_id(gguf, vocabulary, name, default);
         Ok(Self {
-            bos: id("bos", 1)?,
-            eos: id("eos", 2)?,
-            unknown: id("unknown", 0)?,
+            bos: id("bos", pieces.then_some(1))?,
+            eos: id("eos", pieces.then_some(2))?,
+            unknown: id("unknown", pieces.then_some(0))?,
+            padding: id("padding", None)?,
+        })
+    }
+
+    fn texts(&self, gguf: &Gguf, vocabulary: &Vocabulary) -> Result<SpecialTokens> {
+        let text = |id: Option<u32>| Some(vocabulary.text(id?)?.to_owned());
+        Ok(SpecialTokens {
+            bos: text(self.bos),
+            eos: text(self.eos),
+            unknown: text(self.unknown),
+            padding: text(self.padding),
+            chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
         })
     }
 }
 
-/// The tokens with a name and the chat template.
-fn special_tokens(gguf: &Gguf, vocabulary: &Vocabulary, named: &Named) -> Result<SpecialTokens> {
-    let text = |id: Option<u32>| Some(vocabulary.text(id?)?.to_owned());
-    Ok(SpecialTokens {
-        bos: text(named.bos),
-        eos: text(named.eos),
-        unknown: text(named.unknown),
-        padding: text(token_id(gguf, vocabulary, "padding")?),
-        chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
-    })
+/// The id under `tokenizer.ggml.NAME_token_id`, if it is one of the vocabulary.
+fn named_id(
+    gguf: &Gguf,
+    vocabulary: &Vocabulary,
+    name: &str,
+    default: Option<u32>,
+) -> Result<Option<u32>> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    let id = gguf.id(&key)?.or(default);
+    Ok(id.filter(|&id| vocabulary.text(id).is_some()))
 }
 
-/// What a file says of special tokens, without building its tokenizer.
+/// The tokens with a name and the chat template of a file, without its tokenizer.
 ///
 /// # Errors
-/// Metadata that are missing or contradict one another.
-pub(crate) fn special(gguf: &Gguf) -> Result<SpecialTokens> {
+/// Metadata that are missing or of the wrong kind.
+pub(crate) fn special_tokens(gguf: &Gguf) -> Result<SpecialTokens> {
     let vocabulary = Vocabulary::read(gguf)?;
-    let named = Named::read(gguf, &vocabulary)?;
-    special_tokens(gguf, &vocabulary, &named)
+    Named::read(gguf, &vocabulary)?.texts(gguf, &vocabulary)
 }
 
 /// The tokenizer of a file.
@@ -187,13 +189,12 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     let vocabulary = Vocabulary::read(gguf)?;
     let named = Named::read(gguf, &vocabulary)?;
     let mut eos_ids: Vec<u32> = named.eos.into_iter().collect();
-    for name in ["eot", "eom"] {
-        eos_ids.extend(token_id(gguf, &vocabulary, name)?);
-    }
+    eos_ids.extend(named_id(gguf, &vocabulary, "eot", None)?);
+    eos_ids.extend(named_id(gguf, &vocabulary, "eom", None)?);
     eos_ids.extend(vocabulary.ends());
     let mut seen = HashSet::new();
     eos_ids.retain(|&id| seen.insert(id));
-    let special = special_tokens(gguf, &vocabulary, &named)?;
+    let special = named.texts(gguf, &vocabulary)?;
     let engine = match gguf.text("tokenizer.ggml.model")? {
         Some("gpt2") => byte_level(gguf, vocabulary, &named)?,
         Some("llama") => sentence_piece(gguf, vocabulary, &named)?,
@@ -297,15 +298,13 @@ fn sentence_piece(gguf: &Gguf, vocabulary: Vocabulary, named: &Named) -> Result<
 }
 
 /// Which tokens swallow the white space behind them: Phi-3's, which the file does not say.
-fn strip_rule(gguf: &Gguf) -> Result<impl Fn(&str, bool) -> bool> {
+fn strip_rule(gguf: &Gguf) -> Result<impl Fn(&str) -> bool> {
     let name = gguf
         .text("general.name")?
         .unwrap_or_default()
         .to_lowercase();
     let phi3 = name.contains("phi-3") || name.contains("phi3");
-    Ok(move |token: &str, _special: bool| {
-        phi3 && !matches!(token, "<unk>" | "<s>" | "<|endoftext|>")
-    })
+    Ok(move |token: &str| phi3 && !matches!(token, "<unk>" | "<s>" | "<|endoftext|>"))
 }
 
 /// What is put in front of a text and behind it.

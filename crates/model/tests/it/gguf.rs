@@ -2,7 +2,9 @@
 //! them.
 
 use crate::support::{assert_close, expected, fixture, greedy, load, logits};
-use skipbench_model::{Backend, CausalLm, Decoder, ModelConfig, Span, TextTokenizer, Tokenize};
+use skipbench_model::{
+    Backend, CausalLm, Decoder, ModelConfig, Span, SpecialTokens, TextTokenizer, Tokenize,
+};
 use std::path::{Path, PathBuf};
 
 pub(crate) fn gguf(name: &str) -> PathBuf {
@@ -112,4 +114,7 @@ fn a_tokenizer_is_in_the_file() {
     assert!(tokenizer.adds_bos().unwrap());
     assert_eq!(tokenizer.eos_ids(), [2]);
     assert_eq!(tokenizer.special_tokens().bos.as_deref(), Some("<s>"));
+    let special = SpecialTokens::of_gguf(&gguf("qwen2")).unwrap();
+    assert_eq!(special.as_ref(), Some(tokenizer.special_tokens()));
+    assert_eq!(SpecialTokens::of_gguf(&fixture("qwen2")).unwrap(), None);
 }

@@ -1,168 +1,20 @@
 //! The hub, played by a small server on the loopback address.
 
+use crate::hub_server::{COMMIT, Mood, Server};
 use crate::support::fixture;
 use candle_core::Device;
 use sha2::{Digest, Sha256};
 use skipbench_model::{Backend, Decoder, Hub, HubName, Snapshot};
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// How the server behaves.
-#[derive(Clone, Copy, PartialEq)]
-enum Mood {
-    Fine,
-    /// Every answer has this status.
-    Status(u16),
-    /// The weights end in the middle.
-    CutOff,
-    /// Tags that lead out of the cache.
-    Hostile,
-}
-
-struct Server {
-    address: String,
-    mood: Arc<Mutex<Mood>>,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Server {
-    /// Serves the files of a folder as the repository `owner/name`.
-    fn of(folder: &Path) -> Self {
-        let files: BTreeMap<String, Vec<u8>> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| {
-                let entry = entry.unwrap();
-                let name = entry.file_name().into_string().unwrap();
-                (name, std::fs::read(entry.path()).unwrap())
-            })
-            .collect();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let mood = Arc::new(Mutex::new(Mood::Fine));
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let (shared_mood, shared_asked) = (mood.clone(), asked.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let mood = *shared_mood.lock().unwrap();
-                // A client that goes away is no reason to stop.
-                let _ = answer(stream, &files, mood, &shared_asked);
-            }
-        });
-        Self {
-            address,
-            mood,
-            asked,
-        }
+fn hub(server: &Server, cache: &Path) -> Hub {
+    Hub {
+        endpoint: format!("{}/", server.address),
+        cache: cache.to_path_buf(),
+        token: Some("hf_secret".to_owned()),
+        offline: false,
     }
-
-    fn hub(&self, cache: &Path) -> Hub {
-        Hub {
-            endpoint: format!("{}/", self.address),
-            cache: cache.to_path_buf(),
-            token: Some("hf_secret".to_owned()),
-            offline: false,
-        }
-    }
-
-    fn set(&self, mood: Mood) {
-        *self.mood.lock().unwrap() = mood;
-    }
-
-    fn asked_for(&self, part: &str) -> usize {
-        let asked = self.asked.lock().unwrap();
-        asked.iter().filter(|line| line.contains(part)).count()
-    }
-}
-
-fn answer(
-    mut stream: TcpStream,
-    files: &BTreeMap<String, Vec<u8>>,
-    mood: Mood,
-    asked: &Mutex<Vec<String>>,
-) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut lines = Vec::new();
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
-            break;
-        }
-        lines.push(line.trim().to_owned());
-    }
-    let request = lines.first().cloned().unwrap_or_default();
-    let header = |name: &str| {
-        let found = lines.iter().find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name)
-                .then(|| value.trim().to_owned())
-        });
-        found.unwrap_or_default()
-    };
-    asked.lock().unwrap().push(format!(
-        "{request} {} {}",
-        header("range"),
-        header("authorization")
-    ));
-    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-    let send = |stream: &mut TcpStream, status: &str, more: &str, body: &[u8], length: usize| {
-        write!(
-            stream,
-            "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n{more}\r\n"
-        )?;
-        stream.write_all(body)
-    };
-    if let Mood::Status(status) = mood {
-        return send(&mut stream, &format!("{status} No"), "", b"", 0);
-    }
-    if path.starts_with("/api/models/owner/name/revision/") {
-        let siblings: Vec<_> = files
-            .iter()
-            .map(|(name, bytes)| {
-                let large = name.ends_with(".safetensors");
-                let sha256 = format!("{:x}", Sha256::digest(bytes));
-                serde_json::json!({
-                    "rfilename": name,
-                    "size": bytes.len(),
-                    "lfs": large.then(|| serde_json::json!({"sha256": sha256, "size": bytes.len()})),
-                })
-            })
-            .collect();
-        let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
-        return send(&mut stream, "200 OK", "", body.as_bytes(), body.len());
-    }
-    let file = path.strip_prefix(&format!("/owner/name/resolve/{COMMIT}/"));
-    let Some(bytes) = file.and_then(|name| files.get(name)) else {
-        return send(&mut stream, "404 Not Found", "", b"", 0);
-    };
-    let range = header("range");
-    let range = range.strip_prefix("bytes=").unwrap_or("0-");
-    let (from, to) = range.split_once('-').unwrap_or(("0", ""));
-    let from = from.parse::<usize>().unwrap_or(0).min(bytes.len());
-    let to = to
-        .parse::<usize>()
-        .map_or(bytes.len(), |to| (to + 1).min(bytes.len()));
-    let etag = match mood {
-        Mood::Hostile => "../../../escaped".to_owned(),
-        _ => format!("{:x}", Sha256::digest(bytes)),
-    };
-    let more = format!(
-        "ETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {from}-{}/{}\r\n",
-        to.saturating_sub(1),
-        bytes.len()
-    );
-    let body = &bytes[from..to.max(from)];
-    let sent = match mood {
-        Mood::CutOff if path.ends_with(".safetensors") && body.len() > 100 => {
-            &body[..body.len() / 2]
-        }
-        _ => body,
-    };
-    send(&mut stream, "206 Partial Content", &more, sent, body.len())
 }
 
 fn name() -> HubName {
@@ -188,7 +40,7 @@ fn a_repository_is_fetched_once_and_loads() {
     for fixture_name in ["llama3-rope-head-dim", "mistral-sharded"] {
         let server = Server::of(&fixture(fixture_name));
         let cache = tempfile::tempdir().unwrap();
-        let hub = server.hub(cache.path());
+        let hub = hub(&server, cache.path());
         let snapshot = hub.look(&name()).unwrap();
         let absent: Vec<_> = snapshot.absent().collect();
         let weights: Vec<_> = absent
@@ -237,13 +89,13 @@ fn a_repository_is_fetched_once_and_loads() {
 fn what_is_in_the_cache_needs_no_network() {
     let server = Server::of(&fixture("llama1"));
     let cache = tempfile::tempdir().unwrap();
-    let folder = fetch(&server.hub(cache.path()))
+    let folder = fetch(&hub(&server, cache.path()))
         .unwrap()
         .folder()
         .to_path_buf();
     let nobody = Hub {
         endpoint: "http://127.0.0.1:9".to_owned(),
-        ..server.hub(cache.path())
+        ..hub(&server, cache.path())
     };
     assert_eq!(fetch(&nobody).unwrap().folder(), folder);
     let offline = Hub {
@@ -273,7 +125,7 @@ fn without_a_network_the_error_says_what_to_do() {
 fn what_the_hub_refuses_is_said() {
     let server = Server::of(&fixture("llama1"));
     let cache = tempfile::tempdir().unwrap();
-    let hub = server.hub(cache.path());
+    let hub = hub(&server, cache.path());
     server.set(Mood::Status(401));
     assert_refused(&hub, &["this token", "HF_TOKEN"]);
     server.set(Mood::Status(403));
@@ -288,7 +140,7 @@ fn what_the_hub_refuses_is_said() {
 fn a_download_that_is_cut_off_goes_on_where_it_stopped() {
     let server = Server::of(&fixture("llama1"));
     let cache = tempfile::tempdir().unwrap();
-    let hub = server.hub(cache.path());
+    let hub = hub(&server, cache.path());
     server.set(Mood::CutOff);
     assert_refused(&hub, &["model.safetensors", "goes on"]);
     let snapshot = hub.look(&name()).unwrap();
@@ -312,7 +164,7 @@ fn no_answer_leads_out_of_the_cache() {
     let cache = tempfile::tempdir().unwrap();
     let inner = cache.path().join("a/b/c");
     server.set(Mood::Hostile);
-    assert_refused(&server.hub(&inner), &["escaped"]);
+    assert_refused(&hub(&server, &inner), &["escaped"]);
     assert!(!cache.path().join("escaped").exists());
     assert!(!cache.path().join("a/escaped").exists());
 }
@@ -324,7 +176,7 @@ fn a_repository_without_what_is_needed() {
     let refused = |parts: &[&str]| {
         let server = Server::of(folder.path());
         let cache = tempfile::tempdir().unwrap();
-        assert_refused(&server.hub(cache.path()), parts);
+        assert_refused(&hub(&server, cache.path()), parts);
     };
     write("config.json");
     refused(&["model.safetensors"]);
@@ -339,6 +191,6 @@ fn a_repository_without_what_is_needed() {
     std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
     let server = Server::of(folder.path());
     let cache = tempfile::tempdir().unwrap();
-    let error = fetch(&server.hub(cache.path())).unwrap_err().to_string();
+    let error = fetch(&hub(&server, cache.path())).unwrap_err().to_string();
     assert!(error.contains("weight_map.a"), "{error}");
 }

@@ -7,6 +7,7 @@ mod cases;
 mod families;
 mod gguf;
 mod hub;
+mod hub_server;
 mod oracle;
 mod parity;
 mod stories;

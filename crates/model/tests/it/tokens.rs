@@ -54,8 +54,10 @@ fn digest(ids: &[u32]) -> String {
     format!("{:x}", Sha256::digest(bytes))[..8].to_owned()
 }
 
-fn assert_ids_of(model: &str, vocab_size: usize) {
-    let tokenizer = TextTokenizer::load(&download(&format!("{model}.gguf")), vocab_size).unwrap();
+fn assert_ids_of(path: &Path, vocab_size: usize) {
+    let tokenizer = TextTokenizer::load(path, vocab_size).unwrap();
+    let model = path.file_name().unwrap().to_str().unwrap();
+    let model = model.strip_suffix(".gguf").unwrap_or(model);
     let wanted = golden(&format!("{model}.txt"));
     let wanted: Vec<&str> = wanted.lines().collect();
     let lines = lines();
@@ -81,8 +83,8 @@ fn assert_ids_of(model: &str, vocab_size: usize) {
     ignore = "scripts/fetch_models.sh smollm2 was not run"
 )]
 fn smollm2_splits_as_llama_cpp() {
-    assert_ids_of("SmolLM2-135M-Instruct.Q4_1", 49152);
     let path = download("SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert_ids_of(&path, 49152);
     let tokenizer = TextTokenizer::load(&path, 49152).unwrap();
     assert!(!tokenizer.adds_bos().unwrap());
     let special = tokenizer.special_tokens();
@@ -99,8 +101,8 @@ fn smollm2_splits_as_llama_cpp() {
 #[test]
 #[cfg_attr(not(has_gemma3), ignore = "scripts/fetch_models.sh gemma3 was not run")]
 fn gemma3_joins_as_llama_cpp() {
-    assert_ids_of("gemma-3-270m.Q4_K_M", 262_144);
     let path = download("gemma-3-270m.Q4_K_M.gguf");
+    assert_ids_of(&path, 262_144);
     let tokenizer = TextTokenizer::load(&path, 262_144).unwrap();
     assert!(tokenizer.adds_bos().unwrap());
     // The end of sequence, and the end of a turn, which the file does not name.
@@ -109,6 +111,12 @@ fn gemma3_joins_as_llama_cpp() {
     let ids = tokenizer.encode(text).unwrap();
     assert_eq!(ids[0], 2);
     assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+}
+
+#[test]
+fn a_folder_splits_as_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/checkpoints/adapted");
+    assert_ids_of(&folder, 1024);
 }
 
 /// A prompt with what llama.cpp makes of it and what transformers answers.

@@ -129,15 +129,15 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let form = Form::new(&chat, args.special_tokens);
     let prompts = read_prompts(&args.input, &chat)?;
     check(args)?;
+    let texts = match &args.calibration {
+        Some(path) => Some((path, read_prompts(path, &chat)?)),
+        None => None,
+    };
     let args = &GenerateArgs {
         model: models::fetch(&args.model)?,
         ..args.clone()
     };
     check_depth(args)?;
-    let texts = match &args.calibration {
-        Some(path) => Some((path, read_prompts(path, &chat)?)),
-        None => None,
-    };
     let device = args.device.open()?;
     let backend = match args.composed {
         true => Backend::Composed,

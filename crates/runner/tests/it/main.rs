@@ -6,6 +6,8 @@ mod chat;
 mod compare;
 mod gate;
 mod generate;
+#[path = "../../../model/tests/it/hub_server.rs"]
+mod hub_server;
 mod layers;
 mod plan;
 mod records;

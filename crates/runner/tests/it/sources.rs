@@ -1,6 +1,7 @@
 //! A model by its GGUF file, and by a name of the hub.
 
-use crate::support::{assert_names, refused, repository, skipbench, stdout};
+use crate::hub_server::{Mood, Server};
+use crate::support::{assert_names, checkpoint_copy, refused, repository, skipbench, stdout};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,72 @@ fn layers_are_counted_in_a_gguf_file() {
 }
 
 #[test]
+fn a_name_of_the_hub_is_planned_without_its_weights_and_run_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = checkpoint_copy(dir.path());
+    let server = Server::of(&model);
+    let on_hub = |arguments: &[&str]| {
+        let mut command = skipbench();
+        command.current_dir(dir.path()).args(arguments);
+        command.env("HF_HOME", dir.path().join("hf"));
+        command.env("HF_ENDPOINT", &server.address);
+        command
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HF_HUB_OFFLINE");
+        command
+    };
+    let text = "name: e\nmodels:\n  - path: hub:owner/name\ntasks:\n  - {builtin: translation, prompts: 2, max-new-tokens: 4}\nstrategies: [top]\nspeedups: [2]\nbatch-sizes: [1]\ntiming: {batches: 0}\n";
+    std::fs::write(dir.path().join("e.yaml"), text).unwrap();
+    let plan = || -> Value {
+        serde_json::from_str(&stdout(&mut on_hub(&["plan", "e.yaml", "--json"]))).unwrap()
+    };
+    let before = plan();
+    let bytes = std::fs::metadata(model.join("model.safetensors"))
+        .unwrap()
+        .len();
+    assert_eq!(before["downloads"][0]["model"], "hub:owner/name");
+    assert_eq!(before["downloads"][0]["bytes"], bytes);
+    assert_eq!(
+        before["downloads"][0]["files"][0]["name"],
+        "model.safetensors"
+    );
+    assert_eq!(before["cells"][0]["model"], "name");
+    let words = stdout(&mut on_hub(&["plan", "e.yaml"]));
+    assert_names(
+        &words,
+        &[
+            "Would download hub:owner/name: 1 file, ",
+            "MiB (model.safetensors ",
+        ],
+    );
+    assert_eq!(server.asked_for("model.safetensors "), 0);
+
+    let input = dir.path().join("words.txt");
+    std::fs::write(&input, "The report\n").unwrap();
+    let generate = |model: &str| {
+        stdout(&mut on_hub(&[
+            "generate",
+            "--input",
+            "words.txt",
+            "--max-new-tokens",
+            "4",
+            "--model",
+            model,
+        ]))
+    };
+    assert_eq!(generate("hub:owner/name"), generate("checkpoint"));
+    let after = plan();
+    assert_eq!(after["downloads"], serde_json::json!([]));
+    assert_eq!(after["cells"], before["cells"]);
+    on_hub(&["run", "e.yaml"]).assert().success();
+    server.set(Mood::Status(404));
+    assert_names(
+        &refused(&mut on_hub(&["plan", "e.yaml"])),
+        &["e.yaml:3:5", "hub:owner/name", "no such repository"],
+    );
+}
+
+#[test]
 fn a_model_that_cannot_be_had() {
     let dir = tempfile::tempdir().unwrap();
     let input = prompts(dir.path());
@@ -110,7 +177,7 @@ fn a_model_that_cannot_be_had() {
 fn a_gguf_file_is_not_fine_tuned() {
     let dir = tempfile::tempdir().unwrap();
     let config = format!(
-        "out: out\nstart-from: {}\ndata: [{{task: translation, weight: 1}}]\ntrain: {{steps: 1}}\n",
+        "out: out\nstart-from: {}\ndata: [{{builtin: translation, weight: 1}}]\ntrain: {{steps: 1, batch-size: 2, optimizer: {{learning-rate: 1.0e-3}}}}\n",
         gguf("qwen2.gguf").canonicalize().unwrap().display()
     );
     std::fs::write(dir.path().join("t.yaml"), config).unwrap();
