@@ -110,7 +110,7 @@ pub enum ModelError {
     },
     /// A token id that the model has no embedding for.
     #[error(
-        "token id {id} is outside the model's vocabulary of {vocab_size}; the tokenizer does not belong to this model"
+        "token id {id} is outside the model's vocabulary of {vocab_size}: the tokenizer knows a token that the model has no embedding for; take it out of the prompt, or use the model's own tokenizer"
     )]
     TokenOutOfRange {
         /// The id.

@@ -1,6 +1,6 @@
 //! Input that cannot be used: exit code 2, and an error that says what and where.
 
-use crate::support::{assert_names, checkpoint, checkpoint_copy, refused, skipbench};
+use crate::support::{assert_names, checkpoint, checkpoint_copy, refused, skipbench, stdout};
 use std::path::Path;
 
 fn generate(model: &Path, input: &Path) -> String {
@@ -106,8 +106,9 @@ fn a_config_that_does_not_fit_the_weights() {
     assert_names(&empty, &["config.json"]);
 }
 
+/// A token that was added behind the embedding is no reason to refuse a model, but a prompt that holds it is.
 #[test]
-fn a_tokenizer_of_another_model() {
+fn a_token_that_the_model_has_no_embedding_for() {
     let dir = tempfile::tempdir().unwrap();
     let model = checkpoint_copy(dir.path());
     // One more token than the embedding has rows: nothing is wrong until a text holds it.
