@@ -317,15 +317,14 @@ impl ConfigFile {
         }
     }
 
-    /// The [window](Self::window) of each layer that `layer_types` calls sliding. Where that list is not given, `slides` says
+    /// The window of each layer: `window` in those that `layer_types` calls sliding. Where that list is not given, `slides` says
     /// which they are.
     pub(crate) fn windows(
         &self,
         n_layers: usize,
-        default: Option<usize>,
+        window: Option<usize>,
         slides: impl Fn(usize) -> bool,
     ) -> Result<Vec<Option<usize>>> {
-        let window = self.window(default)?;
         let Some(types) = self.get("layer_types") else {
             return Ok((0..n_layers)
                 .map(|layer| window.filter(|_| slides(layer)))

@@ -66,7 +66,7 @@ impl RopeDefaults {
     pub(crate) fn of(file: &ConfigFile, head_dim: usize) -> Result<Self> {
         Ok(Self {
             head_dim,
-            theta: file.f64_or("rope_theta", 10_000.0)?,
+            theta: file.positive_or("rope_theta", 10_000.0)?,
             partial: 1.0,
             trained: match file.get("original_max_position_embeddings") {
                 None => None,

@@ -113,6 +113,15 @@ impl Net {
                 message: format!("cannot be loaded: {error}"),
             }
         })?;
+        let ends = ["model.embed_tokens.weight", "lm_head.weight"].map(|name| tensors.get(name));
+        if let ([Some(embedding), Some(head)], true) = (ends, shape.tied_head)
+            && (embedding.dims() != head.dims()
+                || embedding.ne(head)?.max_all()?.to_scalar::<u8>()? > 0)
+        {
+            let message = "`tie_word_embeddings` is true in config.json, but `lm_head.weight` is not the embedding; set it to false"
+                .to_owned();
+            return Err(TrainError::Checkpoint { path, message });
+        }
         Self::from_tensors(shape, tensors).map_err(|error| match error {
             TrainError::Config(message) => TrainError::Checkpoint { path, message },
             other => other,

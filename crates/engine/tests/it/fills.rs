@@ -69,7 +69,7 @@ fn deferred_is_exact() {
         ("llama1", 0.4),
         ("qwen2", 0.4),
         ("bloom", 0.1),
-        ("gemma2", 0.1),
+        ("mistral-window", 0.3),
         ("gpt-neox", 0.3),
         ("olmo2", 0.3),
     ] {

@@ -1,6 +1,6 @@
 //! Layers that are cut out of the prompt as well, and sub-layers that are cut out alone.
 
-use crate::support::{fixed, generate, load, long, ragged};
+use crate::support::{expected, fixed, generate, load, long, ragged, spec, tokens};
 use skipbench_model::{Backend, CausalLm, Part, Span};
 use skipbench_strategy::LayerSet;
 
@@ -12,16 +12,14 @@ fn reference(model: &dyn CausalLm, prompt: &[u32], layers: &LayerSet, new: usize
         let span = Span::prompts([ids.len()]);
         let mut hidden = model.embed(&ids, &span).unwrap();
         for layer in layers.iter() {
-            for (part, runs) in [
-                (Part::Attention, layers.has_attention(layer)),
-                (Part::Mlp, layers.has_mlp(layer)),
-            ] {
-                if runs {
-                    hidden = model
-                        .layer_part(layer, part, &hidden, &mut cache, &span)
-                        .unwrap();
-                }
-            }
+            let part = match (layers.has_attention(layer), layers.has_mlp(layer)) {
+                (true, true) => Part::Whole,
+                (true, false) => Part::Attention,
+                _ => Part::Mlp,
+            };
+            hidden = model
+                .layer_part(layer, part, &hidden, &mut cache, &span)
+                .unwrap();
         }
         let logits = model.head(&hidden).unwrap().to_vec2::<f32>().unwrap();
         let last = logits.last().unwrap();
@@ -35,7 +33,7 @@ fn reference(model: &dyn CausalLm, prompt: &[u32], layers: &LayerSet, new: usize
 
 #[test]
 fn a_pruned_network_is_one_without_the_layers() {
-    for name in ["llama1", "bloom", "qwen2"] {
+    for name in ["llama1", "bloom", "qwen2", "gpt-neox", "gemma3", "opt"] {
         for backend in [Backend::Auto, Backend::Composed] {
             let model = load(name, backend);
             for text in [
@@ -69,6 +67,21 @@ fn a_layer_without_attention_needs_no_cache() {
         bytes(r#"{"sublayer-drop": {"drop": "mlp", "speedup": 1.5}}"#),
         full
     );
+}
+
+/// AdaSkip looks at the parts of a prompt's layers, and decodes as if it had not.
+#[test]
+fn looking_at_parts_changes_no_token() {
+    for name in ["gpt-neox", "gemma2", "olmo2"] {
+        for backend in [Backend::Auto, Backend::Composed] {
+            let model = load(name, backend);
+            let rows = expected(name);
+            let prompts: Vec<_> = rows.iter().map(|row| row.prompt.clone()).collect();
+            let all = generate(&model, &prompts, &spec("adaskip@1"), &fixed(12));
+            let full: Vec<_> = rows.iter().map(|row| row.full.as_slice()).collect();
+            assert_eq!(tokens(&all), full, "{name} {backend:?}");
+        }
+    }
 }
 
 /// A row of LongRoPE stays below the trained length or begins above it.

@@ -88,10 +88,10 @@ fn windows(
     n_layers: usize,
     slides: impl Fn(usize) -> bool,
 ) -> Result<Vec<Option<usize>>> {
-    let windows = file.windows(n_layers, Some(4096), slides)?;
-    match file.get("layer_types").is_none() && file.window(Some(4096))?.is_none() {
+    let window = file.window(Some(4096))?;
+    match window.is_none() && file.get("layer_types").is_none() {
         true => Err(file.error("`sliding_window` is null, but layers of this family slide")),
-        false => Ok(windows),
+        false => file.windows(n_layers, window, slides),
     }
 }
 

@@ -27,7 +27,11 @@ pub(super) fn config(family: Family, file: &ConfigFile) -> Result<ModelConfig> {
 fn windows(family: Family, file: &ConfigFile, n_layers: usize) -> Result<Vec<Option<usize>>> {
     match family {
         Family::Mistral => file.window(Some(4096)).map(|window| vec![window; n_layers]),
-        Family::Qwen2 | Family::Qwen3 if file.bool_or("use_sliding_window", false)? => {
+        Family::Qwen2 | Family::Qwen3 => {
+            let window = match file.bool_or("use_sliding_window", false)? {
+                true => file.window(Some(4096))?,
+                false => None,
+            };
             let first = match file.get("max_window_layers") {
                 None => 28,
                 // The least of all is no layer, so it may be 0.
@@ -35,9 +39,9 @@ fn windows(family: Family, file: &ConfigFile, n_layers: usize) -> Result<Vec<Opt
                     file.error(format!(
                         "key `max_window_layers` must be a number of layers, got {value}"
                     ))
-                })? as usize,
+                })?,
             };
-            file.windows(n_layers, Some(4096), |layer| layer >= first)
+            file.windows(n_layers, window, |layer| layer as u64 >= first)
         }
         _ => Ok(vec![None; n_layers]),
     }

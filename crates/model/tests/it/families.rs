@@ -295,7 +295,9 @@ fn the_family_is_what_model_type_says() {
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     type Case = (&'static str, &'static str, serde_json::Value, &'static str);
-    let cases: [Case; 10] = [
+    let sliding = serde_json::json!(vec!["sliding_attention"; 6]);
+    let cases: [Case; 11] = [
+        ("qwen2", "layer_types", sliding, "no `sliding_window`"),
         (
             "gemma3",
             "use_bidirectional_attention",

@@ -30,6 +30,31 @@ fn shape() -> ModelShape {
     }
 }
 
+/// A head that is not the embedding is not thrown away because a config ties them.
+#[test]
+fn a_tied_head_that_differs_is_refused() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/checkpoints/adapted");
+    let shape = |tied_head| ModelShape {
+        vocab_size: 1024,
+        d_model: 96,
+        n_layers: 16,
+        n_heads: 3,
+        n_kv_heads: 3,
+        d_ff: 256,
+        tied_head,
+        ..shape()
+    };
+    assert!(Net::load(&shape(false), &dir).is_ok());
+    let message = Net::load(&shape(true), &dir).err().unwrap().to_string();
+    for part in [
+        "model.safetensors",
+        "tie_word_embeddings",
+        "set it to false",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
 fn config(steps: u64) -> TrainConfig {
     TrainConfig {
         steps,

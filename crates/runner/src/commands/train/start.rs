@@ -29,7 +29,7 @@ pub(super) fn shape_of(dir: &Path) -> anyhow::Result<ModelShape> {
         || config.activation != Activation::Silu
     {
         bail!(
-            "{}: only LLaMA models without biases, whose heads fill the hidden size, can be fine-tuned",
+            "{}: only LLaMA models with SiLU and without biases, whose heads fill the hidden size, can be fine-tuned",
             path.display()
         );
     }
