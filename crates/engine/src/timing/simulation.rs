@@ -19,8 +19,6 @@ pub(super) struct Noise {
     pub(super) wandering: f64,
     /// Standard deviation between batches of what the strategy gains.
     pub(super) batches: f64,
-    /// Standard deviation between starts of the process.
-    pub(super) starts: f64,
 }
 
 const QUIET: Noise = Noise {
@@ -29,7 +27,6 @@ const QUIET: Noise = Noise {
     drift: 0.0,
     wandering: 0.0,
     batches: 0.0,
-    starts: 0.0,
 };
 
 /// Noises by name.
@@ -86,7 +83,6 @@ pub(super) const REALISTIC: Noise = Noise {
     drift: 0.1,
     wandering: 0.02,
     batches: 0.01,
-    starts: 0.005,
 };
 
 /// A plan of so many batches and passes.
@@ -142,10 +138,8 @@ impl Machine {
             seed: rng.random(),
             ..plan.clone()
         };
-        let start = self.noise.starts * normal(rng);
         let mut block = |place: Place| {
-            let (mut full, mut strategy) =
-                (1.0, 1.0 / (speedup * (gains[place.batch] + start).exp()));
+            let (mut full, mut strategy) = (1.0, 1.0 / (speedup * gains[place.batch].exp()));
             let mut both = [&mut full, &mut strategy];
             if place.strategy_first {
                 both.reverse();

@@ -45,7 +45,8 @@ pub(super) struct Estimate {
     pub(super) units: usize,
     /// The p-value of a test that there is no change at all, where there is one that does not rest on `standard_error`.
     pub(super) p_of_no_change: Option<f64>,
-    /// How far the gain may be off for a reason that more units do not remove.
+    /// How far the gain may be off for a reason that more units do not remove. It weakens what is said of a change, and is in no
+    /// interval.
     pub(super) bias: Bias,
 }
 
@@ -74,12 +75,11 @@ impl Estimate {
     /// The interval that holds the gain but for a chance of `alpha`.
     pub(super) fn interval(&self, alpha: f64) -> (f64, f64) {
         let half = student::quantile(1.0 - alpha / 2.0, self.degrees) * self.standard_error;
-        let Bias { below, above } = self.bias;
-        (self.gain - below - half, self.gain + above + half)
+        (self.gain - half, self.gain + half)
     }
 
     /// The p-value of a loss of at most `limit`: small where the loss is larger. It is twice that of the one-sided test, so
-    /// that it is below `alpha` where the whole of [`Estimate::interval`] lies beyond the limit, and never below the test
+    /// that it is below `alpha` where the whole of [`Estimate::interval`] and the bias lie beyond the limit, and never below the test
     /// that there is no change at all.
     pub(super) fn p_of_loss_within(&self, limit: f64) -> f64 {
         self.p_beyond(-self.gain - self.bias.above - limit)
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(verdict(biased(-5.0, 2.0, 0.0)), Verdict::Worse);
         assert_eq!(verdict(biased(5.0, 2.0, 0.0)), Verdict::Better);
         assert_eq!(verdict(biased(5.0, 5.0, 0.0)), Verdict::Same);
-        assert_eq!(verdict(biased(0.0, 4.0, 0.0)), Verdict::CannotTell);
+        assert_eq!(verdict(biased(0.0, 4.0, 4.0)), Verdict::Same);
         assert_eq!(biased(-5.0, 0.0, 2.0).units_needed(3.0, 0.05), None);
     }
 
