@@ -121,7 +121,7 @@ fn erf<const FMA: bool>(x: f32) -> f32 {
         -2.101_024e-6,
         -5.692_506_5e-5,
         -7.349_906_3e-4,
-        -2.954_599_8e-3,
+        -2.954_6e-3,
         -1.609_603_3e-2,
     ] {
         above = multiply_add::<FMA>(above, square, coefficient);
