@@ -229,7 +229,7 @@ impl Experiment {
             .map_err(|misfit| document.fault(&misfit.path, misfit.message))?;
         for (index, model) in experiment.models.iter_mut().enumerate() {
             let folder = document.folder_of(&format!("models.{index}.path"));
-            model.path = models::join(&folder, &model.path);
+            model.path = models::join(folder, &model.path);
         }
         for (index, task) in experiment.tasks.iter_mut().enumerate() {
             let files = [

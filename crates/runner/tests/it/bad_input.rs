@@ -1,6 +1,6 @@
 //! Input that cannot be used: exit code 2, and an error that says what and where.
 
-use crate::support::{assert_names, checkpoint, checkpoint_copy, refused, skipbench, stdout};
+use crate::support::{assert_names, checkpoint, checkpoint_copy, refused, skipbench};
 use std::path::Path;
 
 fn generate(model: &Path, input: &Path) -> String {

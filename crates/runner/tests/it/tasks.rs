@@ -25,13 +25,13 @@ impl Lab {
         });
         lab.file(
             "items.jsonl",
-            &lines.map(|line| format!("{line}\n")).collect::<String>(),
+            lines.map(|line| format!("{line}\n")).collect::<String>(),
         );
         let shots =
             (0..9).map(|n| json!({"doc": format!("Frage {n}"), "sums": format!("answer {n}")}));
         lab.file(
             "shots.jsonl",
-            &shots.map(|line| format!("{line}\n")).collect::<String>(),
+            shots.map(|line| format!("{line}\n")).collect::<String>(),
         );
         lab
     }
