@@ -43,6 +43,37 @@ pub struct ScoredText {
     pub continuation: Vec<u32>,
 }
 
+impl ScoredText {
+    /// A long text in windows of at most `window` tokens that begin `stride` apart, as the guide of transformers does it. Each
+    /// token is scored once, behind what its window holds in front of it. The first token of all is not scored, and where the
+    /// stride is as long as the window, the first of each window is not either: nothing stands in front of it.
+    ///
+    /// ```
+    /// # use skipbench_engine::ScoredText;
+    /// let windows = ScoredText::windows(&[5, 6, 7, 8, 9], 4, 2);
+    /// assert_eq!(windows[0].continuation, [6, 7, 8]);
+    /// assert_eq!((&windows[1].context[..], &windows[1].continuation[..]), (&[7, 8][..], &[9][..]));
+    /// ```
+    pub fn windows(ids: &[u32], window: usize, stride: usize) -> Vec<Self> {
+        let (mut found, mut scored) = (Vec::new(), 0);
+        for begin in (0..ids.len()).step_by(stride.max(1)) {
+            let end = begin.saturating_add(window).min(ids.len());
+            let first = scored.max(begin + 1);
+            if first < end {
+                found.push(Self {
+                    context: ids[begin..first].to_vec(),
+                    continuation: ids[first..end].to_vec(),
+                });
+            }
+            scored = end;
+            if end == ids.len() {
+                break;
+            }
+        }
+        found
+    }
+}
+
 /// What the tokens of a continuation got.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Likelihood {

@@ -1,9 +1,11 @@
 //! Scores of given text: what generation itself had, whatever the strategy does in between.
 
-use crate::support::{Hooked, fixed, generate, load, ragged, spec};
+use crate::support::{Hooked, fixed, fixtures, generate, load, ragged, spec};
+use serde::Deserialize;
 use skipbench_engine::{Engine, EngineError, Likelihood, ScoreMode, ScoreOptions, ScoredText};
 use skipbench_model::{Backend, CausalLm};
 use skipbench_strategy::StrategySpec;
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 fn score(
@@ -191,4 +193,153 @@ fn what_cannot_be_scored_is_refused() {
         continuation: vec![1, 2],
     };
     assert!(score(&model, &[fits], &spec("full"), ScoreOptions::default()).is_ok());
+}
+
+/// What scripts/fixtures/make_likelihood_goldens.py writes.
+#[derive(Deserialize)]
+struct Goldens {
+    fixtures: BTreeMap<String, Golden>,
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    rows: Vec<GoldenRow>,
+    ids: Vec<u32>,
+    windows: Vec<GoldenWindows>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct GoldenRow {
+    context: Vec<u32>,
+    continuation: Vec<u32>,
+    /// In one pass through all layers.
+    full: Vec<f64>,
+    /// Step by step through all layers.
+    full_decoded: Vec<f64>,
+    /// Of a model without the layers that unified skipping leaves out.
+    removed: Vec<f64>,
+    /// The context through all layers, the rest through those of unified skipping.
+    decoded: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct GoldenWindows {
+    window: usize,
+    stride: usize,
+    perplexity: f64,
+    tokens: usize,
+}
+
+fn goldens() -> BTreeMap<String, Golden> {
+    let goldens: Goldens = serde_json::from_str(include_str!("../likelihood.json")).unwrap();
+    assert_eq!(
+        goldens.fixtures.keys().cloned().collect::<Vec<_>>(),
+        fixtures()
+    );
+    goldens.fixtures
+}
+
+const ONE_PASS: ScoreOptions = ScoreOptions {
+    mode: ScoreMode::OnePass,
+    planned_tokens: None,
+};
+
+#[test]
+fn every_token_of_every_family_has_the_probability_that_transformers_gives() {
+    let mut worst: f64 = 0.0;
+    for (name, golden) in goldens() {
+        for backend in [Backend::Auto, Backend::Composed] {
+            let model = load(&name, backend);
+            let text = |row: &GoldenRow| ScoredText {
+                context: row.context.clone(),
+                continuation: row.continuation.clone(),
+            };
+            let texts: Vec<ScoredText> = golden.rows.iter().map(text).collect();
+            let (as_decoded, one_pass) = (ScoreOptions::default(), ONE_PASS);
+            type Wanted = fn(&GoldenRow) -> &[f64];
+            let cases: [(&str, ScoreOptions, Wanted); 4] = [
+                ("full", one_pass, |row| &row.full),
+                ("full", as_decoded, |row| &row.full_decoded),
+                ("unified@2", one_pass, |row| &row.removed),
+                ("unified@2", as_decoded, |row| &row.decoded),
+            ];
+            for (strategy, how, wanted) in cases {
+                let scored = score(&model, &texts, &spec(strategy), how).unwrap();
+                for (row, (scored, golden)) in scored.iter().zip(&golden.rows).enumerate() {
+                    let (found, wanted) = (&scored.log_probabilities, wanted(golden));
+                    assert_eq!(found.len(), wanted.len());
+                    for (token, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+                        worst = worst.max((found - wanted).abs());
+                        assert!(
+                            (found - wanted).abs() < 1e-4,
+                            "{name}, {backend:?}, {strategy}, {:?}, row {row}, token {token}: {found}, not {wanted}",
+                            how.mode
+                        );
+                    }
+                }
+            }
+        }
+    }
+    println!("at most {worst:e} apart");
+}
+
+/// Random weights give logits of tens and more, whose noise in f32 is of the order of 1e-6 on both sides; the shipped checkpoint,
+/// which is tested through the binary, is held to 1e-6.
+#[test]
+fn perplexity_in_windows_is_that_of_transformers() {
+    let mut worst: f64 = 0.0;
+    for (name, golden) in goldens() {
+        let model = load(&name, Backend::Auto);
+        for wanted in golden.windows {
+            let windows = ScoredText::windows(&golden.ids, wanted.window, wanted.stride);
+            // In one batch: windows are of unequal length.
+            let scored = score(&model, &windows, &spec("full"), ONE_PASS).unwrap();
+            let tokens: usize = scored.iter().map(|s| s.log_probabilities.len()).sum();
+            assert_eq!(tokens, wanted.tokens);
+            let sum: f64 = scored.iter().map(Likelihood::sum).sum();
+            let found = (-sum / tokens as f64).exp();
+            let apart = (found / wanted.perplexity - 1.0).abs();
+            worst = worst.max(apart);
+            assert!(
+                apart < 1e-5,
+                "{name}, window {}, stride {}: {found}, not {}",
+                wanted.window,
+                wanted.stride,
+                wanted.perplexity
+            );
+        }
+    }
+    println!("at most {worst:e} apart");
+}
+
+#[test]
+fn every_token_that_has_one_in_front_is_scored_once_behind_its_window() {
+    for (len, window, stride) in [
+        (10, 4, 2),
+        (10, 4, 4),
+        (9, 4, 1),
+        (3, 8, 4),
+        (9, 8, 8),
+        (9, 2, 1),
+        (9, 2, 2),
+        (2, 2, 2),
+    ] {
+        let ids: Vec<u32> = (0..len).collect();
+        let windows = ScoredText::windows(&ids, window, stride);
+        let scored: Vec<u32> = windows
+            .iter()
+            .flat_map(|text| text.continuation.clone())
+            .collect();
+        let unscored = |id: &u32| *id == 0 || (stride == window && id % window as u32 == 0);
+        let wanted: Vec<u32> = ids.iter().copied().filter(|id| !unscored(id)).collect();
+        assert_eq!(scored, wanted, "{len}, {window}, {stride}");
+        for text in &windows {
+            let all = [&text.context[..], &text.continuation].concat();
+            assert!(all.len() <= window && !text.context.is_empty());
+            assert!(all.windows(2).all(|pair| pair[1] == pair[0] + 1));
+        }
+    }
+    assert!(ScoredText::windows(&[1], 4, 2).is_empty());
+    assert!(ScoredText::windows(&[], 4, 2).is_empty());
 }

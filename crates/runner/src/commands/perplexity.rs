@@ -40,7 +40,7 @@ struct Found {
     byte_perplexity: f64,
     /// Sum of the natural logarithms of the scored tokens' probabilities.
     logprob: f64,
-    /// Tokens that were scored: all but the first.
+    /// Tokens that were scored: all but the first, or but the first of each window where windows do not overlap.
     tokens: usize,
     /// Words of the text, split at white space.
     words: usize,
@@ -51,8 +51,7 @@ struct Found {
     signature: String,
 }
 
-/// Perplexity of a text in windows that overlap: every token but the first is scored once, behind all that its window holds in
-/// front of it.
+/// Perplexity of a text in windows ([`ScoredText::windows`]).
 ///
 /// # Errors
 /// A checkpoint, text or strategy that cannot be used.
@@ -68,7 +67,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
             ids.len()
         );
     }
-    let windows = windows(&ids, window, stride);
+    let windows = ScoredText::windows(&ids, window, stride);
     let mut strategy = scorer.strategy(&windows)?;
     progress::end_on_signals("stopped; nothing was printed");
     let progress = Progress::new(windows.len() as u64, "windows");
@@ -126,43 +125,4 @@ fn window_and_stride(
         );
     }
     Ok((window, stride))
-}
-
-/// Windows that begin `stride` apart. What an earlier window has scored is context; the first token of all is never scored.
-fn windows(ids: &[u32], window: usize, stride: usize) -> Vec<ScoredText> {
-    let mut found = Vec::new();
-    let (mut begin, mut scored) = (0, 1);
-    while scored < ids.len() {
-        let end = (begin + window).min(ids.len());
-        found.push(ScoredText {
-            context: ids[begin..scored].to_vec(),
-            continuation: ids[scored..end].to_vec(),
-        });
-        scored = end;
-        begin += stride;
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_token_but_the_first_is_scored_once_behind_its_window() {
-        for (len, window, stride) in [(10, 4, 2), (10, 4, 4), (9, 4, 1), (3, 8, 4), (9, 8, 8)] {
-            let ids: Vec<u32> = (0..len).collect();
-            let windows = windows(&ids, window, stride);
-            let scored: Vec<u32> = windows
-                .iter()
-                .flat_map(|text| text.continuation.clone())
-                .collect();
-            assert_eq!(scored, ids[1..], "{len}, {window}, {stride}");
-            for text in &windows {
-                let all = [&text.context[..], &text.continuation].concat();
-                assert!(all.len() <= window && !text.context.is_empty());
-                assert!(all.windows(2).all(|pair| pair[1] == pair[0] + 1));
-            }
-        }
-    }
 }
