@@ -258,7 +258,7 @@ impl Scorer<'_> {
     ) -> Result<Vec<f64>> {
         let sizes = self.model.sizes();
         let tokens: usize = self.texts.iter().map(|text| text.ids.len()).sum();
-        let keep = (tokens * sizes.d_model) as u64 * sizes.element_bytes <= self.prefix_bytes;
+        let keep = (tokens * sizes.d_model) as u64 * sizes.state_bytes <= self.prefix_bytes;
         let mut layers = LayerSet::full(sizes.n_layers);
         for &layer in removed {
             layers.remove(layer);

@@ -1,12 +1,20 @@
 //! A checkpoint: a Hugging Face folder or a GGUF file, and which file holds which tensor.
 
 use crate::config::ConfigFile;
+use crate::element::Element;
 use crate::error::{ModelError, Result};
 use crate::gguf::{self, Gguf};
-use candle_core::safetensors::MmapedSafetensors;
+use crate::memory;
+use crate::safetensors_file::SafetensorsFile;
 use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::Dtype;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+/// Values that are unpacked at a time: the wide ones stay small beside a tensor, and in the cache of a core.
+pub(crate) const CHUNK: usize = 1 << 17;
 
 /// Tensors under Hugging Face's names, read on demand and converted to one dtype and device.
 pub(crate) struct Checkpoint {
@@ -17,7 +25,7 @@ pub(crate) struct Checkpoint {
 }
 
 enum Weights {
-    Safetensors(MmapedSafetensors),
+    Safetensors(Vec<SafetensorsFile>),
     Gguf(Gguf),
 }
 
@@ -35,33 +43,54 @@ impl Checkpoint {
         })
     }
 
+    /// The element type that tensors are given in.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     pub(crate) fn has(&self, name: &str) -> bool {
         match &self.weights {
-            Weights::Safetensors(files) => files.get(name).is_ok(),
+            Weights::Safetensors(files) => files.iter().any(|file| file.find(name).is_some()),
             Weights::Gguf(gguf) => gguf.has(name),
         }
     }
 
     /// The tensor `name`, checked against the shape that the config implies.
     pub(crate) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
-        let missing = || ModelError::MissingTensor {
-            name: name.to_owned(),
-            dir: self.path.clone(),
+        fn tensor<T: Element>(from: &Checkpoint, name: &str, shape: &[usize]) -> Result<Tensor> {
+            let all = 0..shape.first().copied().unwrap_or(0);
+            let values = from.rows::<T>(name, shape, all)?;
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        }
+        let tensor = match self.dtype {
+            DType::BF16 => tensor::<bf16>(self, name, expected)?,
+            DType::F16 => tensor::<f16>(self, name, expected)?,
+            dtype => tensor::<f32>(self, name, expected)?.to_dtype(dtype)?,
         };
-        let check = |found: &[usize]| match found == expected {
-            true => Ok(()),
-            false => Err(ModelError::TensorShape {
-                name: name.to_owned(),
-                dir: self.path.clone(),
-                found: found.to_vec(),
-                expected: expected.to_vec(),
-            }),
+        Ok(tensor.to_device(&self.device)?)
+    }
+
+    /// Rows of the tensor `name`, whose shape is checked as a whole; rows are what the first dimension counts.
+    pub(crate) fn rows<T: Element>(
+        &self,
+        name: &str,
+        expected: &[usize],
+        rows: Range<usize>,
+    ) -> Result<Vec<T>> {
+        let range = || {
+            let columns: usize = expected.iter().skip(1).product();
+            rows.start * columns..rows.end * columns
         };
         match &self.weights {
             Weights::Safetensors(files) => {
-                let view = files.get(name).map_err(|_| missing())?;
-                check(view.shape())?;
-                match view.dtype() {
+                let mut found = files.iter().map(|file| (file, file.find(name)));
+                let found = found.find_map(|(file, info)| Some((file, info?)));
+                let shape = found.map(|(_, info)| info.shape.as_slice());
+                self.check(name, shape, expected)?;
+                let Some((file, info)) = found else {
+                    return Err(self.missing(name));
+                };
+                match info.dtype {
                     Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {}
                     other => {
                         return Err(ModelError::Quantized {
@@ -71,27 +100,74 @@ impl Checkpoint {
                         });
                     }
                 }
-                Ok(files.load(name, &self.device)?.to_dtype(self.dtype)?)
+                narrowed(range(), |range| file.values(info, range))
             }
             Weights::Gguf(gguf) => {
-                check(gguf.shape(name).ok_or_else(missing)?)?;
-                let values = Tensor::from_vec(gguf.tensor(name)?, expected, &Device::Cpu)?;
-                Ok(values.to_dtype(self.dtype)?.to_device(&self.device)?)
+                self.check(name, gguf.shape(name), expected)?;
+                gguf.rows(name, range())
             }
         }
     }
+
+    /// Whether two matrices of the same shape hold the same numbers.
+    pub(crate) fn same(&self, one: &str, other: &str, shape: [usize; 2]) -> Result<bool> {
+        let height = (CHUNK / shape[1].max(1)).max(1);
+        for first in (0..shape[0]).step_by(height) {
+            let rows = first..shape[0].min(first + height);
+            let one = self.rows::<f32>(one, &shape, rows.clone())?;
+            if one != self.rows::<f32>(other, &shape, rows)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        ModelError::MissingTensor {
+            name: name.to_owned(),
+            dir: self.path.clone(),
+        }
+    }
+
+    fn check(&self, name: &str, found: Option<&[usize]>, expected: &[usize]) -> Result<()> {
+        let found = found.ok_or_else(|| self.missing(name))?;
+        if found == expected {
+            return Ok(());
+        }
+        Err(ModelError::TensorShape {
+            name: name.to_owned(),
+            dir: self.path.clone(),
+            found: found.to_vec(),
+            expected: expected.to_vec(),
+        })
+    }
+}
+
+/// The values of `range`, read and narrowed a chunk at a time.
+///
+/// # Errors
+/// What `read` gives, or memory that cannot be had.
+pub(crate) fn narrowed<T: Element>(
+    range: Range<usize>,
+    read: impl Fn(Range<usize>) -> Result<Vec<f32>> + Sync,
+) -> Result<Vec<T>> {
+    let bytes = range.len() as u128 * size_of::<T>() as u128;
+    memory::require("a tensor", bytes, "what else runs on the machine")?;
+    let mut values = T::zeros(range.len());
+    let chunks = values.par_chunks_mut(CHUNK).enumerate();
+    chunks.try_for_each(|(index, to)| -> Result<()> {
+        let first = range.start + index * CHUNK;
+        T::narrow(&read(first..first + to.len())?, to);
+        Ok(())
+    })?;
+    Ok(values)
 }
 
 impl Weights {
     fn open(dir: &Path) -> Result<Self> {
         let paths = weight_files(dir)?;
-        for path in &paths {
-            check_complete(path)?;
-        }
-        // SAFETY: the files are mapped read-only; like every mmap reader this one relies on nobody
-        // truncating a checkpoint while it is being loaded.
-        let files = unsafe { MmapedSafetensors::multi(&paths) }?;
-        Ok(Self::Safetensors(files))
+        let files = paths.iter().map(|path| SafetensorsFile::open(path));
+        Ok(Self::Safetensors(files.collect::<Result<_>>()?))
     }
 }
 
@@ -141,46 +217,4 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         None if shards.is_empty() => Err(malformed("`weight_map` names no file".to_owned())),
         None => Ok(shards),
     }
-}
-
-/// A truncated download is the commonest damage; the header knows how long the file must be.
-fn check_complete(path: &Path) -> Result<()> {
-    use std::io::Read;
-    let damaged = |message: String| ModelError::Damaged {
-        path: path.to_path_buf(),
-        message,
-    };
-    let read = |source| ModelError::Read {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut file = std::fs::File::open(path).map_err(read)?;
-    let found = file.metadata().map_err(read)?.len();
-    let mut length = [0; 8];
-    file.read_exact(&mut length)
-        .map_err(|_| damaged(format!("{found} bytes, shorter than its own header")))?;
-    let header_len = u64::from_le_bytes(length);
-    if header_len > found.saturating_sub(8) {
-        return Err(damaged(format!(
-            "the header claims {header_len} bytes, the file has {found}"
-        )));
-    }
-    let mut header = vec![0; header_len as usize];
-    file.read_exact(&mut header).map_err(read)?;
-    let header: serde_json::Value = serde_json::from_slice(&header)
-        .map_err(|error| damaged(format!("the header is not JSON: {error}")))?;
-    let data_end = header
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(_, tensor)| tensor.get("data_offsets")?.get(1)?.as_u64())
-        .max()
-        .unwrap_or(0);
-    let expected = data_end.saturating_add(8 + header_len);
-    if found < expected {
-        return Err(damaged(format!(
-            "truncated: {found} bytes of the {expected} that its header calls for"
-        )));
-    }
-    Ok(())
 }

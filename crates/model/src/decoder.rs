@@ -6,10 +6,11 @@ use crate::checkpoint::Checkpoint;
 use crate::composed::{self, ComposedLayer};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::fused::{FusedHead, FusedLayer};
+use crate::fused::{FusedHead, FusedLayer, FusedLinear};
 use crate::memory;
+use crate::packed::Packed;
 use crate::sizes::ModelSizes;
-use crate::weights::Frame;
+use crate::weights::{Frame, LayerWeights};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 
@@ -112,7 +113,7 @@ impl Part {
 /// Which form of the layer to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// Fused for f32 on a CPU, composed elsewhere.
+    /// Fused on a CPU, for weights of 32 or 16 bits that all computation widens to f32; composed elsewhere.
     #[default]
     Auto,
     /// Composed from candle operations everywhere.
@@ -120,12 +121,16 @@ pub enum Backend {
 }
 
 enum Layers {
-    Composed(Vec<ComposedLayer>),
+    Composed {
+        layers: Vec<ComposedLayer>,
+        /// `[vocab_size, d_embed]`
+        head: Tensor,
+    },
     Fused {
+        /// In front of the layers, as `project_in` of the frame.
+        project_in: Option<FusedLinear>,
         layers: Vec<FusedLayer>,
         head: FusedHead,
-        /// Whether the head is the embedding too.
-        head_embeds: bool,
     },
 }
 
@@ -135,13 +140,18 @@ pub struct Decoder {
     sizes: ModelSizes,
     device: Device,
     dtype: DType,
+    /// Of the state between layers and of the KV cache.
+    state_dtype: DType,
     frame: Frame,
+    /// `[vocab_size, d_embed]`; none where the rows of a fused head embed.
+    embedding: Option<Tensor>,
     layers: Layers,
 }
 
 impl Decoder {
-    /// Loads a Hugging Face folder or a `.gguf` file. `dtype` `None` takes the file's own on a GPU and f32 on a CPU, where
-    /// narrower types are widened at each call and only cost time.
+    /// Loads a Hugging Face folder or a `.gguf` file. `dtype`, the type that weights are kept in, is the file's own on a GPU
+    /// and f32 on a CPU where it is `None`. On a CPU all computation is in f32, and so is the KV cache, whatever the weights
+    /// are (LayerCast, arXiv 2506.09501), but for [`Backend::Composed`], which computes in the type of the weights.
     ///
     /// # Errors
     /// A file that is missing, damaged or of an unknown architecture; a tensor that is missing or of another
@@ -158,9 +168,16 @@ impl Decoder {
             _ => config.dtype,
         });
         let checkpoint = Checkpoint::open(model, dtype, device)?;
-        let mut frame = config.family.frame(&checkpoint, &config)?;
-        let fused =
-            backend == Backend::Auto && matches!(device, Device::Cpu) && dtype == DType::F32;
+        let fused = backend == Backend::Auto && device.is_cpu() && Packed::takes(dtype);
+        let state_dtype = if fused { DType::F32 } else { dtype };
+        let frame = config.family.frame(&checkpoint, &config)?;
+        let frame = frame.with_state_of(state_dtype)?;
+        let table = |name: &str| checkpoint.tensor(name, &[config.vocab_size, config.d_embed]);
+        let tied = frame.embedding == frame.head;
+        let embedding = match fused && tied {
+            true => None,
+            false => Some(table(&frame.embedding)?),
+        };
         let mut sizes = ModelSizes {
             n_layers: config.n_layers,
             d_model: config.d_model,
@@ -175,38 +192,47 @@ impl Decoder {
             attention_weights: 0,
             kv_projection_weights: 0,
             mlp_weights: 0,
-            head_weights: frame.head_elements() as u64,
+            head_weights: frame.head_elements(&config) as u64,
             element_bytes: dtype.size_in_bytes() as u64,
+            state_bytes: state_dtype.size_in_bytes() as u64,
         };
-        let mut composed_layers = Vec::new();
-        let mut fused_layers = Vec::new();
-        for index in 0..config.n_layers {
+        let mut layer = |index: usize| -> Result<LayerWeights> {
             let weights = config.family.layer(&checkpoint, &config, index)?;
             sizes.attention_weights = weights.attention_elements() as u64;
             sizes.kv_projection_weights = 2 * weights.attention.k.weight.elem_count() as u64;
             sizes.mlp_weights = weights.mlp_elements() as u64;
-            if fused {
-                fused_layers.push(FusedLayer::new(&weights, &config, index)?);
-            } else {
-                composed_layers.push(ComposedLayer::new(weights, &config, index, device)?);
-            }
-        }
+            Ok(weights)
+        };
+        let indices = 0..config.n_layers;
         let layers = if fused {
-            let head = FusedHead::new(&frame, &config)?;
+            let project_in = frame.project_in.as_ref();
+            let project_in = project_in.map(|linear| FusedLinear::stack(&[linear]));
+            let head = FusedHead::new(&frame, &config, &checkpoint)?;
+            let layers = indices.map(|index| FusedLayer::new(&layer(index)?, &config, index));
+            let layers = layers.collect::<Result<_>>()?;
             Layers::Fused {
-                layers: fused_layers,
+                project_in: project_in.transpose()?,
+                layers,
                 head,
-                head_embeds: frame.drop_head()?,
             }
         } else {
-            Layers::Composed(composed_layers)
+            let head = match &embedding {
+                Some(embedding) if tied => embedding.clone(),
+                _ => table(&frame.head)?,
+            };
+            let layers =
+                indices.map(|index| ComposedLayer::new(layer(index)?, &config, index, device));
+            let layers = layers.collect::<Result<_>>()?;
+            Layers::Composed { layers, head }
         };
         Ok(Self {
             config,
             sizes,
             device: device.clone(),
             dtype,
+            state_dtype,
             frame,
+            embedding,
             layers,
         })
     }
@@ -216,7 +242,7 @@ impl Decoder {
         &self.config
     }
 
-    /// Element type that the weights were loaded in.
+    /// Element type that the weights are kept in.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -257,7 +283,7 @@ impl Decoder {
             |span: &Span| (span.len as u128).saturating_mul((span.start + span.len) as u128);
         let scores = match &self.layers {
             // Scores, their softmax and one copy on the way, of one span at a time.
-            Layers::Composed(_) => spans.iter().map(scores).max().unwrap_or(0),
+            Layers::Composed { .. } => spans.iter().map(scores).max().unwrap_or(0),
             Layers::Fused { .. } => 0,
         };
         let scores = scores.saturating_mul(3 * config.n_heads as u128);
@@ -283,7 +309,7 @@ impl CausalLm for Decoder {
             windows: self.sizes.windows.clone(),
         };
         match &self.layers {
-            Layers::Composed(_) => KvCache::device(shape, self.dtype, &self.device),
+            Layers::Composed { .. } => KvCache::device(shape, self.state_dtype, &self.device),
             Layers::Fused { .. } => Ok(KvCache::host(shape)),
         }
     }
@@ -301,15 +327,11 @@ impl CausalLm for Decoder {
         }
         self.require(ids.len(), 2 * self.config.d_model, 0)?;
         let frame = &self.frame;
-        let mut hidden = match &self.layers {
-            Layers::Fused {
-                head,
-                head_embeds: true,
-                ..
-            } => head.rows(ids)?,
-            _ => {
+        let mut hidden = match (&self.embedding, &self.layers) {
+            (None, Layers::Fused { head, .. }) => head.rows(ids)?,
+            (None, Layers::Composed { head, .. }) | (Some(head), _) => {
                 let ids = Tensor::new(ids, &self.device)?;
-                frame.embedding.index_select(&ids, 0)?
+                head.index_select(&ids, 0)?.to_dtype(self.state_dtype)?
             }
         };
         if let Some(scale) = self.config.embedding_scale {
@@ -319,11 +341,18 @@ impl CausalLm for Decoder {
             hidden = composed::norm(norm, &hidden)?;
         }
         if let Some(project) = &frame.project_in {
-            hidden = composed::linear(project, &hidden)?;
+            hidden = match &self.layers {
+                Layers::Fused {
+                    project_in: Some(project),
+                    ..
+                } => project.forward(&hidden)?,
+                _ => composed::linear(project, &hidden)?,
+            };
         }
         if let Some(table) = &frame.positions {
             let places = self.places(spans, table.dim(0)?)?;
-            hidden = (hidden + table.index_select(&places, 0)?)?;
+            let places = table.index_select(&places, 0)?;
+            hidden = (hidden + places.to_dtype(self.state_dtype)?)?;
         }
         Ok(hidden)
     }
@@ -343,7 +372,9 @@ impl CausalLm for Decoder {
         }
         let (kv, tables) = cache.layer_mut(index, spans);
         match &self.layers {
-            Layers::Composed(layers) => layers[index].forward(part, hidden, kv, tables, spans),
+            Layers::Composed { layers, .. } => {
+                layers[index].forward(part, hidden, kv, tables, spans)
+            }
             Layers::Fused { layers, .. } => layers[index].forward(part, hidden, kv, tables, spans),
         }
     }
@@ -358,7 +389,7 @@ impl CausalLm for Decoder {
         cache.claim(index, spans, Provenance::Propagated)?;
         let (kv, tables) = cache.layer_mut(index, spans);
         match &self.layers {
-            Layers::Composed(layers) => layers[index].fill_kv(hidden, kv, tables, spans),
+            Layers::Composed { layers, .. } => layers[index].fill_kv(hidden, kv, tables, spans),
             Layers::Fused { layers, .. } => layers[index].fill_kv(hidden, kv, tables, spans),
         }
     }
@@ -368,7 +399,7 @@ impl CausalLm for Decoder {
         self.require(hidden.dim(0)?, 3 * self.config.vocab_size, 0)?;
         match &self.layers {
             Layers::Fused { head, .. } => head.forward(hidden),
-            Layers::Composed(_) => {
+            Layers::Composed { head, .. } => {
                 let frame = &self.frame;
                 let mut state = hidden.clone();
                 if let Some(norm) = &frame.final_norm {
@@ -377,7 +408,7 @@ impl CausalLm for Decoder {
                 if let Some(project) = &frame.project_out {
                     state = composed::linear(project, &state)?;
                 }
-                let logits = state.matmul(&frame.head.t()?)?.to_dtype(DType::F32)?;
+                let logits = state.matmul(&head.t()?)?.to_dtype(DType::F32)?;
                 match self.config.logit_cap {
                     None => Ok(logits),
                     Some(cap) => composed::soft_cap(&logits, cap),

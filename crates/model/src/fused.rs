@@ -1,18 +1,19 @@
-//! The decoder layer as one piece of plain f32 code for the CPU. Same arithmetic as
-//! [`crate::composed`], without its allocations, transposes and copies.
+//! The decoder layer as one piece of plain code for the CPU. Same arithmetic as [`crate::composed`] in f32, without its
+//! allocations, transposes and copies, whatever type the weights are kept in.
 
 use crate::attend::{self, KeysValues, Scoring};
 use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
+use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, ModelConfig, PositionScheme};
 use crate::decoder::Part;
 use crate::error::Result;
-use crate::kernels::Packed;
+use crate::packed::Packed;
 use crate::pointwise;
 use crate::rope::Rope;
 use crate::tables::SpanTables;
 use crate::weights::{Frame, LayerWeights, Linear, Norm, Norms};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 /// Query-key products below which attention stays on one thread.
@@ -46,7 +47,7 @@ struct Heads {
     scoring: Scoring,
 }
 
-struct FusedLinear {
+pub(crate) struct FusedLinear {
     weight: Packed,
     bias: Option<Vec<f32>>,
 }
@@ -74,7 +75,7 @@ enum FusedNorm {
 pub(crate) struct FusedHead {
     norm: Option<FusedNorm>,
     project: Option<FusedLinear>,
-    weight: FusedLinear,
+    weight: Packed,
     cap: Option<f32>,
 }
 
@@ -344,29 +345,12 @@ impl Heads {
 
 impl FusedLinear {
     /// Projections of the same input as one, so that a step reads its input once.
-    fn stack(parts: &[&Linear]) -> Result<Self> {
-        let in_width = parts[0].weight.dim(1)?;
-        let rows = parts.iter().map(|part| part.weight.dim(0));
-        let rows = rows.sum::<candle_core::Result<usize>>()?;
-        let mut weight = Packed::zeros(rows, in_width);
+    pub(crate) fn stack(parts: &[&Linear]) -> Result<Self> {
+        let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
+        let weight = Packed::stack(&weights)?;
         let mut bias = Vec::new();
-        let mut first = 0;
-        for part in parts {
-            // From where they lie: the largest weight of a model is a good part of it, and would be there twice more.
-            let values = part.weight.contiguous()?;
-            let (storage, layout) = values.storage_and_layout();
-            match &*storage {
-                candle_core::Storage::Cpu(values) => {
-                    let start = layout.start_offset();
-                    let values = &values.as_slice::<f32>()?[start..];
-                    weight.set(first, &values[..layout.shape().elem_count()]);
-                }
-                _ => weight.set(first, &part.weight.flatten_all()?.to_vec1::<f32>()?),
-            }
-            first += part.weight.dim(0)?;
-            if let Some(part) = &part.bias {
-                bias.extend(part.to_vec1::<f32>()?);
-            }
+        for part in parts.iter().filter_map(|part| part.bias.as_ref()) {
+            bias.extend(wide(part)?);
         }
         Ok(Self {
             bias: (bias.len() == weight.out_width()).then_some(bias),
@@ -376,6 +360,13 @@ impl FusedLinear {
 
     fn out_width(&self) -> usize {
         self.weight.out_width()
+    }
+
+    /// `x`: `[tokens, in_width]` to `[tokens, out_width]`, in f32.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.apply(&x.flatten_all()?.to_vec1::<f32>()?);
+        let shape = (x.dim(0)?, self.out_width());
+        Ok(Tensor::from_vec(y, shape, &Device::Cpu)?)
     }
 
     /// `x`: `[tokens, in_width]` to `[tokens, out_width]`.
@@ -432,12 +423,12 @@ impl FusedNorm {
     fn new(norm: &Norm) -> Result<Self> {
         Ok(match norm {
             Norm::Rms { weight, eps } => FusedNorm::Rms {
-                weight: weight.to_vec1()?,
+                weight: wide(weight)?,
                 eps: *eps as f32,
             },
             Norm::Layer { weight, bias, eps } => FusedNorm::Layer {
-                weight: weight.to_vec1()?,
-                bias: bias.to_vec1()?,
+                weight: wide(weight)?,
+                bias: wide(bias)?,
                 eps: *eps as f32,
             },
         })
@@ -454,29 +445,30 @@ impl FusedNorm {
 }
 
 impl FusedHead {
-    pub(crate) fn new(frame: &Frame, config: &ModelConfig) -> Result<Self> {
-        let head = Linear {
-            weight: frame.head.clone(),
-            bias: None,
-        };
+    pub(crate) fn new(
+        frame: &Frame,
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self> {
         let project = frame.project_out.as_ref();
         Ok(Self {
             norm: frame.final_norm.as_ref().map(FusedNorm::new).transpose()?,
             project: project
                 .map(|linear| FusedLinear::stack(&[linear]))
                 .transpose()?,
-            weight: FusedLinear::stack(&[&head])?,
+            weight: Packed::read(checkpoint, &frame.head, [config.vocab_size, config.d_embed])?,
             cap: config.logit_cap.map(|cap| cap as f32),
         })
     }
 
     /// The rows of the head with these indices, `[ids, d_embed]`: what embeds them where the two are one.
     pub(crate) fn rows(&self, ids: &[u32]) -> Result<Tensor> {
-        let weight = &self.weight.weight;
-        let rows = ids.iter().flat_map(|&id| weight.row(id as usize));
-        let rows: Vec<f32> = rows.collect();
-        let shape = (ids.len(), weight.in_width());
-        Ok(Tensor::from_vec(rows, shape, &Device::Cpu)?)
+        let shape = (ids.len(), self.weight.in_width());
+        Ok(Tensor::from_vec(
+            self.weight.rows(ids),
+            shape,
+            &Device::Cpu,
+        )?)
     }
 
     /// Logits `[tokens, vocab_size]` of `hidden`: `[tokens, d_model]`.
@@ -491,13 +483,19 @@ impl FusedHead {
         if let Some(project) = &self.project {
             state = project.apply(&state);
         }
-        let mut logits = self.weight.apply(&state);
+        let mut logits = vec![0.0; tokens * self.weight.out_width()];
+        self.weight.matmul(&state, &mut logits);
         if let Some(cap) = self.cap {
             pointwise::soft_cap(&mut logits, cap);
         }
         let shape = (tokens, self.weight.out_width());
         Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
     }
+}
+
+/// The values of `[_]`, in f32.
+fn wide(values: &Tensor) -> Result<Vec<f32>> {
+    Ok(values.to_dtype(DType::F32)?.to_vec1()?)
 }
 
 fn add(sum: &mut [f32], term: &[f32]) {

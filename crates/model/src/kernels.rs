@@ -1,8 +1,10 @@
-//! Products of few rows with a large weight, in f32 on the CPU.
+//! Products of few rows with a large weight on the CPU, in f32 whatever the weight is kept in.
 //!
 //! Every output element is reduced in one fixed order that depends on neither the number of rows nor the number
-//! of threads, so a row's result is bit for bit the same alone and in any batch.
+//! of threads nor the type of the weight, so a row's result is bit for bit the same alone and in any batch, and a weight of
+//! 16 bits gives what its values give in 32.
 
+use crate::element::Element;
 use crate::simd::{Isa, isa};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -14,58 +16,18 @@ const PARALLEL_MULTIPLY_ADDS: usize = 1 << 19;
 const ROW_BLOCK: usize = 32;
 
 /// Outputs of a panel: one AVX-512 register, two of AVX2.
-const PANEL: usize = 16;
+pub(crate) const PANEL: usize = 16;
 
 /// A weight `[m, k]` laid out for products with few rows: panels of 16 outputs, each `[k, 16]`. One input value is
 /// multiplied with 16 weights at a time, so nothing is summed across lanes, and memory is read in order.
-pub(crate) struct Packed {
+pub(crate) struct Panels<T> {
     /// `[panels, k, 16]`; rows beyond `m` are zero.
-    data: Vec<f32>,
-    k: usize,
-    m: usize,
+    pub(crate) data: Vec<T>,
+    pub(crate) k: usize,
+    pub(crate) m: usize,
 }
 
-impl Packed {
-    /// Packs `w`: `[m, k]`.
-    #[cfg(test)]
-    pub(crate) fn new(w: &[f32], k: usize) -> Self {
-        let mut packed = Self::zeros(w.len() / k, k);
-        packed.set(0, w);
-        packed
-    }
-
-    /// A weight of `m` rows that are yet to be [set](Self::set).
-    pub(crate) fn zeros(m: usize, k: usize) -> Self {
-        let data = vec![0.0; m.div_ceil(PANEL) * PANEL * k];
-        Self { data, k, m }
-    }
-
-    /// Packs `w`: `[rows, k]`, as the rows from `first` on.
-    pub(crate) fn set(&mut self, first: usize, w: &[f32]) {
-        for (row, w) in (first..).zip(w.chunks_exact(self.k)) {
-            let panel = &mut self.data[row / PANEL * PANEL * self.k..];
-            for (column, value) in w.iter().enumerate() {
-                panel[column * PANEL + row % PANEL] = *value;
-            }
-        }
-    }
-
-    /// The values of a row.
-    pub(crate) fn row(&self, row: usize) -> impl Iterator<Item = f32> {
-        let panel = &self.data[row / PANEL * PANEL * self.k..];
-        (0..self.k).map(move |column| panel[column * PANEL + row % PANEL])
-    }
-
-    /// Inputs of the product.
-    pub(crate) fn in_width(&self) -> usize {
-        self.k
-    }
-
-    /// Outputs of the product.
-    pub(crate) fn out_width(&self) -> usize {
-        self.m
-    }
-
+impl<T: Element> Panels<T> {
     /// `y = x w^T`; `x`: `[n, k]`, `y`: `[n, m]`.
     pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
         let n = x.len() / self.k;
@@ -90,16 +52,16 @@ impl Packed {
     }
 }
 
-struct Product<'a> {
+struct Product<'a, T> {
     x: &'a [f32],
-    w: &'a Packed,
+    w: &'a Panels<T>,
     y: *mut f32,
 }
 
 // SAFETY: threads are given disjoint panels, and so disjoint columns of `y`, which outlives the parallel region.
-unsafe impl Sync for Product<'_> {}
+unsafe impl<T: Element> Sync for Product<'_, T> {}
 
-impl Product<'_> {
+impl<T: Element> Product<'_, T> {
     /// The columns of `panels` for all rows.
     fn panels(&self, isa: Isa, panels: Range<usize>) {
         let n = self.x.len() / self.w.k;
@@ -124,9 +86,9 @@ impl Product<'_> {
             for row in rows.clone() {
                 let mut sums = [0f32; PANEL];
                 for (x, weights) in self.x[row * k..][..k].iter().zip(weights.as_chunks().0) {
-                    let weights: &[f32; PANEL] = weights;
+                    let weights: &[T; PANEL] = weights;
                     for lane in 0..PANEL {
-                        sums[lane] += x * weights[lane];
+                        sums[lane] += x * weights[lane].widen();
                     }
                 }
                 // SAFETY: row < n and panel is one of w's.
@@ -156,7 +118,7 @@ macro_rules! tiled_products {
     ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $set:ident, $fma:ident, $store:ident,
      [$(($r:literal, $p:literal)),*]) => {
         mod $name {
-            use super::{PANEL, Product};
+            use super::{Element, PANEL, Product};
             use std::arch::x86_64::*;
             use std::ops::Range;
 
@@ -164,7 +126,11 @@ macro_rules! tiled_products {
             const V: usize = PANEL / $lanes;
 
             #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const P: usize>(p: &Product, row: usize, panel: usize) {
+            unsafe fn tile<T: Element, const R: usize, const P: usize>(
+                p: &Product<T>,
+                row: usize,
+                panel: usize,
+            ) {
                 let k = p.w.k;
                 // SAFETY: the caller keeps row + R rows and panel + P panels within x and w.
                 unsafe {
@@ -175,7 +141,7 @@ macro_rules! tiled_products {
                         let mut weights = [[$zero(); V]; P];
                         for j in 0..P {
                             for v in 0..V {
-                                weights[j][v] = $load(w.add((j * k + at) * PANEL + v * $lanes));
+                                weights[j][v] = T::$load(w.add((j * k + at) * PANEL + v * $lanes));
                             }
                         }
                         for i in 0..R {
@@ -200,16 +166,20 @@ macro_rules! tiled_products {
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn strip<const R: usize, const P: usize>(p: &Product, row: usize, panels: Range<usize>) {
+            unsafe fn strip<T: Element, const R: usize, const P: usize>(
+                p: &Product<T>,
+                row: usize,
+                panels: Range<usize>,
+            ) {
                 let mut panel = panels.start;
                 // SAFETY: tiles stay within `panels`, rows within what the caller was given.
                 unsafe {
                     while panel + P <= panels.end {
-                        tile::<R, P>(p, row, panel);
+                        tile::<T, R, P>(p, row, panel);
                         panel += P;
                     }
                     while panel < panels.end {
-                        tile::<R, 1>(p, row, panel);
+                        tile::<T, R, 1>(p, row, panel);
                         panel += 1;
                     }
                 }
@@ -218,12 +188,16 @@ macro_rules! tiled_products {
             /// # Safety
             /// The CPU has the features; `rows` lie in `x`, `panels` in `w`.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn block(p: &Product, rows: Range<usize>, panels: Range<usize>) {
+            pub(super) unsafe fn block<T: Element>(
+                p: &Product<T>,
+                rows: Range<usize>,
+                panels: Range<usize>,
+            ) {
                 let mut row = rows.start;
                 // SAFETY: each strip takes rows that are left in `rows`.
                 unsafe {
                     $(while rows.end - row >= $r {
-                        strip::<$r, $p>(p, row, panels.clone());
+                        strip::<T, $r, $p>(p, row, panels.clone());
                         row += $r;
                     })*
                 }
@@ -239,7 +213,7 @@ tiled_products!(
     "avx512f,fma",
     16,
     _mm512_setzero_ps,
-    _mm512_loadu_ps,
+    load_avx512,
     _mm512_set1_ps,
     _mm512_fmadd_ps,
     _mm512_storeu_ps,
@@ -249,10 +223,10 @@ tiled_products!(
 #[cfg(target_arch = "x86_64")]
 tiled_products!(
     avx2,
-    "avx2,fma",
+    "avx2,fma,f16c",
     8,
     _mm256_setzero_ps,
-    _mm256_loadu_ps,
+    load_avx2,
     _mm256_set1_ps,
     _mm256_fmadd_ps,
     _mm256_storeu_ps,
@@ -262,6 +236,7 @@ tiled_products!(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::{bf16, f16};
     use proptest::prelude::*;
 
     fn values(len: usize, seed: u32) -> Vec<f32> {
@@ -276,19 +251,59 @@ mod tests {
             .collect()
     }
 
-    fn product(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+    fn packed<T: Element>(w: &[f32], k: usize) -> Panels<T> {
+        let mut narrow = T::zeros(w.len());
+        T::narrow(w, &mut narrow);
+        Panels::of(&narrow.chunks(k).collect::<Vec<_>>(), k)
+    }
+
+    fn product<T: Element>(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
         let mut y = vec![0.0; x.len() / k * (w.len() / k)];
-        Packed::new(w, k).matmul(x, &mut y);
+        packed::<T>(w, k).matmul(x, &mut y);
         y
+    }
+
+    /// The instruction sets that this machine has.
+    fn isas() -> Vec<Isa> {
+        let mut isas = vec![Isa::Portable, isa()];
+        #[cfg(target_arch = "x86_64")]
+        if !matches!(isa(), Isa::Portable) {
+            isas.push(Isa::Avx2);
+        }
+        isas
+    }
+
+    /// The product by one instruction set, on one thread.
+    fn product_by<T: Element>(isa: Isa, x: &[f32], w: &Panels<T>) -> Vec<f32> {
+        let mut y = vec![0.0; x.len() / w.k * w.m];
+        let y_at = y.as_mut_ptr();
+        Product { x, w, y: y_at }.panels(isa, 0..w.m.div_ceil(PANEL));
+        y
+    }
+
+    /// The bits of the same values in 32 bits, on every instruction set.
+    fn narrow_gives_the_bits_of_wide<T: Element>(x: &[f32], w: &[f32], k: usize) {
+        let mut narrow = T::zeros(w.len());
+        T::narrow(w, &mut narrow);
+        let wide: Vec<f32> = narrow.iter().map(|value| value.widen()).collect();
+        assert_ne!(wide, w);
+        for isa in isas() {
+            let found = product_by(isa, x, &packed::<T>(w, k));
+            assert_eq!(
+                found,
+                product_by(isa, x, &packed::<f32>(&wide, k)),
+                "{isa:?}"
+            );
+        }
     }
 
     proptest! {
         #[test]
         fn a_row_is_the_same_alone_and_in_a_batch(n in 1usize..40, m in 1usize..140, k in 1usize..70, seed: u32) {
             let (x, w) = (values(n * k, seed), values(m * k, seed ^ 7));
-            let together = product(&x, &w, k);
+            let together = product::<f32>(&x, &w, k);
             for row in 0..n {
-                let alone = product(&x[row * k..(row + 1) * k], &w, k);
+                let alone = product::<f32>(&x[row * k..(row + 1) * k], &w, k);
                 prop_assert_eq!(&alone[..], &together[row * m..(row + 1) * m]);
             }
         }
@@ -296,15 +311,8 @@ mod tests {
         #[test]
         fn products_are_right_on_every_instruction_set(n in 1usize..12, m in 1usize..140, k in 1usize..70, seed: u32) {
             let (x, w) = (values(n * k, seed), values(m * k, seed ^ 7));
-            let mut isas = vec![Isa::Portable, isa()];
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                isas.push(Isa::Avx2);
-            }
-            let packed = Packed::new(&w, k);
-            for isa in isas {
-                let mut y = vec![0.0; n * m];
-                Product { x: &x, w: &packed, y: y.as_mut_ptr() }.panels(isa, 0..m.div_ceil(PANEL));
+            for isa in isas() {
+                let y = product_by(isa, &x, &packed::<f32>(&w, k));
                 for row in 0..n {
                     for column in 0..m {
                         let exact: f64 = (0..k).map(|i| f64::from(x[row * k + i]) * f64::from(w[column * k + i])).sum();
@@ -313,20 +321,22 @@ mod tests {
                 }
             }
         }
+
+        #[test]
+        fn weights_of_16_bits_give_what_their_values_give(n in 1usize..40, m in 1usize..140, k in 1usize..70, seed: u32) {
+            let (x, w) = (values(n * k, seed), values(m * k, seed ^ 7));
+            narrow_gives_the_bits_of_wide::<bf16>(&x, &w, k);
+            narrow_gives_the_bits_of_wide::<f16>(&x, &w, k);
+        }
     }
 
     #[test]
     fn threads_do_not_change_a_product() {
         let (n, m, k) = (9, 700, 300);
         let (x, w) = (values(n * k, 1), values(m * k, 2));
-        let mut single = vec![0.0; n * m];
-        let packed = Packed::new(&w, k);
-        Product {
-            x: &x,
-            w: &packed,
-            y: single.as_mut_ptr(),
-        }
-        .panels(isa(), 0..m.div_ceil(PANEL));
-        assert_eq!(product(&x, &w, k), single);
+        let single = product_by(isa(), &x, &packed::<f32>(&w, k));
+        assert_eq!(product::<f32>(&x, &w, k), single);
+        let single = product_by(isa(), &x, &packed::<bf16>(&w, k));
+        assert_eq!(product::<bf16>(&x, &w, k), single);
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! A family only knows its tensor names and config keys; all families share one layer, which data describes: which norms
 //! there are, how positions enter, what a token sees ([`ModelConfig`]). That layer exists in two forms behind the same call: composed from candle operations (any device and dtype)
-//! and fused for f32 on a CPU, where it runs several times as fast.
+//! and fused for a CPU, where it runs several times as fast and computes in f32 whatever the weights are kept in.
 
 mod added_tokens;
 mod attend;
@@ -19,6 +19,7 @@ mod checkpoint;
 mod composed;
 mod config;
 mod decoder;
+mod element;
 mod error;
 mod families;
 mod fused;
@@ -27,8 +28,10 @@ mod hub;
 mod kernels;
 mod memory;
 mod mock;
+mod packed;
 mod pointwise;
 mod rope;
+mod safetensors_file;
 pub mod simd;
 mod sizes;
 mod source;

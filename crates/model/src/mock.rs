@@ -34,6 +34,7 @@ impl MockModel {
                 mlp_weights: 15,
                 head_weights: 12,
                 element_bytes: 4,
+                state_bytes: 4,
             },
         }
     }

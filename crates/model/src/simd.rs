@@ -6,7 +6,7 @@ pub enum Isa {
     /// AVX-512F.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// AVX2 with fused multiply-add.
+    /// AVX2 with fused multiply-add and conversion of f16.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// Whatever the build targets.
@@ -20,14 +20,15 @@ pub fn isa() -> Isa {
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
             return Isa::Avx512;
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        let has_fma = is_x86_feature_detected!("fma");
+        if is_x86_feature_detected!("avx2") && has_fma && is_x86_feature_detected!("f16c") {
             return Isa::Avx2;
         }
     }
     Isa::Portable
 }
 
-/// The instruction set that the kernels of this crate use on this processor. On a GPU, and in other element types than f32,
+/// The instruction set that the kernels of this crate use on this processor. On a GPU, and where layers are composed,
 /// candle's kernels do the work.
 pub fn instruction_set() -> &'static str {
     match isa() {

@@ -33,8 +33,10 @@ pub struct ModelSizes {
     pub mlp_weights: u64,
     /// Weights of the LM head.
     pub head_weights: u64,
-    /// Bytes of a weight, and of an element of the KV cache.
+    /// Bytes of a weight.
     pub element_bytes: u64,
+    /// Bytes of an element of the KV cache, and of the state between layers.
+    pub state_bytes: u64,
 }
 
 impl ModelSizes {
@@ -57,6 +59,6 @@ impl ModelSizes {
 
     /// Bytes of one position's keys and values in one layer.
     pub fn kv_position_bytes(&self) -> u64 {
-        (2 * self.n_kv_heads * self.head_dim) as u64 * self.element_bytes
+        (2 * self.n_kv_heads * self.head_dim) as u64 * self.state_bytes
     }
 }

@@ -1,7 +1,8 @@
 //! The common decoder layer that every family reduces to.
 
+use crate::config::ModelConfig;
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// `y = x W^T + b`, `weight`: `[out, in]`, `bias`: `[out]`.
 #[derive(Debug, Clone)]
@@ -78,10 +79,11 @@ pub(crate) struct LayerWeights {
     pub(crate) mlp: Mlp,
 }
 
-/// What is not a layer. `embedding`, `head`: `[vocab_size, d_embed]`.
+/// What is not a layer. The embedding and the LM head, `[vocab_size, d_embed]` each, stand here by their names in the
+/// checkpoint, which are the same where they are tied: they may be half of a model, too much to be there in two forms.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
-    pub(crate) embedding: Tensor,
+    pub(crate) embedding: String,
     /// BLOOM normalises the embedding.
     pub(crate) embedding_norm: Option<Norm>,
     /// `[d_model, d_embed]`, where they differ.
@@ -91,7 +93,7 @@ pub(crate) struct Frame {
     pub(crate) final_norm: Option<Norm>,
     /// `[d_embed, d_model]`, where they differ.
     pub(crate) project_out: Option<Linear>,
-    pub(crate) head: Tensor,
+    pub(crate) head: String,
 }
 
 impl Norm {
@@ -125,7 +127,7 @@ impl LayerWeights {
 
 impl Frame {
     /// An embedding and an LM head with nothing around them.
-    pub(crate) fn new(embedding: Tensor, head: Tensor) -> Self {
+    pub(crate) fn new(embedding: String, head: String) -> Self {
         Self {
             embedding,
             embedding_norm: None,
@@ -137,20 +139,16 @@ impl Frame {
         }
     }
 
-    /// Lets go of the head, which is held in another form, and of the embedding if it is the same tensor; says whether it
-    /// is.
-    pub(crate) fn drop_head(&mut self) -> Result<bool> {
-        let tied = self.embedding.id() == self.head.id();
-        let nothing = Tensor::zeros((0, 0), self.head.dtype(), self.head.device())?;
-        if tied {
-            self.embedding = nothing.clone();
-        }
-        self.head = nothing;
-        Ok(tied)
+    /// Number of weights between the last layer and the logits.
+    pub(crate) fn head_elements(&self, config: &ModelConfig) -> usize {
+        config.vocab_size * config.d_embed + self.project_out.as_ref().map_or(0, Linear::elements)
     }
 
-    /// Number of weights between the last layer and the logits.
-    pub(crate) fn head_elements(&self) -> usize {
-        self.head.elem_count() + self.project_out.as_ref().map_or(0, Linear::elements)
+    /// Gives the norm of the embedding the element type of the state that it works on.
+    pub(crate) fn with_state_of(mut self, dtype: DType) -> Result<Self> {
+        if let Some(Norm::Layer { weight, bias, .. }) = &mut self.embedding_norm {
+            (*weight, *bias) = (weight.to_dtype(dtype)?, bias.to_dtype(dtype)?);
+        }
+        Ok(self)
     }
 }

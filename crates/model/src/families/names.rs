@@ -167,42 +167,33 @@ impl<'a> Names<'a> {
             .map_err(|_| unreachable!("as many parts as counts of rows"))
     }
 
-    /// The embedding under this prefix and the LM head under its full name, `[vocab_size, d_embed]` each. Tied ones may be
+    /// Names of the embedding, which stands under this prefix, and of the LM head, which has its full name. Tied ones may be
     /// written once under either name. Where both are there and differ they are not tied, whatever the config says.
     pub(super) fn embedding_and_head(
         &self,
         config: &ModelConfig,
         embedding: &str,
         heads: &[&str],
-    ) -> Result<(Tensor, Tensor)> {
-        let shape = [config.vocab_size, config.d_embed];
+    ) -> Result<(String, String)> {
+        let embedding = format!("{}{embedding}", self.prefix);
         let head = heads.iter().find(|name| self.checkpoint.has(name));
-        let has_embedding = self.checkpoint.has(&format!("{}{embedding}", self.prefix));
+        let has_embedding = self.checkpoint.has(&embedding);
         match (config.tied_head, has_embedding, head) {
-            (true, true, None) => {
-                let both = self.tensor(embedding, &shape)?;
-                Ok((both.clone(), both))
-            }
-            (true, false, Some(head)) => {
-                let both = self.checkpoint.tensor(head, &shape)?;
-                Ok((both.clone(), both))
-            }
-            (true, true, Some(head)) => {
-                let input = self.tensor(embedding, &shape)?;
-                let output = self.checkpoint.tensor(head, &shape)?;
-                if input.ne(&output)?.max_all()?.to_scalar::<u8>()? == 0 {
-                    return Ok((input.clone(), input));
+            (true, true, None) => Ok((embedding.clone(), embedding)),
+            (true, false, Some(&head)) => Ok((head.to_owned(), head.to_owned())),
+            (true, true, Some(&head)) => {
+                let shape = [config.vocab_size, config.d_embed];
+                if self.checkpoint.same(&embedding, head, shape)? {
+                    return Ok((embedding.clone(), embedding));
                 }
                 tracing::warn!(
-                    "`tie_word_embeddings` is true, but `{}{embedding}` and `{head}` differ: both are used as they are",
-                    self.prefix
+                    "`tie_word_embeddings` is true, but `{embedding}` and `{head}` differ: both are used as they are"
                 );
-                Ok((input, output))
+                Ok((embedding, head.to_owned()))
             }
             _ => {
                 let head = head.or(heads.first()).copied().unwrap_or("lm_head.weight");
-                let input = self.tensor(embedding, &shape)?;
-                Ok((input, self.checkpoint.tensor(head, &shape)?))
+                Ok((embedding, head.to_owned()))
             }
         }
     }

@@ -10,22 +10,22 @@ mod sentencepiece;
 mod tokens;
 mod types;
 
+use crate::checkpoint::narrowed;
+use crate::element::Element;
 use crate::error::{ModelError, Result};
+use crate::safetensors_file::read_at;
 use candle_core::Device;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use header::{Array, Header, Kind, TensorInfo, Value};
 use names::{Architecture, Layout};
-use rayon::prelude::*;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 pub(crate) use sentencepiece::PieceTokenizer;
 pub(crate) use tokens::{special_tokens, tokenizer};
-
-/// Values that are unpacked at a time: the packed ones stay small beside a tensor.
-const CHUNK: usize = 1 << 20;
 
 /// An open GGUF file whose header has been checked.
 pub(crate) struct Gguf {
@@ -118,60 +118,60 @@ impl Gguf {
         Some((self.header.tensors.get(&own)?, layout))
     }
 
-    /// The values of what Hugging Face calls `name`, in its layout.
+    /// Whole rows of what Hugging Face calls `name`, in its layout; `range` counts values.
     ///
     /// # Errors
     /// A tensor that is not there, or cannot be read.
-    pub(crate) fn tensor(&self, name: &str) -> Result<Vec<f32>> {
+    pub(crate) fn rows<T: Element>(&self, name: &str, range: Range<usize>) -> Result<Vec<T>> {
         let Some((info, layout)) = self.find(name) else {
             return Err(ModelError::MissingTensor {
                 name: name.to_owned(),
                 dir: self.path.clone(),
             });
         };
-        let values = self.unpack(info)?;
-        layout
-            .restore(self, values, &info.shape)
-            .map_err(|message| self.error(format!("tensor `{name}`: {message}")))
+        if !layout.moves_rows() {
+            return self.unpack(info, layout, range);
+        }
+        let all = self.unpack(info, layout, 0..info.elements().unwrap_or(0))?;
+        let mut values = layout
+            .restore(self, all, &info.shape)
+            .map_err(|message| self.error(format!("tensor `{name}`: {message}")))?;
+        values.truncate(range.end);
+        values.drain(..range.start);
+        Ok(values)
     }
 
     /// The values of a tensor under its own name, as they are.
     fn own_tensor(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        let info = self.header.tensors.get(name);
-        info.map(|info| self.unpack(info)).transpose()
+        let Some(info) = self.header.tensors.get(name) else {
+            return Ok(None);
+        };
+        let all = 0..info.elements().unwrap_or(0);
+        self.unpack(info, Layout::Same, all).map(Some)
     }
 
-    fn unpack(&self, info: &TensorInfo) -> Result<Vec<f32>> {
-        let elements = info.elements().unwrap_or(0);
-        let mut values = crate::memory::zeros(
-            "a tensor",
-            elements as u128,
-            "what else runs on the machine",
-        )?;
+    /// Values of a tensor, in its own order; `range` holds whole blocks.
+    fn unpack<T: Element>(
+        &self,
+        info: &TensorInfo,
+        layout: Layout,
+        range: Range<usize>,
+    ) -> Result<Vec<T>> {
         let blocks = info.blocks;
-        let stride = (CHUNK / blocks.elements() * blocks.bytes()) as u64;
-        let chunks = values.par_chunks_mut(CHUNK).enumerate();
-        chunks.try_for_each(|(index, values)| -> Result<()> {
-            let mut packed = vec![0; values.len() / blocks.elements() * blocks.bytes()];
-            self.read(info.at + index as u64 * stride, &mut packed)?;
-            let shape = vec![values.len()];
-            let unpacked = qtensor_from_ggml(blocks.dtype(), &packed, shape, &Device::Cpu)?
-                .dequantize(&Device::Cpu)?
-                .to_vec1::<f32>()?;
-            values.copy_from_slice(&unpacked);
-            Ok(())
-        })?;
-        Ok(values)
+        narrowed(range, |range| {
+            let bytes = |values: usize| values / blocks.elements() * blocks.bytes();
+            let mut packed = vec![0; bytes(range.len())];
+            self.read(info.at + bytes(range.start) as u64, &mut packed)?;
+            let shape = vec![range.len()];
+            let unpacked = qtensor_from_ggml(blocks.dtype(), &packed, shape, &Device::Cpu)?;
+            let mut values = unpacked.dequantize(&Device::Cpu)?.to_vec1::<f32>()?;
+            layout.restore_values(&mut values);
+            Ok(values)
+        })
     }
 
     fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(at))
-            .and_then(|_| file.read_exact(bytes))
-            .map_err(|source| ModelError::Read {
-                path: self.path.clone(),
-                source,
-            })
+        read_at(&self.file, &self.path, at, bytes)
     }
 
     /// The value under `key` with the name of the architecture in front.
@@ -284,6 +284,7 @@ impl Gguf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::CHUNK;
     use std::collections::BTreeMap;
 
     /// What `scripts/fixtures/make_gguf_fixtures.py` writes.

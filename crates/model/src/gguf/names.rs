@@ -190,22 +190,30 @@ impl Architecture {
 }
 
 impl Layout {
-    /// Undoes what the converter did; `shape` is `[rows]` or `[rows, columns]`.
-    pub(crate) fn restore(
+    /// Undoes what the converter did to each value.
+    pub(crate) fn restore_values(self, values: &mut [f32]) {
+        if self == Self::OnePlus {
+            values.iter_mut().for_each(|value| *value -= 1.0);
+        }
+    }
+
+    /// Whether rows stand elsewhere than in Hugging Face's files.
+    pub(crate) fn moves_rows(self) -> bool {
+        !matches!(self, Self::Same | Self::OnePlus)
+    }
+
+    /// Undoes what the converter did to the order of rows; `shape` is `[rows]` or `[rows, columns]`.
+    pub(crate) fn restore<T: Copy>(
         self,
         gguf: &Gguf,
-        mut values: Vec<f32>,
+        values: Vec<T>,
         shape: &[usize],
-    ) -> Result<Vec<f32>, String> {
+    ) -> Result<Vec<T>, String> {
         let heads = |key: &str| -> Result<usize, String> {
             gguf.usize(key).map_err(|error| error.to_string())
         };
         match self {
-            Self::Same => Ok(values),
-            Self::OnePlus => {
-                values.iter_mut().for_each(|value| *value -= 1.0);
-                Ok(values)
-            }
+            Self::Same | Self::OnePlus => Ok(values),
             // Per head the rows are `[half, 2]`; Hugging Face rotates by halves: `[2, half]`.
             Self::PairedQueries => regroup(&values, shape, &[heads("attention.head_count")?, 0, 2]),
             Self::PairedKeys => {
@@ -229,7 +237,7 @@ impl Layout {
 
 /// Rows grouped as `[outer, a, b]`, or as `[outer, a, b, inner]`, with `a` and `b` exchanged; the one size that is 0
 /// follows from the number of rows.
-fn regroup(values: &[f32], shape: &[usize], groups: &[usize]) -> Result<Vec<f32>, String> {
+fn regroup<T: Copy>(values: &[T], shape: &[usize], groups: &[usize]) -> Result<Vec<T>, String> {
     let rows = shape.first().copied().unwrap_or(0);
     let columns: usize = shape.iter().skip(1).product();
     let known: usize = groups.iter().filter(|&&size| size > 0).product();
@@ -244,7 +252,7 @@ fn regroup(values: &[f32], shape: &[usize], groups: &[usize]) -> Result<Vec<f32>
         return Err(format!("its {rows} rows do not divide into the heads"));
     }
     let width = inner * columns;
-    let mut out = vec![0.0; values.len()];
+    let mut out = values.to_vec();
     for group in 0..outer {
         for i in 0..a {
             for j in 0..b {
