@@ -26,7 +26,7 @@ pub enum EngineError {
     },
     /// One pass over the whole text needs layers that are the same at each position.
     #[error(
-        "the strategy decides token by token, so it has no layers of its own for a pass over the whole text; score it as decoded"
+        "its layers are not the same at every token, so it has none of its own for a pass over the whole text; score it as decoded (`--mode as-decoded`)"
     )]
     NoFixedLayers,
     /// An option of the search means nothing, or does not go with another.

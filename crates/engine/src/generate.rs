@@ -62,27 +62,33 @@ impl<'a> Engine<'a> {
         if options.max_new_tokens == 0 {
             return Err(EngineError::NoTokens);
         }
-        let limit = self.model.sizes().max_positions;
-        let switch = self.model.sizes().switch_length;
         for (row, prompt) in prompts.iter().enumerate() {
-            if prompt.is_empty() {
-                return Err(ModelError::EmptyPrompt { row }.into());
-            }
             // The last generated token is never fed back, so it needs no position.
-            let needed = prompt.len().saturating_add(options.max_new_tokens - 1);
-            if let Some(limit) = limit.filter(|&limit| needed > limit) {
-                return Err(ModelError::TooLong { row, needed, limit }.into());
+            let fed_behind = options.max_new_tokens - 1;
+            self.check_length(row, prompt.len(), fed_behind)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the model has positions for a prompt and the tokens that are fed behind it, one by one.
+    pub(crate) fn check_length(&self, row: usize, prompt: usize, fed_behind: usize) -> Result<()> {
+        if prompt == 0 {
+            return Err(ModelError::EmptyPrompt { row }.into());
+        }
+        let needed = prompt.saturating_add(fed_behind);
+        let sizes = self.model.sizes();
+        if let Some(limit) = sizes.max_positions.filter(|&limit| needed > limit) {
+            return Err(ModelError::TooLong { row, needed, limit }.into());
+        }
+        let switch = sizes.switch_length;
+        if let Some(limit) = switch.filter(|&limit| prompt <= limit && needed > limit) {
+            return Err(ModelError::Switch {
+                row,
+                prompt,
+                needed,
+                limit,
             }
-            let prompt = prompt.len();
-            if let Some(limit) = switch.filter(|&limit| prompt <= limit && needed > limit) {
-                return Err(ModelError::Switch {
-                    row,
-                    prompt,
-                    needed,
-                    limit,
-                }
-                .into());
-            }
+            .into());
         }
         Ok(())
     }

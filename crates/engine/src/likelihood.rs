@@ -121,7 +121,7 @@ impl Engine<'_> {
         strategy: &mut dyn Strategy,
         how: ScoreOptions,
     ) -> Result<Vec<Likelihood>> {
-        let longest = self.check_scored(texts)?;
+        let longest = self.check_scored(texts, how.mode)?;
         let contexts: Vec<Vec<u32>> = texts.iter().map(|text| text.context.clone()).collect();
         let n_layers = self.model().sizes().n_layers;
         let shape = BatchShape {
@@ -151,20 +151,20 @@ impl Engine<'_> {
     /// Whether [`Engine::score`] can take these texts; gives the length of the longest continuation.
     ///
     /// # Errors
-    /// An empty batch, context or continuation, a text that does not fit.
-    pub fn check_scored(&self, texts: &[ScoredText]) -> Result<usize> {
-        let limit = self.model().sizes().max_positions;
+    /// An empty batch, context or continuation, a text that does not fit or cannot be decoded in one go.
+    pub fn check_scored(&self, texts: &[ScoredText], mode: ScoreMode) -> Result<usize> {
         for (row, text) in texts.iter().enumerate() {
-            if text.context.is_empty() {
-                return Err(ModelError::EmptyPrompt { row }.into());
-            }
             if text.continuation.is_empty() {
                 return Err(EngineError::NothingToScore { row });
             }
+            if text.context.is_empty() {
+                return Err(ModelError::EmptyPrompt { row }.into());
+            }
             // The last token is never fed.
-            let needed = text.context.len() + text.continuation.len() - 1;
-            if let Some(limit) = limit.filter(|&limit| needed > limit) {
-                return Err(ModelError::TooLong { row, needed, limit }.into());
+            let (context, behind) = (text.context.len(), text.continuation.len() - 1);
+            match mode {
+                ScoreMode::AsDecoded => self.check_length(row, context, behind)?,
+                ScoreMode::OnePass => self.check_length(row, context + behind, 0)?,
             }
         }
         let lengths = texts.iter().map(|text| text.continuation.len());

@@ -172,7 +172,10 @@ impl Weights {
 }
 
 /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// A folder with neither, an index that cannot be read or names a file that is not there.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let single = dir.join("model.safetensors");
     if single.is_file() {
         return Ok(vec![single]);

@@ -41,6 +41,7 @@ mod weights;
 
 pub use batch::{Span, positions, token_count};
 pub use cache::{CacheShape, HoleReads, KvCache, Provenance};
+pub use checkpoint::weight_files;
 pub use config::{Activation, Biases, LayerKind, ModelConfig, NormPlacement, PositionScheme};
 pub use decoder::{Backend, CausalLm, Decoder, Part};
 pub use error::{ModelError, Result};

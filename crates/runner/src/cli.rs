@@ -63,6 +63,8 @@ pub enum Command {
     Loglikelihood(commands::loglikelihood::LoglikelihoodArgs),
     /// Give the perplexity of a text
     Perplexity(commands::perplexity::PerplexityArgs),
+    /// Write the smaller checkpoint that a strategy's layers make
+    Prune(commands::prune::PruneArgs),
     /// Score outputs against references (BLEU, chrF, TER, ROUGE)
     Score(commands::score::ScoreArgs),
     /// Train or fine-tune a small model from a YAML config
@@ -88,6 +90,7 @@ impl Command {
             Command::Generate(args) => commands::generate::run(&args),
             Command::Loglikelihood(args) => commands::loglikelihood::run(&args),
             Command::Perplexity(args) => commands::perplexity::run(&args),
+            Command::Prune(args) => commands::prune::run(&args),
             Command::Score(args) => commands::score::run(args),
             Command::Train(args) => commands::train::run(args),
             Command::Report(args) => commands::report::run(args),

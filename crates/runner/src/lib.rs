@@ -20,6 +20,7 @@ mod calibrate;
 mod digest;
 mod identity;
 mod input;
+mod layer_files;
 mod load;
 mod memo;
 mod models;

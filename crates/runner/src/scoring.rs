@@ -2,11 +2,13 @@
 
 use crate::calibrate::{lacks_text, on_prompts};
 use crate::experiment::{DeviceName, DtypeName, MAX_BATCH_SIZE};
-use crate::models;
-use anyhow::Context;
+use crate::{layer_files, models};
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use skipbench_engine::{Engine, Likelihood, Options, ScoreMode, ScoreOptions, ScoredText};
-use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize};
+use skipbench_engine::{
+    Engine, EngineError, Likelihood, Options, ScoreMode, ScoreOptions, ScoredText,
+};
+use skipbench_model::{Backend, CausalLm, Decoder, ModelError, TextTokenizer, Tokenize};
 use skipbench_strategy::{Strategy, StrategySpec};
 use std::path::PathBuf;
 
@@ -44,7 +46,7 @@ pub(crate) struct ScoringArgs {
     #[arg(long)]
     model: PathBuf,
     /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
-    #[arg(long, default_value = "full")]
+    #[arg(long, default_value = "full", value_parser = layer_files::parse)]
     pub(crate) strategy: StrategySpec,
     /// Which layers a scored token has behind it
     #[arg(long, value_enum, default_value = "as-decoded")]
@@ -180,7 +182,8 @@ impl<'a> Scorer<'a> {
             planned_tokens: None,
         };
         for batch in texts.chunks(self.args.batch_size as usize) {
-            each(Engine::new(&self.model).score(batch, strategy, how)?)?;
+            let scored = Engine::new(&self.model).score(batch, strategy, how);
+            each(scored.with_context(|| format!("strategy `{}`", self.args.strategy))?)?;
         }
         Ok(())
     }
@@ -190,7 +193,21 @@ impl<'a> Scorer<'a> {
     /// # Errors
     /// A text that does not fit.
     pub(crate) fn check(&self, text: &ScoredText) -> anyhow::Result<()> {
-        Engine::new(&self.model).check_scored(std::slice::from_ref(text))?;
-        Ok(())
+        let mode = self.args.mode.into();
+        let checked = Engine::new(&self.model).check_scored(std::slice::from_ref(text), mode);
+        // The engine speaks of rows and new tokens, which a user of these commands has not named.
+        match checked {
+            Ok(_) => Ok(()),
+            Err(EngineError::NothingToScore { .. }) => {
+                bail!("the continuation has no token, so there is nothing to score")
+            }
+            Err(EngineError::Model(ModelError::TooLong { needed, limit, .. })) => bail!(
+                "context and continuation take {needed} positions, but the model has {limit}; shorten the context"
+            ),
+            Err(EngineError::Model(ModelError::Switch { limit, .. })) => bail!(
+                "context and continuation grow past {limit} tokens, where LongRoPE takes other frequencies for all positions; shorten the context, or use `--mode one-pass`"
+            ),
+            Err(error) => Err(error.into()),
+        }
     }
 }

@@ -163,7 +163,15 @@ fn shown(value: &Value) -> String {
     match (nested.map(|nested| nested.to_string()), value.as_str()) {
         (Some(label), _) if label.contains('{') => format!("{label:?}"),
         (Some(label), _) => label,
-        (None, Some(word)) => word.to_owned(),
+        (None, Some(word)) if is_plain(word) => word.to_owned(),
+        (None, Some(_)) => value.to_string(),
         (None, None) => value.to_string(),
     }
+}
+
+/// Whether a text in a map on one line is read as itself without quotes.
+fn is_plain(word: &str) -> bool {
+    let map = format!("{{key: {word}}}");
+    let read = serde_saphyr::from_str::<Value>(&map);
+    read.is_ok_and(|read| read == serde_json::json!({"key": word}))
 }

@@ -5,6 +5,7 @@ use crate::schedule::ScheduleLength;
 use crate::settings::{Asked, Common, Definition};
 use crate::strategies::Kind;
 use crate::{BatchMode, Explanation, KvFill, MAX_LAYERS, Scoring, Strategy, StrategyError};
+use std::path::Path;
 
 /// A strategy with its settings: name, variant, target speedup and what else it takes.
 ///
@@ -235,6 +236,35 @@ impl StrategySpec {
             *length = ScheduleLength::Tokens(tokens.max(2));
         }
         spec
+    }
+
+    /// A file of layers that it names and that is yet to be read; [`with_layer_file`](Self::with_layer_file) takes what stands
+    /// in it.
+    pub fn layer_file(&self) -> Option<&Path> {
+        match &self.decider().kind {
+            Kind::DropList(own) => own.file(),
+            _ => None,
+        }
+    }
+
+    /// The same strategy with the layers that the text of its file lists, in any [`LayerListForm`](crate::LayerListForm); one that
+    /// names no file stays as it is.
+    ///
+    /// # Errors
+    /// A text that lists no layers.
+    pub fn with_layer_file(&self, text: &str) -> Result<Self, StrategyError> {
+        let mut spec = self.clone();
+        if self.layer_file().is_some()
+            && let Kind::DropList(own) = &mut spec.decider_mut().kind
+        {
+            own.read_file(text)
+                .map_err(|message| StrategyError::Setting {
+                    strategy: "drop-list",
+                    key: "file",
+                    message,
+                })?;
+        }
+        Ok(spec)
     }
 
     /// The KV fills that it can use, where there is a choice.

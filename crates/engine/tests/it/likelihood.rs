@@ -188,6 +188,18 @@ fn what_cannot_be_scored_is_refused() {
     }
     let nothing = score(&model, &[], &spec("full"), ScoreOptions::default());
     assert!(matches!(nothing, Err(EngineError::EmptyBatch)));
+    // LongRoPE turns all keys otherwise from 16 tokens on; a text in one pass is on one side of it.
+    let crossing = ScoredText {
+        context: vec![1; 10],
+        continuation: vec![1; 16],
+    };
+    let crosses = |how| {
+        let model = load("phi3-longrope", Backend::Auto);
+        score(&model, std::slice::from_ref(&crossing), &spec("full"), how)
+    };
+    let message = crosses(ScoreOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("past 16"), "{message}");
+    assert!(crosses(ONE_PASS).is_ok());
     let fits = ScoredText {
         context: vec![1; limit - 1],
         continuation: vec![1, 2],

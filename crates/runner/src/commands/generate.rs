@@ -5,12 +5,12 @@ use crate::experiment::{
     ChatEntry, DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, SpecialTokensRule,
 };
 use crate::input::{Prompt, read_prompts};
-use crate::models;
 use crate::outputs::{self, Named};
 use crate::preview::of_escapes;
 use crate::progress::{self, Progress};
 use crate::prompter::{Form, Prompter, stops};
 use crate::trace::{Heat, audit_json, trace_line};
+use crate::{layer_files, models};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
@@ -52,7 +52,7 @@ pub struct GenerateArgs {
     )]
     special_tokens: SpecialTokensRule,
     /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
-    #[arg(long, default_value = "full")]
+    #[arg(long, default_value = "full", value_parser = layer_files::parse)]
     strategy: StrategySpec,
     /// Prompts to calibrate the strategy on, as `--input`; the first prompts themselves if not given
     #[arg(long)]

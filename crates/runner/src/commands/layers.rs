@@ -5,15 +5,15 @@ use crate::calibrate::{lacks_text, on_prompts};
 use crate::experiment::ChatEntry;
 use crate::experiment::MAX_NEW_TOKENS;
 use crate::input::read_prompts;
-use crate::models;
 use crate::prompter::{Form, Prompter};
-use anyhow::Context;
+use crate::{layer_files, models};
+use anyhow::{Context, bail};
 use candle_core::Device;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use skipbench_engine::{Engine, Options};
 use skipbench_model::{Backend, CausalLm, Decoder, ModelConfig, TextTokenizer, Tokenize};
-use skipbench_strategy::{Explanation, StrategySpec};
+use skipbench_strategy::{Explanation, LayerListForm, LayerSet, StrategySpec};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 pub struct LayersArgs {
     /// Strategy, such as `unified@2` or `early-exit: {signal: entropy, threshold: 0.9}`
-    #[arg(long, required_unless_present = "list")]
+    #[arg(long, required_unless_present = "list", value_parser = layer_files::parse)]
     strategy: Option<StrategySpec>,
     /// List every strategy with its variants
     #[arg(long, conflicts_with_all = ["strategy", "n_layers", "model"])]
@@ -39,9 +39,41 @@ pub struct LayersArgs {
     /// Longest answer in tokens, for strategies that go by position
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=MAX_NEW_TOKENS as i64))]
     max_new_tokens: u32,
+    /// Write the layers to a file that `drop-list: {file: …}` and other programs read
+    #[arg(long, value_name = "FILE", conflicts_with = "list")]
+    export: Option<PathBuf>,
+    /// Form of that file; mergekit for `.yaml`, blockpruner for `.json` and plain for other names if not given
+    #[arg(long, value_enum, requires = "export")]
+    export_form: Option<FormName>,
     /// Print one JSON value
     #[arg(long)]
     json: bool,
+}
+
+/// Forms of a file of layers.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormName {
+    /// Indices of the layers that are dropped, one a line
+    Plain,
+    /// The slices of a mergekit passthrough merge, with the layers that are kept
+    Mergekit,
+    /// What of each layer is dropped, a line each, as EvoPress reads it
+    #[value(name = "evopress")]
+    EvoPress,
+    /// The sub-layers that are dropped, as BlockPruner reads them
+    #[value(name = "blockpruner")]
+    BlockPruner,
+}
+
+impl From<FormName> for LayerListForm {
+    fn from(name: FormName) -> Self {
+        match name {
+            FormName::Plain => Self::Plain,
+            FormName::Mergekit => Self::Mergekit,
+            FormName::EvoPress => Self::EvoPress,
+            FormName::BlockPruner => Self::BlockPruner,
+        }
+    }
 }
 
 /// Prints the layer set.
@@ -53,12 +85,20 @@ pub fn run(args: LayersArgs) -> anyhow::Result<ExitCode> {
         return list(args.json);
     };
     let (spec, n_layers) = match (&args.model, args.n_layers) {
-        (Some(model), _) => of_model(&args, spec, model)?,
+        (Some(model), _) => resolve(
+            spec,
+            model,
+            args.calibration.as_deref(),
+            args.max_new_tokens,
+        )?,
         (None, n_layers) => (spec.clone(), n_layers.unwrap_or_default()),
     };
     let explanation = spec
         .explain(n_layers, args.max_new_tokens as usize)
         .with_context(|| format!("strategy `{spec}`"))?;
+    if let Some(path) = &args.export {
+        export(&args, path, &spec, n_layers)?;
+    }
     if args.json {
         print_json(&explanation)?;
         return Ok(ExitCode::SUCCESS);
@@ -91,13 +131,72 @@ fn list(json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The depth of a checkpoint, and the strategy with what it lacks if there is text to find it on.
-fn of_model(
+/// Writes the layers in the form that was asked for, or that the name of the file means.
+fn export(
     args: &LayersArgs,
+    path: &Path,
+    spec: &StrategySpec,
+    n_layers: usize,
+) -> anyhow::Result<()> {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    let form = match (args.export_form, ending) {
+        (Some(form), _) => form.into(),
+        (None, Some("yaml" | "yml")) => LayerListForm::Mergekit,
+        (None, Some("json")) => LayerListForm::BlockPruner,
+        (None, _) => LayerListForm::Plain,
+    };
+    // Without a model there is none that mergekit could be told of.
+    let model = args.model.as_deref().map(Path::to_string_lossy);
+    let written = || -> anyhow::Result<String> {
+        let layers = fixed_layers(spec, n_layers)?;
+        let model = model.as_deref().unwrap_or("MODEL");
+        form.write(&layers, n_layers, model)
+            .map_err(anyhow::Error::msg)
+    };
+    let text = written().with_context(|| format!("--export: strategy `{spec}`"))?;
+    skipbench_fs::write_whole(path, text.as_bytes())?;
+    Ok(())
+}
+
+/// The layers of a strategy that runs the same ones at every step, whatever the tokens are.
+///
+/// # Errors
+/// Another strategy.
+pub(super) fn fixed_layers(spec: &StrategySpec, n_layers: usize) -> anyhow::Result<LayerSet> {
+    let found = spec.explain(n_layers, 64)?;
+    if found.draft_length.is_some() {
+        bail!(
+            "all layers verify what its layers draft, so that none can go; name the drafting strategy by itself"
+        );
+    }
+    if !found.menu.is_empty() || !found.checks.is_empty() || !found.steps.is_empty() {
+        bail!(
+            "its layers are not the same at every token; only those of a static strategy are one list"
+        );
+    }
+    if spec.members().is_some() {
+        bail!("it stands for a set of layers for each of its seeds; name one with `seed`");
+    }
+    if let (Some(by), true) = (found.chosen_by, spec.scoring(n_layers).is_some()) {
+        bail!("its layers are chosen by {by}; give --calibration, with --model");
+    }
+    if let Some(by) = found.chosen_by {
+        bail!("its layers are chosen by {by}; only those of a static strategy are one list");
+    }
+    Ok(spec.build(n_layers)?.reachable())
+}
+
+/// The depth of a checkpoint, and the strategy with what it lacks if there is text to find it on.
+///
+/// # Errors
+/// A checkpoint or text that cannot be read, a strategy that does not suit them.
+pub(super) fn resolve(
     spec: &StrategySpec,
     model: &Path,
+    calibration: Option<&Path>,
+    max_new_tokens: u32,
 ) -> anyhow::Result<(StrategySpec, usize)> {
-    let Some(path) = &args.calibration else {
+    let Some(path) = calibration else {
         let n_layers = ModelConfig::open(&models::look(model)?.path)?.n_layers;
         return Ok((spec.clone(), n_layers));
     };
@@ -112,7 +211,7 @@ fn of_model(
         return Ok((spec.clone(), n_layers));
     }
     let options = Options {
-        max_new_tokens: args.max_new_tokens as usize,
+        max_new_tokens: max_new_tokens as usize,
         eos_ids: tokenizer.eos_ids().to_vec(),
         ..Options::default()
     };

@@ -52,7 +52,10 @@ pub fn run(args: &LoglikelihoodArgs) -> anyhow::Result<ExitCode> {
         lines.push((place, line));
     }
     if lines.is_empty() {
-        bail!("{} holds no line", args.input.display());
+        bail!(
+            "{} holds no line; a line is an object with `id`, `context` and `continuation`",
+            args.input.display()
+        );
     }
     let scorer = Scorer::load(&args.scoring)?;
     // Every line is looked at before the first is scored, so that a bad one leaves no half of an output.

@@ -7,6 +7,7 @@ pub mod layers;
 pub mod loglikelihood;
 pub mod perplexity;
 pub mod plan;
+pub mod prune;
 pub mod report;
 pub mod run;
 pub mod score;

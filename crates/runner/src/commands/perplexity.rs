@@ -62,9 +62,10 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let ids = scorer.tokenizer.encode(&text)?;
     if ids.len() < 2 {
         bail!(
-            "{} has {} token; perplexity takes at least two",
+            "{} has {} token{}; perplexity takes at least two, so give a longer text",
             args.input.display(),
-            ids.len()
+            ids.len(),
+            if ids.len() == 1 { "" } else { "s" }
         );
     }
     let windows = ScoredText::windows(&ids, window, stride);
@@ -113,7 +114,7 @@ fn window_and_stride(
 ) -> anyhow::Result<(usize, usize)> {
     let window = match (args.window, limit) {
         (Some(window), Some(limit)) if window as usize > limit => {
-            bail!("--window {window}: the model has {limit} positions")
+            bail!("--window {window}: the model has {limit} positions; give at most as many")
         }
         (Some(window), _) => window as usize,
         (None, limit) => limit.unwrap_or(WINDOW).clamp(2, WINDOW),
@@ -121,7 +122,7 @@ fn window_and_stride(
     let stride = args.stride.map_or(window / 2, |stride| stride as usize);
     if stride > window {
         bail!(
-            "--stride {stride} is longer than the window of {window}, so that tokens would be left out"
+            "--stride {stride} is longer than the window of {window}, so that tokens would be left out; give at most {window}"
         );
     }
     Ok((window, stride))

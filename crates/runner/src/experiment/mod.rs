@@ -8,8 +8,8 @@ pub use args::{ExperimentArgs, Shard};
 pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
 pub use task::{ChatEntry, FewShotEntry, Fields, Limit, Names, SpecialTokensRule, TaskEntry};
 
-use crate::models;
 use crate::yaml::Document;
+use crate::{layer_files, models};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -230,6 +230,11 @@ impl Experiment {
         for (index, model) in experiment.models.iter_mut().enumerate() {
             let folder = document.folder_of(&format!("models.{index}.path"));
             model.path = models::join(folder, &model.path);
+        }
+        for (index, strategy) in experiment.strategies.iter_mut().enumerate() {
+            let key = format!("strategies.{index}");
+            *strategy = layer_files::read(strategy, document.folder_of(&key))
+                .map_err(|error| document.fault(&key, format!("{error:#}")))?;
         }
         for (index, task) in experiment.tasks.iter_mut().enumerate() {
             let files = [

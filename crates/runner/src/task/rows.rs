@@ -112,13 +112,9 @@ fn json_object(line: &str) -> anyhow::Result<Map<String, Value>> {
     let found = match serde_json::from_str(line) {
         Ok(Value::Object(object)) => return Ok(object),
         Ok(other) => kind_of(&other),
-        Err(error) => bail!(
-            "not JSON ({error}); every line is an object of its own, such as {{\"source\": \"...\"}}"
-        ),
+        Err(error) => bail!("not JSON ({error}); every line is an object of its own, in braces"),
     };
-    bail!(
-        "expected a JSON object, not {found}; every line is an object of its own, such as {{\"source\": \"...\"}}"
-    )
+    bail!("expected a JSON object, not {found}; every line is an object of its own, in braces")
 }
 
 /// What a JSON value is, in words.

@@ -9,7 +9,9 @@ mod generate;
 #[path = "../../../model/tests/it/hub_server.rs"]
 mod hub_server;
 mod layers;
+mod likelihood;
 mod plan;
+mod prune;
 mod records;
 mod report;
 mod run;

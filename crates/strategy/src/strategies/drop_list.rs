@@ -1,11 +1,13 @@
 //! `drop-list`: all layers but those that a user lists.
 
 use crate::budget::MIN_KEPT;
+use crate::layer_list::LayerList;
 use crate::preset::{self, Preset};
 use crate::settings::{Asked, Common, Definition, Settings};
 use crate::{LayerSet, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
 /// The variant whose layers the user lists.
 const LISTED: &str = "listed";
@@ -26,6 +28,20 @@ pub(crate) struct DropList {
     /// Layers of which the MLP alone is skipped.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     drop_mlp: Vec<usize>,
+    /// Indices of the layers to keep, instead of `drop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep: Option<Vec<usize>>,
+    /// Layers of the model that the lists are for, so that another is refused; any if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    n_layers: Option<usize>,
+    /// A file with the lists instead: indices to drop, one a line or with commas between them; slices of mergekit; a
+    /// configuration of EvoPress; an order of BlockPruner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    file: Option<PathBuf>,
+    /// Sub-layers to drop, of a file of BlockPruner, which has a list for several numbers; the largest if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocks: Option<usize>,
     /// Published lists instead; the variants of the short form.
     #[serde(skip_serializing_if = "Option::is_none")]
     preset: Option<String>,
@@ -88,8 +104,20 @@ const PRESETS: &[Preset<SubLayers>] = &[
 impl DropList {
     fn layers(&self, asked: &Asked<'_>) -> Result<LayerSet, StrategyError> {
         let n_layers = asked.n_layers;
+        if self.file.is_some() {
+            let message = "it has not been read; name a file on the command line, or under `strategies` of an experiment";
+            return Err(asked.wrong("file", message));
+        }
+        if let Some(wanted) = self.n_layers.filter(|&wanted| wanted != n_layers) {
+            let message = format!("the list is for a model of {wanted} layers, not {n_layers}");
+            return Err(asked.wrong("n-layers", message));
+        }
+        if self.keep.is_some() && !self.drop.is_empty() {
+            return Err(asked.wrong("keep", "there is `drop` too; give the one or the other"));
+        }
         let (attention, mlp) = self.sub_layers(asked)?;
         let lists = [
+            ("keep", self.keep.as_deref().unwrap_or_default()),
             ("drop", &self.drop[..]),
             ("drop-attention", attention),
             ("drop-mlp", mlp),
@@ -103,7 +131,10 @@ impl DropList {
                 return Err(asked.wrong(key, message));
             }
         }
-        let mut layers = LayerSet::full(n_layers);
+        let mut layers = match &self.keep {
+            Some(keep) => LayerSet::from_layers(keep.iter().copied()),
+            None => LayerSet::full(n_layers),
+        };
         for &layer in &self.drop {
             layers.remove(layer);
         }
@@ -122,12 +153,46 @@ impl DropList {
         }
     }
 
+    fn has_lists(&self) -> bool {
+        let lists = [&self.drop, &self.drop_attention, &self.drop_mlp];
+        self.keep.is_some() || lists.iter().any(|list| !list.is_empty())
+    }
+
+    /// The file that is yet to be read.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// Takes what stands in the file.
+    pub(crate) fn read_file(&mut self, text: &str) -> Result<(), String> {
+        if self.has_lists() || self.preset.is_some() {
+            return Err("there are lists beside the file; give the one or the other".to_owned());
+        }
+        let list = LayerList::read(text, self.blocks)?;
+        if let (Some(wanted), Some(found)) = (self.n_layers, list.n_layers)
+            && wanted != found
+        {
+            return Err(format!(
+                "the list is for a model of {found} layers, not {wanted}"
+            ));
+        }
+        *self = Self {
+            drop: list.drop,
+            drop_attention: list.drop_attention,
+            drop_mlp: list.drop_mlp,
+            keep: list.keep,
+            n_layers: list.n_layers.or(self.n_layers),
+            ..Self::default()
+        };
+        Ok(())
+    }
+
     /// Layers whose attention goes, and layers whose MLP goes.
     fn sub_layers(&self, asked: &Asked<'_>) -> Result<(&[usize], &[usize]), StrategyError> {
         let Some(name) = &self.preset else {
             return Ok((&self.drop_attention, &self.drop_mlp));
         };
-        if !(self.drop.is_empty() && self.drop_attention.is_empty() && self.drop_mlp.is_empty()) {
+        if self.has_lists() {
             let message = "there are lists too; give the one or the others";
             return Err(asked.wrong("preset", message));
         }

@@ -67,6 +67,9 @@ fn any_setting(name: &str, key: &str, schema: &Value) -> BoxedStrategy<(String, 
         })
         .prop_map(Value::from)
         .boxed(),
+        "file" => proptest::sample::select(vec!["a.txt", "../lists/my list.yaml", "x: {y}"])
+            .prop_map(Value::from)
+            .boxed(),
         "draft" => {
             let mut drafts = names();
             drafts.retain(|name| variants.contains(name));
