@@ -15,6 +15,10 @@ const PARALLEL_MULTIPLY_ADDS: usize = 1 << 19;
 /// Rows of `x` that are kept close while a weight streams by.
 const ROW_BLOCK: usize = 32;
 
+/// Panels that are kept close while the rows of a block pass over them, so that memory is read once for all of these; a
+/// multiple of every tile's.
+const PANEL_BLOCK: usize = 12;
+
 /// Outputs of a panel: one AVX-512 register, two of AVX2.
 pub(crate) const PANEL: usize = 16;
 
@@ -67,15 +71,26 @@ impl<T: Element> Product<'_, T> {
         let n = self.x.len() / self.w.k;
         for first in (0..n).step_by(ROW_BLOCK) {
             let rows = first..n.min(first + ROW_BLOCK);
-            match isa {
-                // SAFETY: the features were detected; rows and panels lie within x, w and y.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512::block(self, rows, panels.clone()) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { avx2::block(self, rows, panels.clone()) },
-                Isa::Portable => self.portable(rows, panels.clone()),
+            for first in panels.clone().step_by(PANEL_BLOCK) {
+                self.block(
+                    isa,
+                    rows.clone(),
+                    first..panels.end.min(first + PANEL_BLOCK),
+                );
             }
+        }
+    }
+
+    /// The columns of `panels` for `rows`.
+    fn block(&self, isa: Isa, rows: Range<usize>, panels: Range<usize>) {
+        match isa {
+            // SAFETY: the features were detected; rows and panels lie within x, w and y.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512::block(self, rows, panels) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2::block(self, rows, panels) },
+            Isa::Portable => self.portable(rows, panels),
         }
     }
 
@@ -140,6 +155,9 @@ macro_rules! tiled_products {
                     for at in 0..k {
                         let mut weights = [[$zero(); V]; P];
                         for j in 0..P {
+                            // The weights of the next tile: a panel is too short for the processor to foresee its end.
+                            let next = w.wrapping_add(((P + j) * k + at) * PANEL);
+                            _mm_prefetch::<_MM_HINT_T0>(next.cast());
                             for v in 0..V {
                                 weights[j][v] = T::$load(w.add((j * k + at) * PANEL + v * $lanes));
                             }
@@ -217,7 +235,7 @@ tiled_products!(
     _mm512_set1_ps,
     _mm512_fmadd_ps,
     _mm512_storeu_ps,
-    [(8, 2), (4, 4), (2, 6), (1, 8)]
+    [(8, 3), (4, 4), (2, 4), (1, 4)]
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -230,7 +248,7 @@ tiled_products!(
     _mm256_set1_ps,
     _mm256_fmadd_ps,
     _mm256_storeu_ps,
-    [(4, 1), (2, 2), (1, 4)]
+    [(6, 1), (4, 1), (2, 2), (1, 2)]
 );
 
 #[cfg(test)]
