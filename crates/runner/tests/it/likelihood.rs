@@ -198,6 +198,11 @@ fn input_that_cannot_be_scored() {
         &behind(&pair(1, "The", "").to_string()),
         &[],
     );
+    refuse(
+        "no token of its own",
+        &behind(&pair(1, "The report say", "s").to_string()),
+        &[],
+    );
     let long = "report ".repeat(600);
     refuse(
         "beyond the limit",
