@@ -246,4 +246,16 @@ mod tests {
         );
         assert_eq!(ledger.full, weights + slides + sees_all);
     }
+
+    /// Weights of 16 bits beside a cache of 32: a layer of the mock has 25 weights, five positions hold a key and a value each.
+    #[test]
+    fn weights_and_cache_have_widths_of_their_own() {
+        let mut sizes = MockModel::new(2, 10).sizes().clone();
+        sizes.element_bytes = 2;
+        sizes.state_bytes = 4;
+        let mut ledger = Ledger::default();
+        ledger.layer(&sizes, 0, Part::Whole, &[Span::token(0, 4)]);
+        assert_eq!(ledger.layers.bytes, 2 * 25);
+        assert_eq!(ledger.kv_read.bytes, 5 * 2 * 4);
+    }
 }

@@ -64,7 +64,7 @@ pub struct Experiment {
     /// Where to compute.
     #[serde(default)]
     pub device: DeviceName,
-    /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU.
+    /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU. A CPU computes in f32 whatever it is.
     #[serde(default)]
     pub dtype: Option<DtypeName>,
     /// Seed of everything that is drawn: the order of timed blocks, resamples of intervals, calibration.
