@@ -17,10 +17,13 @@ const NEEDED: [(&str, &str); 3] = [
 ];
 
 fn main() {
+    // A path that is not there is not watched: cargo would take it as changed and compile everything again each time.
+    // `scripts/fetch_models.sh` touches this file instead.
+    println!("cargo::rerun-if-changed=build.rs");
     for (path, cfg) in NEEDED {
         println!("cargo::rustc-check-cfg=cfg({cfg})");
-        println!("cargo::rerun-if-changed={path}");
         if Path::new(path).exists() {
+            println!("cargo::rerun-if-changed={path}");
             println!("cargo::rustc-cfg={cfg}");
         }
     }

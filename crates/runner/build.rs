@@ -11,10 +11,11 @@ fn main() {
     // A commit moves the log of HEAD, a checkout HEAD itself; a worktree has a git folder of its own.
     if let Some(git) = git(&["rev-parse", "--git-dir"]) {
         for watched in ["HEAD", "logs/HEAD"] {
-            println!(
-                "cargo:rerun-if-changed={}",
-                Path::new(&git).join(watched).display()
-            );
+            let watched = Path::new(&git).join(watched);
+            // One that is not there would count as changed at every build.
+            if watched.exists() {
+                println!("cargo:rerun-if-changed={}", watched.display());
+            }
         }
     }
     let dirty = git(&[

@@ -5,8 +5,10 @@ use std::path::Path;
 fn main() {
     let needed = "../../../shared/golden/unified_layers.json";
     println!("cargo::rustc-check-cfg=cfg(has_shared)");
-    println!("cargo::rerun-if-changed={needed}");
+    // A path that is not there is not watched: cargo would take it as changed and compile everything again each time.
+    println!("cargo::rerun-if-changed=build.rs");
     if Path::new(needed).exists() {
+        println!("cargo::rerun-if-changed={needed}");
         println!("cargo::rustc-cfg=has_shared");
     }
 }
