@@ -47,19 +47,20 @@ pub(crate) fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> 
     let (plot, legend) = root.split_horizontally(AREA.0 - LEGEND_WIDTH);
     let points = || chart.series.iter().flat_map(|series| &series.points);
     let guide = || chart.guide.iter().flat_map(|(_, points)| points);
-    let x = padded(
+    let ends = |range: Option<(f64, f64)>| range.into_iter().flat_map(|(lo, hi)| [lo, hi]);
+    let x = axis(
         points()
-            .flat_map(|p| [Some(p.x), p.x_range.map(|r| r.0), p.x_range.map(|r| r.1)])
-            .flatten()
+            .map(|p| p.x)
             .chain(guide().map(|p| p.0))
             .chain(chart.band.iter().map(|&(x, ..)| x)),
+        points().flat_map(|p| ends(p.x_range)),
     );
-    let y = padded(
+    let y = axis(
         points()
-            .flat_map(|p| [Some(p.y), p.y_range.map(|r| r.0), p.y_range.map(|r| r.1)])
-            .flatten()
+            .map(|p| p.y)
             .chain(guide().map(|p| p.1))
             .chain(chart.band.iter().flat_map(|&(_, lo, hi)| [lo, hi])),
+        points().flat_map(|p| ends(p.y_range)),
     );
     let (x, y) = match chart.from_zero {
         true => (0.0..x.end, 0.0..y.end),
@@ -172,6 +173,19 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Draw
     Ok(())
 }
 
+/// Of the width of all values, how far the ends of intervals may widen an axis. One that is hardly known would squeeze all
+/// others; its bar ends at the edge.
+const WIDENED: f64 = 0.25;
+
+/// The range of an axis: all values, and the ends of their intervals as far as they are not far away.
+fn axis(values: impl Iterator<Item = f64>, ends: impl Iterator<Item = f64>) -> Range<f64> {
+    let values: Vec<f64> = values.collect();
+    let inner = padded(values.iter().copied());
+    let room = WIDENED * (inner.end - inner.start);
+    let ends = ends.map(|end| end.clamp(inner.start - room, inner.end + room));
+    padded(values.iter().copied().chain(ends))
+}
+
 /// A range that holds all values with a margin, and is never empty.
 pub(crate) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (lo, hi) = values
@@ -186,4 +200,22 @@ pub(crate) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     let low = lo - margin;
     // A margin below zero would suggest that less than nothing is possible.
     (if lo >= 0.0 { low.max(0.0) } else { low })..hi + margin
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_that_says_nothing_does_not_squeeze_the_rest() {
+        let points = [1.0, 2.0];
+        let near = axis(points.into_iter(), [0.9, 2.1].into_iter());
+        assert!(
+            near.start < 0.9 && (2.1..2.3).contains(&near.end),
+            "{near:?}"
+        );
+        let far = axis(points.into_iter(), [0.9, 16.0, f64::NAN].into_iter());
+        assert!(far.start < 0.9 && (2.1..2.6).contains(&far.end), "{far:?}");
+        assert_eq!(axis([].into_iter(), [].into_iter()), 0.0..1.0);
+    }
 }
