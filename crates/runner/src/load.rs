@@ -3,9 +3,11 @@
 use crate::experiment::{DeviceName, DtypeName};
 use anyhow::{Context, bail};
 use candle_core::{DType, Device};
+use clap::Args;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use skipbench_model::{Backend, Decoder};
 use std::io::Read;
 use std::path::Path;
 
@@ -37,6 +39,40 @@ impl DeviceName {
                 anyhow::anyhow!("device `cuda`: no usable GPU ({reason}); use `device: cpu`")
             }),
         }
+    }
+}
+
+/// Where and how a command computes with one model.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ComputeArgs {
+    /// Where to compute
+    #[arg(long, default_value = "cpu")]
+    device: DeviceName,
+    /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU
+    #[arg(long)]
+    dtype: Option<DtypeName>,
+    /// Run the layers composed from candle operations instead of the fused CPU ones
+    #[arg(long)]
+    composed: bool,
+}
+
+impl ComputeArgs {
+    /// Reads the weights of a model.
+    ///
+    /// # Errors
+    /// A device that is not there, a checkpoint that cannot be used.
+    pub(crate) fn load(&self, model: &Path) -> anyhow::Result<Decoder> {
+        let backend = match self.composed {
+            true => Backend::Composed,
+            false => Backend::Auto,
+        };
+        let device = self.device.open()?;
+        Ok(Decoder::load(
+            model,
+            &device,
+            self.dtype.map(Into::into),
+            backend,
+        )?)
     }
 }
 

@@ -1,14 +1,15 @@
 //! What `loglikelihood` and `perplexity` share: a model that scores given text under a strategy.
 
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment::{DeviceName, DtypeName, MAX_BATCH_SIZE};
+use crate::experiment::MAX_BATCH_SIZE;
+use crate::load::ComputeArgs;
 use crate::{layer_files, models};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use skipbench_engine::{
     Engine, EngineError, Likelihood, Options, ScoreMode, ScoreOptions, ScoredText,
 };
-use skipbench_model::{Backend, CausalLm, Decoder, ModelError, TextTokenizer, Tokenize};
+use skipbench_model::{CausalLm, Decoder, ModelError, TextTokenizer, Tokenize};
 use skipbench_strategy::{Strategy, StrategySpec};
 use std::path::PathBuf;
 
@@ -54,15 +55,8 @@ pub(crate) struct ScoringArgs {
     /// Texts scored together
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH_SIZE as i64))]
     batch_size: u32,
-    /// Where to compute
-    #[arg(long, default_value = "cpu")]
-    device: DeviceName,
-    /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU
-    #[arg(long)]
-    dtype: Option<DtypeName>,
-    /// Run the layers composed from candle operations instead of the fused CPU ones
-    #[arg(long)]
-    composed: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 /// A model with its tokenizer.
@@ -84,12 +78,7 @@ impl<'a> Scorer<'a> {
     /// A checkpoint or a strategy that cannot be used.
     pub(crate) fn load(args: &'a ScoringArgs) -> anyhow::Result<Self> {
         let path = models::fetch(&args.model)?;
-        let device = args.device.open()?;
-        let backend = match args.composed {
-            true => Backend::Composed,
-            false => Backend::Auto,
-        };
-        let model = Decoder::load(&path, &device, args.dtype.map(Into::into), backend)?;
+        let model = args.compute.load(&path)?;
         let tokenizer = TextTokenizer::load(&path, model.sizes().vocab_size)?;
         args.strategy
             .validate(model.sizes().n_layers)

@@ -1,10 +1,9 @@
 //! `skipbench generate`.
 
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment::{
-    ChatEntry, DeviceName, DtypeName, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, SpecialTokensRule,
-};
+use crate::experiment::{ChatEntry, MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, SpecialTokensRule};
 use crate::input::{Prompt, read_prompts};
+use crate::load::ComputeArgs;
 use crate::outputs::{self, Named};
 use crate::preview::of_escapes;
 use crate::progress::{self, Progress};
@@ -15,9 +14,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 use skipbench_engine::{Beam, Engine, KvAudit, Options, Sampling};
-use skipbench_model::{
-    Backend, CausalLm, Decoder, HoleReads, ModelConfig, TextTokenizer, Tokenize,
-};
+use skipbench_model::{CausalLm, HoleReads, ModelConfig, TextTokenizer, Tokenize};
 use skipbench_record::layer_counts;
 use skipbench_strategy::StrategySpec;
 use std::io::{BufWriter, Write};
@@ -96,15 +93,8 @@ pub struct GenerateArgs {
     /// Compare the KV cache with that of a full-depth replay, and write what was found as JSON
     #[arg(long)]
     audit: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, default_value = "cpu")]
-    device: DeviceName,
-    /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU
-    #[arg(long)]
-    dtype: Option<DtypeName>,
-    /// Run the layers composed from candle operations instead of the fused CPU ones
-    #[arg(long)]
-    composed: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 #[derive(Serialize)]
@@ -138,12 +128,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         ..args.clone()
     };
     check_depth(args)?;
-    let device = args.device.open()?;
-    let backend = match args.composed {
-        true => Backend::Composed,
-        false => Backend::Auto,
-    };
-    let model = Decoder::load(&args.model, &device, args.dtype.map(Into::into), backend)?;
+    let model = args.compute.load(&args.model)?;
     tracing::info!(
         "loaded {}: {} layers",
         args.model.display(),
