@@ -1,7 +1,7 @@
 //! Whether one run's speedup differs from another's: what a gate stands on.
 
 use super::block::Block;
-use super::speedup::{Interval, Mean, Ratios, interval};
+use super::speedup::{Mean, Ratios};
 use serde::{Deserialize, Serialize};
 
 /// How the speedup of a cell changed from an old run to a new one.
@@ -9,8 +9,6 @@ use serde::{Deserialize, Serialize};
 pub struct SpeedChange {
     /// The new speedup over the old one: 0.9 where the new strategy takes 1 / 0.9 times as long.
     pub ratio: f64,
-    /// Its 95% interval.
-    pub interval: Interval,
     /// Standard error of its log.
     pub standard_error: f64,
     /// Degrees of freedom of the standard error.
@@ -48,7 +46,6 @@ pub fn compare_speed(old: &[Block], new: &[Block]) -> Option<SpeedChange> {
     };
     Some(SpeedChange {
         ratio: mean.exp(),
-        interval: interval(mean, standard_error, degrees),
         standard_error,
         degrees,
         batches,
@@ -73,6 +70,7 @@ mod tests {
     use super::*;
     use crate::timing::TimingPlan;
     use crate::timing::simulation::{Machine, NOISES, Noise, REALISTIC, gains, plan};
+    use crate::timing::speedup::interval;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
@@ -107,8 +105,9 @@ mod tests {
             }
             let change = compare_speed(&old, &new).unwrap();
             assert_eq!(change.paired, same_prompts);
-            held += usize::from(change.interval.lo <= truth && truth <= change.interval.hi);
-            width += (change.interval.hi / change.interval.lo).ln() / 2.0 / 1000.0;
+            let found = interval(change.ratio.ln(), change.standard_error, change.degrees);
+            held += usize::from(found.lo <= truth && truth <= found.hi);
+            width += (found.hi / found.lo).ln() / 2.0 / 1000.0;
         }
         (held, width)
     }
