@@ -124,16 +124,16 @@ impl Ledger {
 
     /// A step begins: what the full network would take for it.
     pub(crate) fn step(&mut self, sizes: &ModelSizes, spans: &[Span]) {
-        let layer = weights(sizes, sizes.part_weights(Part::Whole), token_count(spans));
         for index in 0..sizes.n_layers {
+            let layer = part(sizes, index, Part::Whole, token_count(spans));
             self.full += layer + attention(sizes, index, spans);
         }
-        self.full += weights(sizes, sizes.head_weights, token_count(spans));
+        self.full += head(sizes, token_count(spans));
     }
 
     /// A part of layer `index` ran for `spans`; its weights are read once for all of them.
     pub(crate) fn layer(&mut self, sizes: &ModelSizes, index: usize, part: Part, spans: &[Span]) {
-        let cost = weights(sizes, sizes.part_weights(part), token_count(spans));
+        let cost = self::part(sizes, index, part, token_count(spans));
         self.layers += cost;
         self.attribute(cost);
         if part.has_attention() {
@@ -146,25 +146,32 @@ impl Ledger {
 
     /// The LM head was read for the tokens of so many rows.
     pub(crate) fn head(&mut self, sizes: &ModelSizes, rows: usize) {
-        let cost = weights(sizes, sizes.head_weights, rows);
+        let cost = head(sizes, rows);
         self.head += cost;
         self.attribute(cost);
     }
 
     /// The LM head was read to decide whether so many rows exit.
     pub(crate) fn check(&mut self, sizes: &ModelSizes, rows: usize) {
-        let cost = weights(sizes, sizes.head_weights, rows);
+        let cost = head(sizes, rows);
         self.checks += cost;
         self.attribute(cost);
     }
 
-    /// Keys and values were projected for so many rows that skip a layer. Where other rows run the layer, its weights are
+    /// Keys and values were projected for so many rows that skip layer `index`. Where other rows run the layer, its weights are
     /// read anyway.
-    pub(crate) fn project(&mut self, sizes: &ModelSizes, rows: usize, weights_read: bool) {
-        let mut cost = weights(sizes, sizes.kv_projection_weights, rows);
-        if weights_read {
-            cost.bytes = 0;
-        }
+    pub(crate) fn project(
+        &mut self,
+        sizes: &ModelSizes,
+        index: usize,
+        rows: usize,
+        weights_read: bool,
+    ) {
+        let bytes = match weights_read {
+            true => 0,
+            false => sizes.kv_projection_bytes(index),
+        };
+        let cost = weights(bytes, sizes.kv_projection_weights, rows);
         self.kv_fill += cost;
         self.attribute(cost);
     }
@@ -192,12 +199,23 @@ impl Ledger {
     }
 }
 
-/// `count` weights are read once and multiplied with so many tokens.
-fn weights(sizes: &ModelSizes, count: u64, tokens: usize) -> Cost {
+/// `count` weights of so many bytes in all are read once and multiplied with so many tokens.
+fn weights(bytes: u64, count: u64, tokens: usize) -> Cost {
     Cost {
-        bytes: count * sizes.element_bytes,
+        bytes,
         flops: 2 * count * tokens as u64,
     }
+}
+
+/// The weights of a part of layer `index`.
+fn part(sizes: &ModelSizes, index: usize, part: Part, tokens: usize) -> Cost {
+    let bytes = sizes.part_bytes(index, part);
+    weights(bytes, sizes.part_weights(part), tokens)
+}
+
+/// The LM head.
+fn head(sizes: &ModelSizes, tokens: usize) -> Cost {
+    weights(sizes.head_bytes, sizes.head_weights, tokens)
 }
 
 /// Each row's cache is read once per span; each of its tokens attends to all positions up to itself that its layer's window
@@ -239,23 +257,30 @@ mod tests {
         ledger.step(&sizes, &span);
         ledger.layer(&sizes, 0, Part::Attention, &span);
         assert_eq!(ledger.kv_read, slides);
-        let weights = weights(
-            &sizes,
-            2 * sizes.part_weights(Part::Whole) + sizes.head_weights,
-            2,
-        );
-        assert_eq!(ledger.full, weights + slides + sees_all);
+        let layers = part(&sizes, 0, Part::Whole, 2) + part(&sizes, 1, Part::Whole, 2);
+        assert_eq!(ledger.full, layers + head(&sizes, 2) + slides + sees_all);
     }
 
-    /// Weights of 16 bits beside a cache of 32: a layer of the mock has 25 weights, five positions hold a key and a value each.
+    /// A layer of the mock has 25 weights, which may lie in memory in whatever they are kept in; five positions hold a key and a
+    /// value of 32 bits each.
     #[test]
-    fn weights_and_cache_have_widths_of_their_own() {
+    fn each_layer_has_bytes_of_its_own_beside_the_cache() {
         let mut sizes = MockModel::new(2, 10).sizes().clone();
-        sizes.element_bytes = 2;
-        sizes.state_bytes = 4;
+        sizes.layer_bytes[1].attention = 20;
+        sizes.layer_bytes[1].kv_projection = 3;
+        sizes.layer_bytes[1].mlp = 16;
+        sizes.head_bytes = 13;
         let mut ledger = Ledger::default();
-        ledger.layer(&sizes, 0, Part::Whole, &[Span::token(0, 4)]);
-        assert_eq!(ledger.layers.bytes, 2 * 25);
+        ledger.layer(&sizes, 1, Part::Whole, &[Span::token(0, 4)]);
+        assert_eq!(ledger.layers, weights(20 + 16, 25, 1));
         assert_eq!(ledger.kv_read.bytes, 5 * 2 * 4);
+        ledger.layer(&sizes, 0, Part::Mlp, &[Span::token(0, 4)]);
+        assert_eq!(ledger.layers.bytes, 20 + 16 + 60);
+        ledger.project(&sizes, 1, 2, false);
+        assert_eq!(ledger.kv_fill, weights(3, 2, 2));
+        ledger.project(&sizes, 0, 2, true);
+        assert_eq!(ledger.kv_fill, weights(3, 2, 4));
+        ledger.check(&sizes, 1);
+        assert_eq!(ledger.checks.bytes, 13);
     }
 }

@@ -176,7 +176,8 @@ impl Run<'_> {
             KvFill::None | KvFill::Deferred => {}
             KvFill::Propagate => {
                 self.model.fill_kv(layer, state, &mut self.cache, spans)?;
-                self.out.ledger.project(sizes, spans.len(), weights_read);
+                let ledger = &mut self.out.ledger;
+                ledger.project(sizes, layer, spans.len(), weights_read);
             }
             KvFill::Copy => {
                 self.cache.copy_below(layer, spans)?;

@@ -3,23 +3,26 @@
 use crate::config::ConfigFile;
 use crate::element::Element;
 use crate::error::{ModelError, Result};
-use crate::gguf::{self, Gguf};
+use crate::form::{Form, WeightType};
+use crate::gguf::{self, Gguf, Order};
+use crate::matrix::Matrix;
 use crate::memory;
-use crate::safetensors_file::SafetensorsFile;
+use crate::safetensors_file::{Place, SafetensorsFile};
+use crate::stored::Stored;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::Dtype;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Values that are unpacked at a time: the wide ones stay small beside a tensor, and in the cache of a core.
 pub(crate) const CHUNK: usize = 1 << 17;
 
-/// Tensors under Hugging Face's names, read on demand and converted to one dtype and device.
+/// Tensors under Hugging Face's names, read on demand.
 pub(crate) struct Checkpoint {
     path: PathBuf,
     weights: Weights,
+    keep: WeightType,
     dtype: DType,
     device: Device,
 }
@@ -29,8 +32,23 @@ enum Weights {
     Gguf(Gguf),
 }
 
+/// Rows of a tensor, in Hugging Face's order, wherever they lie.
+pub(crate) struct Source<'a> {
+    place: Place<'a>,
+    columns: usize,
+    order: Order,
+    /// To be added to each value.
+    add: f32,
+}
+
 impl Checkpoint {
-    pub(crate) fn open(model: &Path, dtype: DType, device: &Device) -> Result<Self> {
+    /// `keep`: what matrices are kept in; `dtype` and `device`: of all that is made a tensor.
+    pub(crate) fn open(
+        model: &Path,
+        keep: WeightType,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
         let weights = match gguf::is_gguf(model) {
             true => Weights::Gguf(Gguf::open(model)?),
             false => Weights::open(model)?,
@@ -38,99 +56,141 @@ impl Checkpoint {
         Ok(Self {
             path: model.to_path_buf(),
             weights,
+            keep,
             dtype,
             device: device.clone(),
         })
     }
 
-    /// The element type that tensors are given in.
-    pub(crate) fn dtype(&self) -> DType {
-        self.dtype
-    }
-
     pub(crate) fn has(&self, name: &str) -> bool {
         match &self.weights {
-            Weights::Safetensors(files) => files.iter().any(|file| file.find(name).is_some()),
+            Weights::Safetensors(files) => files.iter().any(|file| file.has(name)),
             Weights::Gguf(gguf) => gguf.has(name),
         }
     }
 
     /// The tensor `name`, checked against the shape that the config implies.
     pub(crate) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
-        fn tensor<T: Element>(from: &Checkpoint, name: &str, shape: &[usize]) -> Result<Tensor> {
-            let all = 0..shape.first().copied().unwrap_or(0);
-            let values = from.rows::<T>(name, shape, all)?;
-            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-        }
+        let source = self.source(name, expected)?;
+        let values: usize = expected.iter().product();
+        let rows = values / source.columns.max(1);
+        self.read(&source, rows, |row| row, expected)
+    }
+
+    /// A matrix as a tensor.
+    pub(crate) fn matrix(&self, matrix: &Matrix) -> Result<Tensor> {
+        let source = self.source_of(matrix)?;
+        let shape = [matrix.rows(), matrix.columns()];
+        self.read(&source, matrix.rows(), |row| matrix.place(row), &shape)
+    }
+
+    fn read(
+        &self,
+        source: &Source<'_>,
+        rows: usize,
+        place: impl Fn(usize) -> usize + Sync,
+        shape: &[usize],
+    ) -> Result<Tensor> {
         let tensor = match self.dtype {
-            DType::BF16 => tensor::<bf16>(self, name, expected)?,
-            DType::F16 => tensor::<f16>(self, name, expected)?,
-            dtype => tensor::<f32>(self, name, expected)?.to_dtype(dtype)?,
+            DType::BF16 => {
+                Tensor::from_vec(source.narrowed::<bf16>(rows, place)?, shape, &Device::Cpu)?
+            }
+            DType::F16 => {
+                Tensor::from_vec(source.narrowed::<f16>(rows, place)?, shape, &Device::Cpu)?
+            }
+            dtype => Tensor::from_vec(source.narrowed::<f32>(rows, place)?, shape, &Device::Cpu)?
+                .to_dtype(dtype)?,
         };
         Ok(tensor.to_device(&self.device)?)
     }
 
-    /// Rows of the tensor `name`, whose shape is checked as a whole; rows are what the first dimension counts.
-    pub(crate) fn rows<T: Element>(
-        &self,
-        name: &str,
-        expected: &[usize],
-        rows: Range<usize>,
-    ) -> Result<Vec<T>> {
-        let range = || {
-            let columns: usize = expected.iter().skip(1).product();
-            rows.start * columns..rows.end * columns
+    /// What a matrix is kept in. `embeds`: it is the embedding or the LM head.
+    pub(crate) fn form(&self, matrix: &Matrix, embeds: bool) -> Result<Form> {
+        self.form_in(self.keep, matrix, embeds)
+    }
+
+    /// What a matrix would be kept in where weights were kept in `keep`.
+    pub(crate) fn form_in(&self, keep: WeightType, matrix: &Matrix, embeds: bool) -> Result<Form> {
+        let source = self.source_of(matrix)?;
+        let form = keep.form(source.place.stored, embeds);
+        let block = form.stored().elements();
+        match matrix.columns().is_multiple_of(block) {
+            true => Ok(form),
+            false => Err(ModelError::Width {
+                name: matrix.name.clone(),
+                dir: self.path.clone(),
+                columns: matrix.columns(),
+                dtype: keep,
+                block,
+            }),
+        }
+    }
+
+    /// Rows of the whole that a matrix is part of.
+    pub(crate) fn source_of(&self, matrix: &Matrix) -> Result<Source<'_>> {
+        self.source(&matrix.name, &matrix.whole)
+    }
+
+    /// Rows of the tensor `name`, checked against the shape that the config implies; what the first dimension counts, or
+    /// the whole of a vector.
+    pub(crate) fn source(&self, name: &str, expected: &[usize]) -> Result<Source<'_>> {
+        let missing = || ModelError::MissingTensor {
+            name: name.to_owned(),
+            dir: self.path.clone(),
         };
-        match &self.weights {
+        let (place, order, add) = match &self.weights {
             Weights::Safetensors(files) => {
-                let mut found = files.iter().map(|file| (file, file.find(name)));
-                let found = found.find_map(|(file, info)| Some((file, info?)));
-                let shape = found.map(|(_, info)| info.shape.as_slice());
+                let found = files.iter().find_map(|file| file.find(name));
+                let (shape, place) = found.ok_or_else(missing)?;
                 self.check(name, shape, expected)?;
-                let Some((file, info)) = found else {
-                    return Err(self.missing(name));
-                };
-                match info.dtype {
-                    Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {}
-                    other => {
-                        return Err(ModelError::Quantized {
-                            name: name.to_owned(),
-                            dir: self.path.clone(),
-                            dtype: format!("{other:?}"),
-                        });
-                    }
-                }
-                narrowed(range(), |range| file.values(info, range))
+                let place = place.map_err(|dtype| ModelError::Quantized {
+                    name: name.to_owned(),
+                    dir: self.path.clone(),
+                    dtype,
+                })?;
+                (place, Order::Same, 0.0)
             }
             Weights::Gguf(gguf) => {
-                self.check(name, gguf.shape(name), expected)?;
-                gguf.rows(name, range())
+                self.check(name, gguf.shape(name).ok_or_else(missing)?, expected)?;
+                gguf.place(name)?.ok_or_else(missing)?
             }
+        };
+        let columns = match (expected, order) {
+            ([], _) => 1,
+            ([all], Order::Same) => *all,
+            (_, _) => expected[1..].iter().product(),
+        };
+        match columns.is_multiple_of(place.stored.elements()) {
+            true => Ok(Source {
+                place,
+                columns,
+                order,
+                add,
+            }),
+            // A vector in blocks whose values stand elsewhere.
+            false => Err(ModelError::TensorShape {
+                name: name.to_owned(),
+                dir: self.path.clone(),
+                found: vec![place.stored.elements()],
+                expected: expected.to_vec(),
+            }),
         }
     }
 
     /// Whether two matrices of the same shape hold the same numbers.
     pub(crate) fn same(&self, one: &str, other: &str, shape: [usize; 2]) -> Result<bool> {
+        let [one, other] = [self.source(one, &shape)?, self.source(other, &shape)?];
         let height = (CHUNK / shape[1].max(1)).max(1);
         for first in (0..shape[0]).step_by(height) {
             let rows = first..shape[0].min(first + height);
-            let one = self.rows::<f32>(one, &shape, rows.clone())?;
-            if one != self.rows::<f32>(other, &shape, rows)? {
+            if one.values(rows.clone(), |row| row)? != other.values(rows, |row| row)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn missing(&self, name: &str) -> ModelError {
-        ModelError::MissingTensor {
-            name: name.to_owned(),
-            dir: self.path.clone(),
-        }
-    }
-
-    fn check(&self, name: &str, found: Option<&[usize]>, expected: &[usize]) -> Result<()> {
-        let found = found.ok_or_else(|| self.missing(name))?;
+    fn check(&self, name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
         if found == expected {
             return Ok(());
         }
@@ -143,24 +203,79 @@ impl Checkpoint {
     }
 }
 
-/// The values of `range`, read and narrowed a chunk at a time.
-///
-/// # Errors
-/// What `read` gives, or memory that cannot be had.
-pub(crate) fn narrowed<T: Element>(
-    range: Range<usize>,
-    read: impl Fn(Range<usize>) -> Result<Vec<f32>> + Sync,
-) -> Result<Vec<T>> {
-    let bytes = range.len() as u128 * size_of::<T>() as u128;
-    memory::require("a tensor", bytes, "what else runs on the machine")?;
-    let mut values = T::zeros(range.len());
-    let chunks = values.par_chunks_mut(CHUNK).enumerate();
-    chunks.try_for_each(|(index, to)| -> Result<()> {
-        let first = range.start + index * CHUNK;
-        T::narrow(&read(first..first + to.len())?, to);
-        Ok(())
-    })?;
-    Ok(values)
+impl Source<'_> {
+    /// How the numbers lie in the file.
+    pub(crate) fn stored(&self) -> Stored {
+        self.place.stored
+    }
+
+    /// The bytes of the rows that `place` gives for `rows`, one after the other.
+    ///
+    /// # Errors
+    /// A file that can no longer be read.
+    pub(crate) fn bytes(
+        &self,
+        rows: Range<usize>,
+        place: impl Fn(usize) -> usize,
+    ) -> Result<Vec<u8>> {
+        let places: Vec<usize> = rows.map(|row| self.order.place(place(row))).collect();
+        let (Some(&first), Some(&last)) = (places.iter().min(), places.iter().max()) else {
+            return Ok(Vec::new());
+        };
+        let width = self.place.stored.bytes(self.columns);
+        let mut span = vec![0; (last + 1 - first) * width];
+        self.place.read(first * width, &mut span)?;
+        if places
+            .iter()
+            .enumerate()
+            .all(|(row, &at)| at == first + row)
+        {
+            return Ok(span);
+        }
+        let rows = places
+            .iter()
+            .map(|at| &span[(at - first) * width..][..width]);
+        Ok(rows.collect::<Vec<_>>().concat())
+    }
+
+    /// The values of rows, as [`bytes`](Self::bytes) takes them.
+    ///
+    /// # Errors
+    /// A file that can no longer be read.
+    pub(crate) fn values(
+        &self,
+        rows: Range<usize>,
+        place: impl Fn(usize) -> usize,
+    ) -> Result<Vec<f32>> {
+        let mut values = self.place.stored.widen(&self.bytes(rows, place)?)?;
+        if self.add != 0.0 {
+            values.iter_mut().for_each(|value| *value += self.add);
+        }
+        Ok(values)
+    }
+
+    /// The values of the first `rows` rows, read and narrowed a chunk at a time.
+    fn narrowed<T: Element>(
+        &self,
+        rows: usize,
+        place: impl Fn(usize) -> usize + Sync,
+    ) -> Result<Vec<T>> {
+        let len = rows * self.columns;
+        let bytes = len as u128 * size_of::<T>() as u128;
+        memory::require("a tensor", bytes, "what else runs on the machine")?;
+        let mut values = T::zeros(len);
+        let height = (CHUNK / self.columns.max(1)).max(1);
+        let chunks = values
+            .par_chunks_mut((height * self.columns).max(1))
+            .enumerate();
+        chunks.try_for_each(|(index, to)| -> Result<()> {
+            let first = index * height;
+            let rows = first..rows.min(first + height);
+            T::narrow(&self.values(rows, &place)?, to);
+            Ok(())
+        })?;
+        Ok(values)
+    }
 }
 
 impl Weights {

@@ -13,7 +13,7 @@ use candle_core::{D, DType, Device, Tensor};
 use std::ops::Range;
 
 pub(crate) struct ComposedLayer {
-    weights: LayerWeights,
+    weights: LayerWeights<Tensor>,
     n_heads: usize,
     n_kv_heads: usize,
     head_dim: usize,
@@ -35,7 +35,7 @@ enum Position {
 
 impl ComposedLayer {
     pub(crate) fn new(
-        weights: LayerWeights,
+        weights: LayerWeights<Tensor>,
         config: &ModelConfig,
         index: usize,
         device: &Device,
@@ -360,7 +360,7 @@ fn join(norms: &Norms, state: &Tensor, output: Tensor) -> Result<Tensor> {
 }
 
 /// `x`: `[tokens, in]` to `[tokens, out]`.
-pub(crate) fn linear(linear: &Linear, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn linear(linear: &Linear<Tensor>, x: &Tensor) -> Result<Tensor> {
     let y = x.matmul(&linear.weight.t()?)?;
     match &linear.bias {
         None => Ok(y),

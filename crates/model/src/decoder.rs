@@ -6,11 +6,14 @@ use crate::checkpoint::Checkpoint;
 use crate::composed::{self, ComposedLayer};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::form::WeightType;
 use crate::fused::{FusedHead, FusedLayer, FusedLinear};
+use crate::matrix::Matrix;
 use crate::memory;
 use crate::packed::Packed;
 use crate::sizes::ModelSizes;
-use crate::weights::{Frame, LayerWeights};
+use crate::weight_bytes::WeightBytes;
+use crate::weights::{Frame, LayerWeights, Linear};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 
@@ -113,7 +116,7 @@ impl Part {
 /// Which form of the layer to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// Fused on a CPU, for weights of 32 or 16 bits that all computation widens to f32; composed elsewhere.
+    /// Fused on a CPU; composed elsewhere.
     #[default]
     Auto,
     /// Composed from candle operations everywhere.
@@ -122,12 +125,17 @@ pub enum Backend {
 
 enum Layers {
     Composed {
+        /// `[vocab_size, d_embed]`
+        embedding: Tensor,
+        project_in: Option<Linear<Tensor>>,
         layers: Vec<ComposedLayer>,
+        project_out: Option<Linear<Tensor>>,
         /// `[vocab_size, d_embed]`
         head: Tensor,
     },
     Fused {
-        /// In front of the layers, as `project_in` of the frame.
+        /// `[vocab_size, d_embed]`; none where the rows of the head embed.
+        embedding: Option<Packed>,
         project_in: Option<FusedLinear>,
         layers: Vec<FusedLayer>,
         head: FusedHead,
@@ -139,100 +147,73 @@ pub struct Decoder {
     config: ModelConfig,
     sizes: ModelSizes,
     device: Device,
-    dtype: DType,
+    weights: WeightType,
     /// Of the state between layers and of the KV cache.
     state_dtype: DType,
     frame: Frame,
-    /// `[vocab_size, d_embed]`; none where the rows of a fused head embed.
-    embedding: Option<Tensor>,
     layers: Layers,
 }
 
 impl Decoder {
-    /// Loads a Hugging Face folder or a `.gguf` file. `dtype`, the type that weights are kept in, is the file's own on a GPU
-    /// and f32 on a CPU where it is `None`. On a CPU all computation is in f32, and so is the KV cache, whatever the weights
-    /// are (LayerCast, arXiv 2506.09501), but for [`Backend::Composed`], which computes in the type of the weights.
+    /// Loads a Hugging Face folder or a `.gguf` file. `weights`, what weights are kept in, is f32 on a CPU and the file's own type
+    /// on a GPU where it is `None`. On a CPU the KV cache and everything between products is in f32, whatever the weights are;
+    /// products are in f32 too (LayerCast, arXiv 2506.09501), or of 8-bit integers where weights are in blocks. All of it is in
+    /// the type of the weights with [`Backend::Composed`].
     ///
     /// # Errors
     /// A file that is missing, damaged or of an unknown architecture; a tensor that is missing or of another
-    /// shape than the config says.
+    /// shape than the config says; weights that are larger than memory, or cannot be kept in what was asked for.
     pub fn load(
         model: &Path,
         device: &Device,
-        dtype: Option<DType>,
+        weights: Option<WeightType>,
         backend: Backend,
     ) -> Result<Self> {
         let config = ModelConfig::open(model)?;
-        let dtype = dtype.unwrap_or(match device {
-            Device::Cpu => DType::F32,
-            _ => config.dtype,
+        let weights = weights.unwrap_or(match device {
+            Device::Cpu => WeightType::F32,
+            _ => WeightType::Stored,
         });
-        let checkpoint = Checkpoint::open(model, dtype, device)?;
-        let fused = backend == Backend::Auto && device.is_cpu() && Packed::takes(dtype);
+        let fused = backend == Backend::Auto && device.is_cpu();
+        let (keep, dtype) = match fused {
+            true => (weights, weights.beside_matrices()),
+            false => weights.composed(config.dtype)?,
+        };
+        let checkpoint = Checkpoint::open(model, keep, dtype, device)?;
         let state_dtype = if fused { DType::F32 } else { dtype };
         let frame = config.family.frame(&checkpoint, &config)?;
         let frame = frame.with_state_of(state_dtype)?;
-        let table = |name: &str| checkpoint.tensor(name, &[config.vocab_size, config.d_embed]);
-        let tied = frame.embedding == frame.head;
-        let embedding = match fused && tied {
-            true => None,
-            false => Some(table(&frame.embedding)?),
+        let layers = (0..config.n_layers)
+            .map(|index| config.family.layer(&checkpoint, &config, index))
+            .collect::<Result<Vec<_>>>()?;
+        let bytes = WeightBytes {
+            checkpoint: &checkpoint,
+            config: &config,
+            frame: &frame,
+            layers: &layers,
+            state: state_dtype.size_in_bytes() as u64,
+            keep,
         };
-        let mut sizes = ModelSizes {
-            n_layers: config.n_layers,
-            d_model: config.d_model,
-            vocab_size: config.vocab_size,
-            n_kv_heads: config.n_kv_heads,
-            head_dim: config.head_dim,
-            max_positions: config.max_positions,
-            switch_length: config.switch_length(),
-            windows: config.layers.iter().map(|layer| layer.window).collect(),
-            parallel: config.parallel,
-            q_width: config.q_width(),
-            attention_weights: 0,
-            kv_projection_weights: 0,
-            mlp_weights: 0,
-            head_weights: frame.head_elements(&config) as u64,
-            element_bytes: dtype.size_in_bytes() as u64,
-            state_bytes: state_dtype.size_in_bytes() as u64,
+        if device.is_cpu() {
+            bytes.require(model, fused)?;
+        }
+        let sizes = ModelSizes {
+            state_bytes: bytes.state,
+            layer_bytes: bytes.of_layers()?,
+            head_bytes: bytes.of_head()?,
+            ..sizes(&config, &frame, &layers)
         };
-        let mut layer = |index: usize| -> Result<LayerWeights> {
-            let weights = config.family.layer(&checkpoint, &config, index)?;
-            sizes.attention_weights = weights.attention_elements() as u64;
-            sizes.kv_projection_weights = 2 * weights.attention.k.weight.elem_count() as u64;
-            sizes.mlp_weights = weights.mlp_elements() as u64;
-            Ok(weights)
-        };
-        let indices = 0..config.n_layers;
-        let layers = if fused {
-            let project_in = frame.project_in.as_ref();
-            let project_in = project_in.map(|linear| FusedLinear::stack(&[linear]));
-            let head = FusedHead::new(&frame, &config, &checkpoint)?;
-            let layers = indices.map(|index| FusedLayer::new(&layer(index)?, &config, index));
-            let layers = layers.collect::<Result<_>>()?;
-            Layers::Fused {
-                project_in: project_in.transpose()?,
-                layers,
-                head,
-            }
-        } else {
-            let head = match &embedding {
-                Some(embedding) if tied => embedding.clone(),
-                _ => table(&frame.head)?,
-            };
-            let layers =
-                indices.map(|index| ComposedLayer::new(layer(index)?, &config, index, device));
-            let layers = layers.collect::<Result<_>>()?;
-            Layers::Composed { layers, head }
+        let layers = match fused {
+            true => Layers::fused(&frame, &layers, &config, &checkpoint)?,
+            false => Layers::composed(&frame, layers, &config, &checkpoint, device)?,
         };
         Ok(Self {
             config,
             sizes,
             device: device.clone(),
-            dtype,
+            weights: keep,
             state_dtype,
             frame,
-            embedding,
             layers,
         })
     }
@@ -242,9 +223,9 @@ impl Decoder {
         &self.config
     }
 
-    /// Element type that the weights are kept in.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// What the weights are kept in.
+    pub fn weights(&self) -> WeightType {
+        self.weights
     }
 
     /// Refuses a pass whose intermediate values, `per_token` of `tokens` and `more`, do not fit in memory.
@@ -291,6 +272,83 @@ impl Decoder {
     }
 }
 
+impl Layers {
+    fn fused(
+        frame: &Frame,
+        layers: &[LayerWeights],
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self> {
+        let project_in = frame.project_in.as_ref();
+        let project_in = project_in.map(|linear| FusedLinear::stack(&[linear], checkpoint));
+        let embedding = match frame.is_tied() {
+            true => None,
+            false => Some(Packed::read(checkpoint, &[&frame.embedding(config)], true)?),
+        };
+        let layers = layers.iter().enumerate();
+        let layers = layers.map(|(index, layer)| FusedLayer::new(layer, config, index, checkpoint));
+        Ok(Self::Fused {
+            embedding,
+            project_in: project_in.transpose()?,
+            layers: layers.collect::<Result<_>>()?,
+            head: FusedHead::new(frame, config, checkpoint)?,
+        })
+    }
+
+    fn composed(
+        frame: &Frame,
+        layers: Vec<LayerWeights>,
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<Self> {
+        let tensor = |matrix: Matrix| checkpoint.matrix(&matrix);
+        let projection = |linear: &Option<Linear>| -> Result<Option<Linear<Tensor>>> {
+            linear.clone().map(|linear| linear.map(&tensor)).transpose()
+        };
+        let embedding = tensor(frame.embedding(config))?;
+        let head = match frame.is_tied() {
+            true => embedding.clone(),
+            false => tensor(frame.head(config))?,
+        };
+        let layers = layers.into_iter().enumerate();
+        let layers = layers
+            .map(|(index, layer)| ComposedLayer::new(layer.map(&tensor)?, config, index, device));
+        Ok(Self::Composed {
+            embedding,
+            project_in: projection(&frame.project_in)?,
+            layers: layers.collect::<Result<_>>()?,
+            project_out: projection(&frame.project_out)?,
+            head,
+        })
+    }
+}
+
+/// Shapes and numbers of weights; what they take is left open.
+fn sizes(config: &ModelConfig, frame: &Frame, layers: &[LayerWeights]) -> ModelSizes {
+    let last = layers.last();
+    let of_last = |count: &dyn Fn(&LayerWeights) -> usize| last.map_or(0, count) as u64;
+    ModelSizes {
+        n_layers: config.n_layers,
+        d_model: config.d_model,
+        vocab_size: config.vocab_size,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        max_positions: config.max_positions,
+        switch_length: config.switch_length(),
+        windows: config.layers.iter().map(|layer| layer.window).collect(),
+        parallel: config.parallel,
+        q_width: config.q_width(),
+        attention_weights: of_last(&LayerWeights::attention_elements),
+        kv_projection_weights: of_last(&|layer| 2 * layer.attention.k.weight.elements()),
+        mlp_weights: of_last(&LayerWeights::mlp_elements),
+        head_weights: frame.head_elements(config) as u64,
+        layer_bytes: Vec::new(),
+        head_bytes: 0,
+        state_bytes: 0,
+    }
+}
+
 impl CausalLm for Decoder {
     fn sizes(&self) -> &ModelSizes {
         &self.sizes
@@ -327,11 +385,13 @@ impl CausalLm for Decoder {
         }
         self.require(ids.len(), 2 * self.config.d_model, 0)?;
         let frame = &self.frame;
-        let mut hidden = match (&self.embedding, &self.layers) {
-            (None, Layers::Fused { head, .. }) => head.rows(ids)?,
-            (None, Layers::Composed { head, .. }) | (Some(head), _) => {
+        let mut hidden = match &self.layers {
+            Layers::Fused {
+                embedding, head, ..
+            } => embedding.as_ref().unwrap_or(head.weight()).rows(ids)?,
+            Layers::Composed { embedding, .. } => {
                 let ids = Tensor::new(ids, &self.device)?;
-                head.index_select(&ids, 0)?.to_dtype(self.state_dtype)?
+                embedding.index_select(&ids, 0)?
             }
         };
         if let Some(scale) = self.config.embedding_scale {
@@ -340,15 +400,17 @@ impl CausalLm for Decoder {
         if let Some(norm) = &frame.embedding_norm {
             hidden = composed::norm(norm, &hidden)?;
         }
-        if let Some(project) = &frame.project_in {
-            hidden = match &self.layers {
-                Layers::Fused {
-                    project_in: Some(project),
-                    ..
-                } => project.forward(&hidden)?,
-                _ => composed::linear(project, &hidden)?,
-            };
-        }
+        hidden = match &self.layers {
+            Layers::Fused {
+                project_in: Some(project),
+                ..
+            } => project.forward(&hidden)?,
+            Layers::Composed {
+                project_in: Some(project),
+                ..
+            } => composed::linear(project, &hidden)?,
+            _ => hidden,
+        };
         if let Some(table) = &frame.positions {
             let places = self.places(spans, table.dim(0)?)?;
             let places = table.index_select(&places, 0)?;
@@ -399,13 +461,14 @@ impl CausalLm for Decoder {
         self.require(hidden.dim(0)?, 3 * self.config.vocab_size, 0)?;
         match &self.layers {
             Layers::Fused { head, .. } => head.forward(hidden),
-            Layers::Composed { head, .. } => {
-                let frame = &self.frame;
+            Layers::Composed {
+                project_out, head, ..
+            } => {
                 let mut state = hidden.clone();
-                if let Some(norm) = &frame.final_norm {
+                if let Some(norm) = &self.frame.final_norm {
                     state = composed::norm(norm, &state)?;
                 }
-                if let Some(project) = &frame.project_out {
+                if let Some(project) = project_out {
                     state = composed::linear(project, &state)?;
                 }
                 let logits = state.matmul(&head.t()?)?.to_dtype(DType::F32)?;

@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint or a call into a model.
 
+use crate::form::WeightType;
 use crate::memory;
 use std::path::PathBuf;
 
@@ -183,6 +184,53 @@ pub enum ModelError {
         free: Option<u64>,
         /// What makes them fewer.
         lower: &'static str,
+    },
+    /// A matrix whose rows are no whole number of blocks.
+    #[error(
+        "tensor `{name}` in {} has rows of {columns} weights, which are no whole number of blocks of {block}: `{dtype}` cannot hold it; use `bf16` or `f16`", dir.display()
+    )]
+    Width {
+        /// The checkpoint's name for the tensor.
+        name: String,
+        /// The checkpoint folder.
+        dir: PathBuf,
+        /// Weights of a row.
+        columns: usize,
+        /// What was asked for.
+        dtype: WeightType,
+        /// Weights of a block.
+        block: usize,
+    },
+    /// Weights in blocks, for layers that compute with none.
+    #[error(
+        "weights of `{dtype}` are multiplied by the fused layers of a CPU alone; on a GPU, and where layers are composed, use `bf16`, `f16` or `f32`, or `device: cpu`"
+    )]
+    NoBlocks {
+        /// What was asked for.
+        dtype: WeightType,
+    },
+    /// A model that is larger than memory.
+    #[error(
+        "the weights of {} take {} as `{dtype}`{}; {}",
+        path.display(),
+        memory::human(*bytes),
+        free.map_or(String::new(), |free| format!(", and {} are free", memory::human(free.into()))),
+        fits.map_or(
+            "no element type makes them small enough: use a smaller model or a machine with more memory".to_owned(),
+            |(dtype, bytes)| format!("`dtype: {dtype}` would fit with {}", memory::human(bytes))
+        )
+    )]
+    TooLarge {
+        /// The model.
+        path: PathBuf,
+        /// What its weights were to be kept in.
+        dtype: WeightType,
+        /// Bytes that they take.
+        bytes: u128,
+        /// Bytes that the machine can still give, where that is known.
+        free: Option<u64>,
+        /// The finest type in which they fit, and the bytes of that.
+        fits: Option<(WeightType, u128)>,
     },
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]

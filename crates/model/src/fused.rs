@@ -8,6 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, ModelConfig, PositionScheme};
 use crate::decoder::Part;
 use crate::error::Result;
+use crate::matrix::Matrix;
 use crate::packed::Packed;
 use crate::pointwise;
 use crate::rope::Rope;
@@ -80,19 +81,25 @@ pub(crate) struct FusedHead {
 }
 
 impl FusedLayer {
-    pub(crate) fn new(weights: &LayerWeights, config: &ModelConfig, index: usize) -> Result<Self> {
+    pub(crate) fn new(
+        weights: &LayerWeights,
+        config: &ModelConfig,
+        index: usize,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self> {
         let (attention, mlp) = (&weights.attention, &weights.mlp);
         let up: Vec<&Linear> = mlp.gate.iter().chain([&mlp.up]).collect();
+        let stack = |parts: &[&Linear]| FusedLinear::stack(parts, checkpoint);
         Ok(Self {
             attention_norms: FusedNorms::new(&weights.attention_norms)?,
-            q: FusedLinear::stack(&[&attention.q])?,
-            kv: FusedLinear::stack(&[&attention.k, &attention.v])?,
-            o: FusedLinear::stack(&[&attention.o])?,
+            q: stack(&[&attention.q])?,
+            kv: stack(&[&attention.k, &attention.v])?,
+            o: stack(&[&attention.o])?,
             mlp_norms: FusedNorms::new(&weights.mlp_norms)?,
-            up: FusedLinear::stack(&up)?,
+            up: stack(&up)?,
             gated: mlp.gate.is_some(),
             activation: config.activation,
-            down: FusedLinear::stack(&[&mlp.down])?,
+            down: stack(&[&mlp.down])?,
             heads: Heads::new(weights, config, index)?,
             parallel: config.parallel,
         })
@@ -345,9 +352,9 @@ impl Heads {
 
 impl FusedLinear {
     /// Projections of the same input as one, so that a step reads its input once.
-    pub(crate) fn stack(parts: &[&Linear]) -> Result<Self> {
-        let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
-        let weight = Packed::stack(&weights)?;
+    pub(crate) fn stack(parts: &[&Linear], checkpoint: &Checkpoint) -> Result<Self> {
+        let weights: Vec<&Matrix> = parts.iter().map(|part| &part.weight).collect();
+        let weight = Packed::read(checkpoint, &weights, false)?;
         let mut bias = Vec::new();
         for part in parts.iter().filter_map(|part| part.bias.as_ref()) {
             bias.extend(wide(part)?);
@@ -454,21 +461,16 @@ impl FusedHead {
         Ok(Self {
             norm: frame.final_norm.as_ref().map(FusedNorm::new).transpose()?,
             project: project
-                .map(|linear| FusedLinear::stack(&[linear]))
+                .map(|linear| FusedLinear::stack(&[linear], checkpoint))
                 .transpose()?,
-            weight: Packed::read(checkpoint, &frame.head, [config.vocab_size, config.d_embed])?,
+            weight: Packed::read(checkpoint, &[&frame.head(config)], true)?,
             cap: config.logit_cap.map(|cap| cap as f32),
         })
     }
 
-    /// The rows of the head with these indices, `[ids, d_embed]`: what embeds them where the two are one.
-    pub(crate) fn rows(&self, ids: &[u32]) -> Result<Tensor> {
-        let shape = (ids.len(), self.weight.in_width());
-        Ok(Tensor::from_vec(
-            self.weight.rows(ids),
-            shape,
-            &Device::Cpu,
-        )?)
+    /// `[vocab_size, d_embed]`: what embeds tokens too where the two are one.
+    pub(crate) fn weight(&self) -> &Packed {
+        &self.weight
     }
 
     /// Logits `[tokens, vocab_size]` of `hidden`: `[tokens, d_model]`.

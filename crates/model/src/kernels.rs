@@ -32,34 +32,56 @@ pub(crate) struct Panels<T> {
 }
 
 impl<T: Element> Panels<T> {
-    /// `y = x w^T`; `x`: `[n, k]`, `y`: `[n, m]`.
-    pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
+    /// `y = x w^T`; `x`: `[n, k]`.
+    pub(crate) fn matmul(&self, x: &[f32], y: Columns<'_>) {
         let n = x.len() / self.k;
-        assert_eq!((x.len(), y.len()), (n * self.k, n * self.m));
+        assert_eq!(x.len(), n * self.k);
+        y.check(n, self.m);
         let product = Product {
             x,
             w: self,
-            y: y.as_mut_ptr(),
+            y: y.values.as_mut_ptr(),
+            stride: y.stride,
         };
         let isa = isa();
         let panels = self.m.div_ceil(PANEL);
-        let threads = rayon::current_num_threads();
-        if n * self.m * self.k < PARALLEL_MULTIPLY_ADDS || threads == 1 {
-            product.panels(isa, 0..panels);
-            return;
-        }
-        let share = panels.div_ceil(threads);
-        let product = &product;
-        (0..panels.div_ceil(share))
-            .into_par_iter()
-            .for_each(|part| product.panels(isa, part * share..panels.min((part + 1) * share)));
+        over_panels(panels, n * self.m * self.k, |panels| {
+            product.panels(isa, panels);
+        });
     }
+}
+
+/// Columns of a result that a product writes: the first of them of the first row, and all that is behind it.
+pub(crate) struct Columns<'a> {
+    pub(crate) values: &'a mut [f32],
+    /// From a row to the next.
+    pub(crate) stride: usize,
+}
+
+impl Columns<'_> {
+    /// Panics unless `n` rows of `m` columns are there.
+    pub(crate) fn check(&self, n: usize, m: usize) {
+        assert!(m <= self.stride && self.values.len() + self.stride >= n * self.stride + m);
+    }
+}
+
+/// Runs all panels, shared among the threads where there is enough to do.
+pub(crate) fn over_panels(panels: usize, multiply_adds: usize, run: impl Fn(Range<usize>) + Sync) {
+    let threads = rayon::current_num_threads();
+    if multiply_adds < PARALLEL_MULTIPLY_ADDS || threads == 1 {
+        return run(0..panels);
+    }
+    let share = panels.div_ceil(threads);
+    (0..panels.div_ceil(share))
+        .into_par_iter()
+        .for_each(|part| run(part * share..panels.min((part + 1) * share)));
 }
 
 struct Product<'a, T> {
     x: &'a [f32],
     w: &'a Panels<T>,
     y: *mut f32,
+    stride: usize,
 }
 
 // SAFETY: threads are given disjoint panels, and so disjoint columns of `y`, which outlives the parallel region.
@@ -120,7 +142,7 @@ impl<T: Element> Product<'_, T> {
         let width = PANEL.min(self.w.m - column);
         // SAFETY: columns up to m of a row lie in y.
         unsafe {
-            let to = self.y.add(row * self.w.m + column);
+            let to = self.y.add(row * self.stride + column);
             std::ptr::copy_nonoverlapping(sums.as_ptr(), to, width);
         }
     }
@@ -270,14 +292,17 @@ mod tests {
     }
 
     fn packed<T: Element>(w: &[f32], k: usize) -> Panels<T> {
-        let mut narrow = T::zeros(w.len());
-        T::narrow(w, &mut narrow);
-        Panels::of(&narrow.chunks(k).collect::<Vec<_>>(), k)
+        let rows = |rows: Range<usize>| Ok(w[rows.start * k..rows.end * k].to_vec());
+        Panels::pack(w.len() / k, k, rows).unwrap()
     }
 
     fn product<T: Element>(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
         let mut y = vec![0.0; x.len() / k * (w.len() / k)];
-        packed::<T>(w, k).matmul(x, &mut y);
+        let columns = Columns {
+            stride: w.len() / k,
+            values: &mut y,
+        };
+        packed::<T>(w, k).matmul(x, columns);
         y
     }
 
@@ -294,8 +319,13 @@ mod tests {
     /// The product by one instruction set, on one thread.
     fn product_by<T: Element>(isa: Isa, x: &[f32], w: &Panels<T>) -> Vec<f32> {
         let mut y = vec![0.0; x.len() / w.k * w.m];
-        let y_at = y.as_mut_ptr();
-        Product { x, w, y: y_at }.panels(isa, 0..w.m.div_ceil(PANEL));
+        let product = Product {
+            x,
+            w,
+            y: y.as_mut_ptr(),
+            stride: w.m,
+        };
+        product.panels(isa, 0..w.m.div_ceil(PANEL));
         y
     }
 

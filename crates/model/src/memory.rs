@@ -11,23 +11,28 @@ const SMALL: u64 = 64 << 20;
 /// # Errors
 /// [`ModelError::NoMemory`].
 pub(crate) fn require(what: &'static str, bytes: u128, lower: &'static str) -> Result<()> {
-    if bytes <= u128::from(SMALL) {
-        return Ok(());
-    }
-    let refused = |free| ModelError::NoMemory {
+    take(bytes).map_err(|free| ModelError::NoMemory {
         what,
         bytes,
         free,
         lower,
-    };
+    })
+}
+
+/// Whether bytes of host memory can be had; if not, how many are free, where that is known.
+///
+/// # Errors
+/// They cannot.
+pub(crate) fn take(bytes: u128) -> std::result::Result<(), Option<u64>> {
+    if bytes <= u128::from(SMALL) {
+        return Ok(());
+    }
     match free() {
-        Some(free) if bytes > u128::from(free) => Err(refused(Some(free))),
+        Some(free) if bytes > u128::from(free) => Err(Some(free)),
         free => {
             // A limit on the process's address space is known to the allocator alone.
-            let bytes = usize::try_from(bytes).map_err(|_| refused(free))?;
-            Vec::<u8>::new()
-                .try_reserve_exact(bytes)
-                .map_err(|_| refused(free))
+            let bytes = usize::try_from(bytes).map_err(|_| free)?;
+            Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| free)
         }
     }
 }

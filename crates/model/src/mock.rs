@@ -4,7 +4,7 @@ use crate::batch::{Span, token_count};
 use crate::cache::{CacheShape, KvCache, Provenance};
 use crate::decoder::{CausalLm, Part};
 use crate::error::{ModelError, Result};
-use crate::sizes::ModelSizes;
+use crate::sizes::{LayerBytes, ModelSizes};
 use candle_core::{Device, Tensor};
 
 /// The hidden state `[tokens, 1]` starts as the token id and every sub-layer adds a half to it, so the state before the
@@ -33,7 +33,15 @@ impl MockModel {
                 kv_projection_weights: 2,
                 mlp_weights: 15,
                 head_weights: 12,
-                element_bytes: 4,
+                layer_bytes: vec![
+                    LayerBytes {
+                        attention: 40,
+                        kv_projection: 8,
+                        mlp: 60,
+                    };
+                    n_layers
+                ],
+                head_bytes: 48,
                 state_bytes: 4,
             },
         }

@@ -1,84 +1,204 @@
-//! Weights in the layout that the products of [`crate::kernels`] read.
+//! Weights in the layout that the products of [`crate::kernels`] and [`crate::int8`] read.
 
-use crate::checkpoint::Checkpoint;
+use crate::blocks::{BlockPanels, Kind, Q4_0, Q4_1, Q8_0};
+use crate::checkpoint::{Checkpoint, Source};
 use crate::element::Element;
 use crate::error::Result;
-use crate::kernels::{PANEL, Panels};
-use candle_core::{DType, Tensor};
+use crate::form::Form;
+use crate::int8::Activations;
+use crate::kernels::{Columns, PANEL, Panels};
+use crate::matrix::Matrix;
+use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::OnceLock;
 
-/// A weight `[m, k]` of some element type.
-pub(crate) struct Packed(Box<dyn Matrix>);
+/// A weight `[m, k]`: matrices of the same input, one below the other, each in its own form.
+pub(crate) struct Packed {
+    /// With the first of its outputs.
+    parts: Vec<(usize, Box<dyn Weight>)>,
+    m: usize,
+    k: usize,
+}
 
-trait Matrix: Send + Sync {
-    fn shape(&self) -> (usize, usize);
+/// A weight of one form.
+trait Weight: Send + Sync {
+    /// Appends the values of an output.
     fn row(&self, row: usize, values: &mut Vec<f32>);
-    fn matmul(&self, x: &[f32], y: &mut [f32]);
+
+    fn matmul(&self, x: &Input<'_>, y: Columns<'_>);
+}
+
+/// Rows `[n, k]` that are multiplied with a weight, quantised once if any part of it asks for that.
+struct Input<'a> {
+    x: &'a [f32],
+    quantised: OnceLock<Activations>,
 }
 
 impl Packed {
-    /// Whether weights of this type can be packed.
-    pub(crate) fn takes(dtype: DType) -> bool {
-        matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
-    }
-
-    /// Packs weights of the same input, `[_, k]` on the CPU, one below the other.
-    pub(crate) fn stack(parts: &[&Tensor]) -> Result<Self> {
-        Ok(Self(match parts[0].dtype() {
-            DType::BF16 => Box::new(Panels::<bf16>::stack(parts)?),
-            DType::F16 => Box::new(Panels::<f16>::stack(parts)?),
-            _ => Box::new(Panels::<f32>::stack(parts)?),
-        }))
-    }
-
-    /// Packs the tensor `name`, `[m, k]`, while it is read, so that it is there once only.
-    pub(crate) fn read(checkpoint: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Self> {
-        Ok(Self(match checkpoint.dtype() {
-            DType::BF16 => Box::new(Panels::<bf16>::read(checkpoint, name, shape)?),
-            DType::F16 => Box::new(Panels::<f16>::read(checkpoint, name, shape)?),
-            _ => Box::new(Panels::<f32>::read(checkpoint, name, shape)?),
-        }))
+    /// Packs matrices of the same input while they are read, so that they are there once only. `embeds`: it is the embedding or
+    /// the LM head.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn read(
+        checkpoint: &Checkpoint,
+        matrices: &[&Matrix],
+        embeds: bool,
+    ) -> Result<Self> {
+        let mut stacks: Vec<(Form, Stack<'_>)> = Vec::new();
+        for &matrix in matrices {
+            let form = checkpoint.form(matrix, embeds)?;
+            let part = (checkpoint.source_of(matrix)?, matrix);
+            match stacks.last_mut() {
+                // What has one form is one weight, whose panels are all full but the last.
+                Some((last, stack)) if *last == form => stack.parts.push(part),
+                _ => stacks.push((form, Stack { parts: vec![part] })),
+            }
+        }
+        let mut packed = Self {
+            parts: Vec::new(),
+            m: 0,
+            k: matrices.first().map_or(0, |matrix| matrix.columns()),
+        };
+        for (form, stack) in stacks {
+            let rows = stack.rows();
+            packed.parts.push((packed.m, stack.pack(form, packed.k)?));
+            packed.m += rows;
+        }
+        Ok(packed)
     }
 
     /// Inputs of the product.
     pub(crate) fn in_width(&self) -> usize {
-        self.0.shape().1
+        self.k
     }
 
     /// Outputs of the product.
     pub(crate) fn out_width(&self) -> usize {
-        self.0.shape().0
+        self.m
     }
 
-    /// The values of these rows: `[rows, k]`.
-    pub(crate) fn rows(&self, rows: &[u32]) -> Vec<f32> {
-        let mut values = Vec::with_capacity(rows.len() * self.in_width());
+    /// The values of these rows, which exist, in f32: `[rows, k]`.
+    pub(crate) fn rows(&self, rows: &[u32]) -> Result<Tensor> {
+        let mut values = Vec::with_capacity(rows.len() * self.k);
         for &row in rows {
-            self.0.row(row as usize, &mut values);
+            let row = row as usize;
+            let part = self.parts.iter().rfind(|(first, _)| *first <= row);
+            if let Some((first, weight)) = part {
+                weight.row(row - first, &mut values);
+            }
         }
-        values
+        Ok(Tensor::from_vec(
+            values,
+            (rows.len(), self.k),
+            &Device::Cpu,
+        )?)
     }
 
     /// `y = x w^T`; `x`: `[n, k]`, `y`: `[n, m]`.
     pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
-        self.0.matmul(x, y);
+        assert_eq!(x.len() / self.k * self.m, y.len());
+        if y.is_empty() {
+            return;
+        }
+        let x = Input {
+            x,
+            quantised: OnceLock::new(),
+        };
+        for (first, weight) in &self.parts {
+            let columns = Columns {
+                values: &mut y[*first..],
+                stride: self.m,
+            };
+            weight.matmul(&x, columns);
+        }
     }
 }
 
-impl<T: Element> Matrix for Panels<T> {
-    fn shape(&self) -> (usize, usize) {
-        (self.m, self.k)
-    }
-
+impl<T: Element> Weight for Panels<T> {
     fn row(&self, row: usize, values: &mut Vec<f32>) {
         let panel = &self.data[row / PANEL * PANEL * self.k..][..PANEL * self.k];
         let row = panel.iter().skip(row % PANEL).step_by(PANEL);
         values.extend(row.map(|value| value.widen()));
     }
 
-    fn matmul(&self, x: &[f32], y: &mut [f32]) {
-        Panels::matmul(self, x, y);
+    fn matmul(&self, x: &Input<'_>, y: Columns<'_>) {
+        Panels::matmul(self, x.x, y);
+    }
+}
+
+impl<K: Kind> Weight for BlockPanels<K> {
+    fn row(&self, row: usize, values: &mut Vec<f32>) {
+        BlockPanels::row(self, row, values);
+    }
+
+    fn matmul(&self, x: &Input<'_>, y: Columns<'_>) {
+        let quantised = x.quantised.get_or_init(|| Activations::new(x.x));
+        BlockPanels::matmul(self, quantised, y);
+    }
+}
+
+/// Matrices of the same input in their file, one below the other.
+struct Stack<'a> {
+    parts: Vec<(Source<'a>, &'a Matrix)>,
+}
+
+impl Stack<'_> {
+    fn rows(&self) -> usize {
+        self.parts.iter().map(|(_, matrix)| matrix.rows()).sum()
+    }
+
+    fn pack(&self, form: Form, k: usize) -> Result<Box<dyn Weight>> {
+        Ok(match form {
+            Form::F32 => Box::new(self.panels::<f32>(k)?),
+            Form::Bf16 => Box::new(self.panels::<bf16>(k)?),
+            Form::F16 => Box::new(self.panels::<f16>(k)?),
+            Form::Q8_0 => Box::new(self.blocks::<Q8_0>(k)?),
+            Form::Q4_1 => Box::new(self.blocks::<Q4_1>(k)?),
+            Form::Q4_0 => Box::new(self.blocks::<Q4_0>(k)?),
+        })
+    }
+
+    /// What `read` gives for those of `rows` that lie in each part.
+    fn gather<V: Clone>(
+        &self,
+        rows: Range<usize>,
+        read: impl Fn(&Source<'_>, &Matrix, Range<usize>) -> Result<Vec<V>>,
+    ) -> Result<Vec<V>> {
+        let mut found = Vec::new();
+        let mut first = 0;
+        for (source, matrix) in &self.parts {
+            let end = first + matrix.rows();
+            let (from, to) = (rows.start.max(first), rows.end.min(end));
+            if from < to {
+                let part = read(source, matrix, from - first..to - first)?;
+                match found.is_empty() {
+                    true => found = part,
+                    false => found.extend(part),
+                }
+            }
+            first = end;
+        }
+        Ok(found)
+    }
+
+    fn panels<T: Element>(&self, k: usize) -> Result<Panels<T>> {
+        Panels::pack(self.rows(), k, |rows| {
+            self.gather(rows, |source, matrix, rows| {
+                source.values(rows, |row| matrix.place(row))
+            })
+        })
+    }
+
+    fn blocks<K: Kind>(&self, k: usize) -> Result<BlockPanels<K>> {
+        BlockPanels::pack(self.rows(), k, |rows| {
+            self.gather(rows, |source, matrix, rows| {
+                let bytes = source.bytes(rows, |row| matrix.place(row))?;
+                source.stored().requantise(bytes, K::TYPE)
+            })
+        })
     }
 }
 
@@ -86,59 +206,32 @@ impl<T: Element> Matrix for Panels<T> {
 const BLOCK: usize = 1 << 18;
 
 impl<T: Element> Panels<T> {
-    fn stack(parts: &[&Tensor]) -> Result<Self> {
-        let k = parts[0].dim(1)?;
-        let parts = parts.iter().map(|part| part.contiguous());
-        let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
-        let held: Vec<_> = parts.iter().map(Tensor::storage_and_layout).collect();
-        let mut rows = Vec::new();
-        for (storage, layout) in &held {
-            let candle_core::Storage::Cpu(values) = &**storage else {
-                unreachable!("what is packed was loaded to the CPU");
-            };
-            let values = &values.as_slice::<T>()?[layout.start_offset()..];
-            rows.extend(values[..layout.shape().elem_count()].chunks_exact(k));
-        }
-        Ok(Self::of(&rows, k))
-    }
-
-    /// Packs rows of `k` values each.
-    pub(crate) fn of(rows: &[&[T]], k: usize) -> Self {
-        let mut panels = Self::zeros(rows.len(), k);
-        let each = panels.data.par_chunks_exact_mut(PANEL * k);
-        each.zip(rows.par_chunks(PANEL))
-            .for_each(|(panel, rows)| fill(panel, rows));
-        panels
-    }
-
-    fn read(checkpoint: &Checkpoint, name: &str, [m, k]: [usize; 2]) -> Result<Self> {
-        let mut panels = Self::zeros(m, k);
+    /// Packs `m` rows of `k` values, which `read` gives.
+    ///
+    /// # Errors
+    /// What `read` gives.
+    pub(crate) fn pack(
+        m: usize,
+        k: usize,
+        read: impl Fn(Range<usize>) -> Result<Vec<f32>> + Sync,
+    ) -> Result<Self> {
+        let mut data = T::zeros(m.div_ceil(PANEL) * PANEL * k);
         let height = (BLOCK / (PANEL * k)).max(1) * PANEL;
-        let blocks = panels.data.par_chunks_mut(height * k).enumerate();
+        let blocks = data.par_chunks_mut(height * k).enumerate();
         blocks.try_for_each(|(index, block)| -> Result<()> {
             let first = index * height;
-            let rows = first..m.min(first + height);
-            let rows = checkpoint.rows::<T>(name, &[m, k], rows)?;
-            let rows: Vec<&[T]> = rows.chunks_exact(k).collect();
-            for (panel, rows) in block.chunks_exact_mut(PANEL * k).zip(rows.chunks(PANEL)) {
-                fill(panel, rows);
+            let wide = read(first..m.min(first + height))?;
+            let mut rows = T::zeros(wide.len());
+            T::narrow(&wide, &mut rows);
+            let panels = block.chunks_exact_mut(PANEL * k);
+            for (panel, rows) in panels.zip(rows.chunks(PANEL * k)) {
+                for (lane, row) in rows.chunks_exact(k).enumerate() {
+                    let to = panel.iter_mut().skip(lane).step_by(PANEL);
+                    to.zip(row).for_each(|(to, value)| *to = *value);
+                }
             }
             Ok(())
         })?;
-        Ok(panels)
-    }
-
-    fn zeros(m: usize, k: usize) -> Self {
-        let data = T::zeros(m.div_ceil(PANEL) * PANEL * k);
-        Self { data, k, m }
-    }
-}
-
-/// Writes up to 16 rows to their panel, `[k, 16]`.
-fn fill<T: Copy>(panel: &mut [T], rows: &[&[T]]) {
-    for (lane, row) in rows.iter().enumerate() {
-        for (to, value) in panel.iter_mut().skip(lane).step_by(PANEL).zip(*row) {
-            *to = *value;
-        }
+        Ok(Self { data, k, m })
     }
 }

@@ -1,14 +1,11 @@
 //! A safetensors file. It is read and not mapped: pages of a map stay in memory beside what was made of them.
 
 use crate::error::{ModelError, Result};
-use half::slice::HalfFloatSliceExt;
-use half::vec::HalfBitsVecExt;
-use half::{bf16, f16};
+use crate::stored::Stored;
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -66,34 +63,54 @@ impl SafetensorsFile {
         })
     }
 
-    /// Type, shape and place of a tensor.
-    pub(crate) fn find(&self, name: &str) -> Option<&TensorInfo> {
-        self.header.info(name)
+    /// Whether there is a tensor `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.header.info(name).is_some()
     }
 
-    /// Numbers of a tensor of type f64, f32, f16 or bf16; `range` lies in it.
+    /// Shape of the tensor `name`, and where its numbers lie.
+    ///
+    /// # Errors
+    /// The name of an element type that holds no plain numbers.
+    pub(crate) fn find(
+        &self,
+        name: &str,
+    ) -> Option<(&[usize], std::result::Result<Place<'_>, String>)> {
+        let info = self.header.info(name)?;
+        let stored = match info.dtype {
+            Dtype::F64 => Ok(Stored::F64),
+            Dtype::F32 => Ok(Stored::F32),
+            Dtype::F16 => Ok(Stored::F16),
+            Dtype::BF16 => Ok(Stored::Bf16),
+            other => Err(format!("{other:?}")),
+        };
+        let place = stored.map(|stored| Place {
+            file: &self.file,
+            path: &self.path,
+            at: self.data + info.data_offsets.0 as u64,
+            stored,
+        });
+        Some((&info.shape, place))
+    }
+}
+
+/// Where the numbers of a tensor lie.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) file: &'a Mutex<File>,
+    pub(crate) path: &'a Path,
+    /// Byte of the file at which they begin.
+    pub(crate) at: u64,
+    pub(crate) stored: Stored,
+}
+
+impl Place<'_> {
+    /// Bytes of the tensor, from byte `from` of it on.
     ///
     /// # Errors
     /// A file that can no longer be read.
-    pub(crate) fn values(&self, info: &TensorInfo, range: Range<usize>) -> Result<Vec<f32>> {
-        let width = info.dtype.bitsize() / 8;
-        let mut bytes = vec![0; range.len() * width];
-        let at = info.data_offsets.0 + range.start * width;
-        read_at(&self.file, &self.path, self.data + at as u64, &mut bytes)?;
-        let halves = || -> Vec<u16> {
-            let pairs = bytes.as_chunks().0.iter();
-            pairs.map(|pair| u16::from_le_bytes(*pair)).collect()
-        };
-        let (fours, eights) = (bytes.as_chunks().0, bytes.as_chunks().0);
-        Ok(match info.dtype {
-            Dtype::BF16 => halves().reinterpret_into::<bf16>().to_f32_vec(),
-            Dtype::F16 => halves().reinterpret_into::<f16>().to_f32_vec(),
-            Dtype::F64 => eights
-                .iter()
-                .map(|x| f64::from_le_bytes(*x) as f32)
-                .collect(),
-            _ => fours.iter().map(|x| f32::from_le_bytes(*x)).collect(),
-        })
+    pub(crate) fn read(&self, from: usize, bytes: &mut [u8]) -> Result<()> {
+        read_at(self.file, self.path, self.at + from as u64, bytes)
     }
 }
 

@@ -33,10 +33,23 @@ pub struct ModelSizes {
     pub mlp_weights: u64,
     /// Weights of the LM head.
     pub head_weights: u64,
-    /// Bytes of a weight.
-    pub element_bytes: u64,
+    /// Bytes of the weights of each layer, as they are kept in memory.
+    pub layer_bytes: Vec<LayerBytes>,
+    /// Bytes of the LM head.
+    pub head_bytes: u64,
     /// Bytes of an element of the KV cache, and of the state between layers.
     pub state_bytes: u64,
+}
+
+/// Bytes of the weights of one layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerBytes {
+    /// Of attention.
+    pub attention: u64,
+    /// Of these, the key and value projections.
+    pub kv_projection: u64,
+    /// Of the MLP.
+    pub mlp: u64,
 }
 
 impl ModelSizes {
@@ -47,6 +60,23 @@ impl ModelSizes {
             Part::Attention => self.attention_weights,
             Part::Mlp => self.mlp_weights,
         }
+    }
+
+    /// Bytes of the weights of a part of layer `index`.
+    pub fn part_bytes(&self, index: usize, part: Part) -> u64 {
+        let layer = self.layer_bytes.get(index).copied().unwrap_or_default();
+        match part {
+            Part::Whole => layer.attention + layer.mlp,
+            Part::Attention => layer.attention,
+            Part::Mlp => layer.mlp,
+        }
+    }
+
+    /// Bytes of the key and value projections of layer `index`.
+    pub fn kv_projection_bytes(&self, index: usize) -> u64 {
+        self.layer_bytes
+            .get(index)
+            .map_or(0, |layer| layer.kv_projection)
     }
 
     /// The first position that a token at `position` sees in `layer`.

@@ -197,14 +197,14 @@ impl Sight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Backend, CausalLm, Decoder, KvCache};
+    use crate::{Backend, CausalLm, Decoder, KvCache, WeightType};
     use candle_core::TensorId;
     use std::path::Path;
 
     fn load(name: &str) -> Decoder {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        let (device, dtype) = (Device::Cpu, Some(DType::F32));
-        Decoder::load(&fixtures.join(name), &device, dtype, Backend::Composed).unwrap()
+        let (device, weights) = (Device::Cpu, Some(WeightType::F32));
+        Decoder::load(&fixtures.join(name), &device, weights, Backend::Composed).unwrap()
     }
 
     /// The tables that have been made for `spans`.

@@ -1,13 +1,15 @@
-//! The common decoder layer that every family reduces to.
+//! The common decoder layer that every family reduces to. Its matrices are named and stay in their file (`W` is
+//! [`Matrix`]) until a form of the layer packs them or makes tensors of them.
 
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::matrix::Matrix;
 use candle_core::{DType, Tensor};
 
 /// `y = x W^T + b`, `weight`: `[out, in]`, `bias`: `[out]`.
 #[derive(Debug, Clone)]
-pub(crate) struct Linear {
-    pub(crate) weight: Tensor,
+pub(crate) struct Linear<W = Matrix> {
+    pub(crate) weight: W,
     pub(crate) bias: Option<Tensor>,
 }
 
@@ -45,15 +47,15 @@ impl Norms {
 
 /// The projections of attention.
 #[derive(Debug, Clone)]
-pub(crate) struct Attention {
+pub(crate) struct Attention<W = Matrix> {
     /// `[n_heads * head_dim, d_model]`
-    pub(crate) q: Linear,
+    pub(crate) q: Linear<W>,
     /// `[n_kv_heads * head_dim, d_model]`
-    pub(crate) k: Linear,
+    pub(crate) k: Linear<W>,
     /// `[n_kv_heads * head_dim, d_model]`
-    pub(crate) v: Linear,
+    pub(crate) v: Linear<W>,
     /// `[d_model, n_heads * head_dim]`
-    pub(crate) o: Linear,
+    pub(crate) o: Linear<W>,
     /// Of queries before they are turned: over each head where its weight is `[head_dim]`, over all of them where it is
     /// `[n_heads * head_dim]`.
     pub(crate) q_norm: Option<Norm>,
@@ -64,19 +66,19 @@ pub(crate) struct Attention {
 /// The feed-forward part: `down(act(gate x) * up x)` (arXiv 2002.05202), or `down(act(up x))` without a gate. `gate`, `up`:
 /// `[d_ff, d_model]`, `down`: `[d_model, d_ff]`.
 #[derive(Debug, Clone)]
-pub(crate) struct Mlp {
-    pub(crate) gate: Option<Linear>,
-    pub(crate) up: Linear,
-    pub(crate) down: Linear,
+pub(crate) struct Mlp<W = Matrix> {
+    pub(crate) gate: Option<Linear<W>>,
+    pub(crate) up: Linear<W>,
+    pub(crate) down: Linear<W>,
 }
 
 /// A decoder layer: attention and MLP, each with its norms and added to what it read. The config says the rest.
 #[derive(Debug, Clone)]
-pub(crate) struct LayerWeights {
+pub(crate) struct LayerWeights<W = Matrix> {
     pub(crate) attention_norms: Norms,
-    pub(crate) attention: Attention,
+    pub(crate) attention: Attention<W>,
     pub(crate) mlp_norms: Norms,
-    pub(crate) mlp: Mlp,
+    pub(crate) mlp: Mlp<W>,
 }
 
 /// What is not a layer. The embedding and the LM head, `[vocab_size, d_embed]` each, stand here by their names in the
@@ -105,9 +107,49 @@ impl Norm {
     }
 }
 
+impl<W> Linear<W> {
+    /// The projection with its matrix in another form.
+    ///
+    /// # Errors
+    /// What `to` gives.
+    pub(crate) fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<Linear<V>> {
+        Ok(Linear {
+            weight: to(self.weight)?,
+            bias: self.bias,
+        })
+    }
+}
+
 impl Linear {
     pub(crate) fn elements(&self) -> usize {
-        self.weight.elem_count() + self.bias.as_ref().map_or(0, Tensor::elem_count)
+        self.weight.elements() + self.bias.as_ref().map_or(0, Tensor::elem_count)
+    }
+}
+
+impl<W> LayerWeights<W> {
+    /// The layer with its matrices in another form.
+    ///
+    /// # Errors
+    /// What `to` gives.
+    pub(crate) fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<LayerWeights<V>> {
+        let (attention, mlp) = (self.attention, self.mlp);
+        Ok(LayerWeights {
+            attention_norms: self.attention_norms,
+            attention: Attention {
+                q: attention.q.map(to)?,
+                k: attention.k.map(to)?,
+                v: attention.v.map(to)?,
+                o: attention.o.map(to)?,
+                q_norm: attention.q_norm,
+                k_norm: attention.k_norm,
+            },
+            mlp_norms: self.mlp_norms,
+            mlp: Mlp {
+                gate: mlp.gate.map(|gate| gate.map(to)).transpose()?,
+                up: mlp.up.map(to)?,
+                down: mlp.down.map(to)?,
+            },
+        })
     }
 }
 
@@ -137,6 +179,21 @@ impl Frame {
             project_out: None,
             head,
         }
+    }
+
+    /// `[vocab_size, d_embed]`
+    pub(crate) fn embedding(&self, config: &ModelConfig) -> Matrix {
+        Matrix::whole(&self.embedding, config.vocab_size, config.d_embed)
+    }
+
+    /// `[vocab_size, d_embed]`
+    pub(crate) fn head(&self, config: &ModelConfig) -> Matrix {
+        Matrix::whole(&self.head, config.vocab_size, config.d_embed)
+    }
+
+    /// Whether the LM head is the embedding.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.embedding == self.head
     }
 
     /// Number of weights between the last layer and the logits.

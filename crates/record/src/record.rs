@@ -76,7 +76,7 @@ pub struct ModelRecord {
     pub tokenizer: String,
     /// SHA-256 of the configuration files.
     pub config: String,
-    /// Element type of the weights in memory.
+    /// What the weights are kept in.
     pub dtype: String,
     /// `cpu` or `cuda`.
     pub device: String,

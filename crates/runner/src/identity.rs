@@ -95,7 +95,7 @@ pub(crate) fn on_text(experiment: &Experiment, model: &ModelPlan, task: &TaskDat
         .with("weights", &model.digest.weights)
         .with("tokenizer", &model.digest.tokenizer)
         .with("config", &model.digest.config)
-        .with("dtype", experiment.dtype)
+        .with("dtype", experiment.dtype_of(&model.entry))
         .with("device", experiment.device)
         .with("calibration texts", task.calibration_digest())
         .with("max-new-tokens", task.max_new_tokens);

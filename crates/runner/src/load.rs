@@ -2,21 +2,25 @@
 
 use crate::experiment::{DeviceName, DtypeName};
 use anyhow::{Context, bail};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use clap::Args;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use skipbench_model::{Backend, Decoder};
+use skipbench_model::{Backend, Decoder, WeightType};
 use std::io::Read;
 use std::path::Path;
 
-impl From<DtypeName> for DType {
-    fn from(name: DtypeName) -> DType {
+impl From<DtypeName> for WeightType {
+    fn from(name: DtypeName) -> WeightType {
         match name {
-            DtypeName::F32 => DType::F32,
-            DtypeName::Bf16 => DType::BF16,
-            DtypeName::F16 => DType::F16,
+            DtypeName::F32 => WeightType::F32,
+            DtypeName::Bf16 => WeightType::Bf16,
+            DtypeName::F16 => WeightType::F16,
+            DtypeName::Q8_0 => WeightType::Q8_0,
+            DtypeName::Q4_1 => WeightType::Q4_1,
+            DtypeName::Q4_0 => WeightType::Q4_0,
+            DtypeName::Stored => WeightType::Stored,
         }
     }
 }
@@ -48,7 +52,7 @@ pub(crate) struct ComputeArgs {
     /// Where to compute
     #[arg(long, default_value = "cpu")]
     device: DeviceName,
-    /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU
+    /// What weights are kept in; the default is f32 on a CPU and the checkpoint's own on a GPU
     #[arg(long)]
     dtype: Option<DtypeName>,
     /// Run the layers composed from candle operations instead of the fused CPU ones

@@ -129,7 +129,7 @@ fn checks_are_in_the_ledger() {
     };
     let sizes = model.sizes();
     // Three steps; checks after layers 2 to 5 of 6, the last of which needs none.
-    let extra = 3 * 4 * sizes.head_weights * sizes.element_bytes;
+    let extra = 3 * 4 * sizes.head_bytes;
     assert_eq!(
         bytes("early-exit:softmax-margin"),
         bytes("early-exit:cosine") + extra

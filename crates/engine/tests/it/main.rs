@@ -12,6 +12,7 @@ mod not_numbers;
 mod oracles;
 mod parity;
 mod prefill;
+mod quantised;
 mod sampling;
 mod scores;
 mod speculate;

@@ -100,7 +100,8 @@ fn all_layers_named_is_the_full_network_bit_for_bit() {
     }
 }
 
-fn strategies() -> Vec<StrategySpec> {
+/// Every strategy, for a model of six layers.
+pub(crate) fn strategies() -> Vec<StrategySpec> {
     let mut specs: Vec<StrategySpec> = [
         "full",
         "unified@2",

@@ -16,7 +16,7 @@ const DRAFTS: [&str; 7] = [
     "self-speculative:early-exit@2",
 ];
 
-fn drafts() -> Vec<StrategySpec> {
+pub(crate) fn drafts() -> Vec<StrategySpec> {
     let mut specs: Vec<StrategySpec> = DRAFTS
         .iter()
         .map(|text| spec(text).with_threshold(0.2))

@@ -1,9 +1,11 @@
 //! Models and shorthand for the tests.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use skipbench_engine::{Engine, Generation, Options};
-use skipbench_model::{Backend, CausalLm, Decoder, KvCache, ModelSizes, Part, Result, Span};
+use skipbench_model::{
+    Backend, CausalLm, Decoder, KvCache, ModelSizes, Part, Result, Span, WeightType,
+};
 use skipbench_strategy::StrategySpec;
 use std::path::{Path, PathBuf};
 
@@ -48,7 +50,7 @@ pub(crate) fn expected(name: &str) -> Vec<Row> {
 }
 
 pub(crate) fn load(name: &str, backend: Backend) -> Decoder {
-    Decoder::load(&fixture(name), &Device::Cpu, Some(DType::F32), backend).unwrap()
+    Decoder::load(&fixture(name), &Device::Cpu, Some(WeightType::F32), backend).unwrap()
 }
 
 pub(crate) fn spec(text: &str) -> StrategySpec {

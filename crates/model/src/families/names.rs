@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::matrix::Matrix;
 use crate::weights::{Attention, Linear, Mlp, Norm};
 use candle_core::{DType, Tensor};
 
@@ -50,8 +51,11 @@ impl<'a> Names<'a> {
         columns: usize,
         bias: bool,
     ) -> Result<Linear> {
+        let weight = format!("{}{name}.weight", self.prefix);
+        let weight = Matrix::whole(weight, rows, columns);
+        self.checkpoint.source_of(&weight)?;
         Ok(Linear {
-            weight: self.tensor(&format!("{name}.weight"), &[rows, columns])?,
+            weight,
             bias: match bias {
                 true => Some(self.tensor(&format!("{name}.bias"), &[rows])?),
                 false => None,
@@ -123,13 +127,13 @@ impl<'a> Names<'a> {
         let rows = config.q_width();
         let fused = self.linear(name, 3 * rows, d, config.biases.qkv)?;
         let part = |index: usize| -> Result<Linear> {
-            let pick = |tensor: &Tensor| tensor.narrow(1, index, 1)?.contiguous();
+            let pick = |bias: &Tensor| -> Result<Tensor> {
+                let part = bias.reshape((heads, 3, width))?.narrow(1, index, 1)?;
+                Ok(part.contiguous()?.reshape(rows)?)
+            };
             Ok(Linear {
-                weight: pick(&fused.weight.reshape((heads, 3, width, d))?)?.reshape((rows, d))?,
-                bias: match &fused.bias {
-                    Some(bias) => Some(pick(&bias.reshape((heads, 3, width))?)?.reshape(rows)?),
-                    None => None,
-                },
+                weight: fused.weight.pick(index * width, width, 3 * width, rows),
+                bias: fused.bias.as_ref().map(pick).transpose()?,
             })
         };
         Ok(Attention {
@@ -155,9 +159,9 @@ impl<'a> Names<'a> {
         let mut parts = Vec::with_capacity(N);
         for rows in rows {
             // A copy, so that the whole need not stay for the sake of a part.
-            let pick = |tensor: &Tensor| tensor.narrow(0, from, rows)?.copy();
+            let pick = |bias: &Tensor| bias.narrow(0, from, rows)?.copy();
             parts.push(Linear {
-                weight: pick(&fused.weight)?,
+                weight: fused.weight.pick(from, rows, rows, rows),
                 bias: fused.bias.as_ref().map(pick).transpose()?,
             });
             from += rows;

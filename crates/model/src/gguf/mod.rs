@@ -10,20 +10,16 @@ mod sentencepiece;
 mod tokens;
 mod types;
 
-use crate::checkpoint::narrowed;
-use crate::element::Element;
 use crate::error::{ModelError, Result};
-use crate::safetensors_file::read_at;
-use candle_core::Device;
-use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use crate::safetensors_file::{Place, read_at};
 use header::{Array, Header, Kind, TensorInfo, Value};
 use names::{Architecture, Layout};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+pub(crate) use names::Order;
 pub(crate) use sentencepiece::PieceTokenizer;
 pub(crate) use tokens::{special_tokens, tokenizer};
 
@@ -118,27 +114,28 @@ impl Gguf {
         Some((self.header.tensors.get(&own)?, layout))
     }
 
-    /// Whole rows of what Hugging Face calls `name`, in its layout; `range` counts values.
+    /// Where the numbers of what Hugging Face calls `name` lie, and in which order; what each has to have added to it to be
+    /// Hugging Face's.
     ///
     /// # Errors
-    /// A tensor that is not there, or cannot be read.
-    pub(crate) fn rows<T: Element>(&self, name: &str, range: Range<usize>) -> Result<Vec<T>> {
+    /// Rows that do not divide into heads.
+    pub(crate) fn place(&self, name: &str) -> Result<Option<(Place<'_>, Order, f32)>> {
         let Some((info, layout)) = self.find(name) else {
-            return Err(ModelError::MissingTensor {
-                name: name.to_owned(),
-                dir: self.path.clone(),
-            });
+            return Ok(None);
         };
-        if !layout.moves_rows() {
-            return self.unpack(info, layout, range);
-        }
-        let all = self.unpack(info, layout, 0..info.elements().unwrap_or(0))?;
-        let mut values = layout
-            .restore(self, all, &info.shape)
+        let order = layout
+            .order(self, info.shape.first().copied().unwrap_or(0))
             .map_err(|message| self.error(format!("tensor `{name}`: {message}")))?;
-        values.truncate(range.end);
-        values.drain(..range.start);
-        Ok(values)
+        Ok(Some((self.lies(info), order, layout.add())))
+    }
+
+    fn lies(&self, info: &TensorInfo) -> Place<'_> {
+        Place {
+            file: &self.file,
+            path: &self.path,
+            at: info.at,
+            stored: info.blocks.stored(),
+        }
     }
 
     /// The values of a tensor under its own name, as they are.
@@ -146,28 +143,10 @@ impl Gguf {
         let Some(info) = self.header.tensors.get(name) else {
             return Ok(None);
         };
-        let all = 0..info.elements().unwrap_or(0);
-        self.unpack(info, Layout::Same, all).map(Some)
-    }
-
-    /// Values of a tensor, in its own order; `range` holds whole blocks.
-    fn unpack<T: Element>(
-        &self,
-        info: &TensorInfo,
-        layout: Layout,
-        range: Range<usize>,
-    ) -> Result<Vec<T>> {
-        let blocks = info.blocks;
-        narrowed(range, |range| {
-            let bytes = |values: usize| values / blocks.elements() * blocks.bytes();
-            let mut packed = vec![0; bytes(range.len())];
-            self.read(info.at + bytes(range.start) as u64, &mut packed)?;
-            let shape = vec![range.len()];
-            let unpacked = qtensor_from_ggml(blocks.dtype(), &packed, shape, &Device::Cpu)?;
-            let mut values = unpacked.dequantize(&Device::Cpu)?.to_vec1::<f32>()?;
-            layout.restore_values(&mut values);
-            Ok(values)
-        })
+        let place = self.lies(info);
+        let mut bytes = vec![0; place.stored.bytes(info.elements().unwrap_or(0))];
+        place.read(0, &mut bytes)?;
+        place.stored.widen(&bytes).map(Some)
     }
 
     fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
@@ -284,7 +263,6 @@ impl Gguf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::CHUNK;
     use std::collections::BTreeMap;
 
     /// What `scripts/fixtures/make_gguf_fixtures.py` writes.
@@ -312,33 +290,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn a_tensor_larger_than_a_chunk_is_whole() {
-        let values: Vec<f32> = (0..CHUNK + 32).map(|index| index as f32).collect();
-        let mut bytes = b"GGUF".to_vec();
-        bytes.extend(3u32.to_le_bytes());
-        bytes.extend(1u64.to_le_bytes());
-        bytes.extend(1u64.to_le_bytes());
-        let text = |bytes: &mut Vec<u8>, text: &str| {
-            bytes.extend((text.len() as u64).to_le_bytes());
-            bytes.extend(text.as_bytes());
-        };
-        text(&mut bytes, "general.architecture");
-        bytes.extend(8u32.to_le_bytes());
-        text(&mut bytes, "llama");
-        text(&mut bytes, "x");
-        bytes.extend(1u32.to_le_bytes());
-        bytes.extend((values.len() as u64).to_le_bytes());
-        bytes.extend(0u32.to_le_bytes());
-        bytes.extend(0u64.to_le_bytes());
-        bytes.resize(bytes.len().next_multiple_of(32), 0);
-        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.gguf");
-        std::fs::write(&path, bytes).unwrap();
-        let gguf = Gguf::open(&path).unwrap();
-        assert_eq!(gguf.own_tensor("x").unwrap().unwrap(), values);
     }
 }

@@ -189,80 +189,70 @@ impl Architecture {
     }
 }
 
-impl Layout {
-    /// Undoes what the converter did to each value.
-    pub(crate) fn restore_values(self, values: &mut [f32]) {
-        if self == Self::OnePlus {
-            values.iter_mut().for_each(|value| *value -= 1.0);
-        }
-    }
+/// Where the rows of a tensor stand in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// As in Hugging Face's.
+    Same,
+    /// Of each head of `width` rows, rows of its first and of its second half by turns.
+    Paired { width: usize },
+    /// `[3, heads, width]`, where Hugging Face has `[heads, 3, width]`.
+    Apart { heads: usize, width: usize },
+}
 
-    /// Whether rows stand elsewhere than in Hugging Face's files.
-    pub(crate) fn moves_rows(self) -> bool {
-        !matches!(self, Self::Same | Self::OnePlus)
-    }
-
-    /// Undoes what the converter did to the order of rows; `shape` is `[rows]` or `[rows, columns]`.
-    pub(crate) fn restore<T: Copy>(
-        self,
-        gguf: &Gguf,
-        values: Vec<T>,
-        shape: &[usize],
-    ) -> Result<Vec<T>, String> {
-        let heads = |key: &str| -> Result<usize, String> {
-            gguf.usize(key).map_err(|error| error.to_string())
-        };
+impl Order {
+    /// The row of the file that is Hugging Face's row `row`.
+    pub(crate) fn place(self, row: usize) -> usize {
         match self {
-            Self::Same | Self::OnePlus => Ok(values),
-            // Per head the rows are `[half, 2]`; Hugging Face rotates by halves: `[2, half]`.
-            Self::PairedQueries => regroup(&values, shape, &[heads("attention.head_count")?, 0, 2]),
-            Self::PairedKeys => {
-                let heads = match gguf.usize_if("attention.head_count_kv") {
-                    Ok(Some(heads)) => heads,
-                    _ => heads("attention.head_count")?,
-                };
-                regroup(&values, shape, &[heads, 0, 2])
+            Order::Same => row,
+            Order::Paired { width } => {
+                let (head, row) = (row / width, row % width);
+                let half = width / 2;
+                head * width + row % half * 2 + row / half
             }
-            // The rows are `[3, heads, width]`; Hugging Face has `[heads, 3, width]`.
-            Self::QkvApart => {
-                let heads = heads("attention.head_count")?;
-                let rows = shape.first().copied().unwrap_or(0);
-                let width = rows.checked_div(3 * heads).unwrap_or(0);
-                let columns: usize = shape.iter().skip(1).product();
-                regroup(&values, &[rows * columns], &[1, 3, heads, width * columns])
+            Order::Apart { heads, width } => {
+                let (head, row) = (row / (3 * width), row % (3 * width));
+                (row / width * heads + head) * width + row % width
             }
         }
     }
 }
 
-/// Rows grouped as `[outer, a, b]`, or as `[outer, a, b, inner]`, with `a` and `b` exchanged; the one size that is 0
-/// follows from the number of rows.
-fn regroup<T: Copy>(values: &[T], shape: &[usize], groups: &[usize]) -> Result<Vec<T>, String> {
-    let rows = shape.first().copied().unwrap_or(0);
-    let columns: usize = shape.iter().skip(1).product();
-    let known: usize = groups.iter().filter(|&&size| size > 0).product();
-    let open = rows / known.max(1);
-    let size = |index: usize| match groups.get(index) {
-        None => 1,
-        Some(0) => open,
-        Some(&size) => size,
-    };
-    let (outer, a, b, inner) = (size(0), size(1), size(2), size(3));
-    if outer * a * b * inner != rows {
-        return Err(format!("its {rows} rows do not divide into the heads"));
+impl Layout {
+    /// What undoes what the converter did to each value.
+    pub(crate) fn add(self) -> f32 {
+        match self {
+            Self::OnePlus => -1.0,
+            _ => 0.0,
+        }
     }
-    let width = inner * columns;
-    let mut out = values.to_vec();
-    for group in 0..outer {
-        for i in 0..a {
-            for j in 0..b {
-                let from = ((group * a + i) * b + j) * width;
-                let to = ((group * b + j) * a + i) * width;
-                out[to..to + width].copy_from_slice(&values[from..from + width]);
+
+    /// What the converter did to the order of `rows` rows.
+    pub(crate) fn order(self, gguf: &Gguf, rows: usize) -> Result<Order, String> {
+        let heads = |key: &str| -> Result<usize, String> {
+            gguf.usize(key).map_err(|error| error.to_string())
+        };
+        let width = |parts: usize| match parts > 0 && rows > 0 && rows.is_multiple_of(parts) {
+            true => Ok(rows / parts),
+            false => Err(format!("its {rows} rows do not divide into the heads")),
+        };
+        match self {
+            Self::Same | Self::OnePlus => Ok(Order::Same),
+            Self::PairedQueries | Self::PairedKeys => {
+                let heads = match gguf.usize_if("attention.head_count_kv") {
+                    Ok(Some(heads)) if self == Self::PairedKeys => heads,
+                    _ => heads("attention.head_count")?,
+                };
+                let width = width(2 * heads)? * 2;
+                Ok(Order::Paired { width })
+            }
+            Self::QkvApart => {
+                let heads = heads("attention.head_count")?;
+                let width = width(3 * heads)?;
+                Ok(Order::Apart { heads, width })
             }
         }
     }
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -316,10 +306,19 @@ mod tests {
 
     #[test]
     fn rows_are_put_back() {
-        // Two heads of four rows of one column; the converter wrote 0 2 1 3 for 0 1 2 3.
-        let values = [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0];
-        let back = regroup(&values, &[8, 1], &[2, 0, 2]).unwrap();
-        assert_eq!(back, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
-        assert!(regroup(&values, &[8, 1], &[3, 0, 2]).is_err());
+        let places = |order: Order, rows: usize| -> Vec<usize> {
+            (0..rows).map(|row| order.place(row)).collect()
+        };
+        // Two heads of four rows; the converter wrote 0 2 1 3 for 0 1 2 3.
+        assert_eq!(
+            places(Order::Paired { width: 4 }, 8),
+            [0, 2, 1, 3, 4, 6, 5, 7]
+        );
+        assert_eq!(places(Order::Paired { width: 6 }, 6), [0, 2, 4, 1, 3, 5]);
+        // Two heads of two rows: their queries, keys and values.
+        assert_eq!(
+            places(Order::Apart { heads: 2, width: 2 }, 12),
+            [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]
+        );
     }
 }

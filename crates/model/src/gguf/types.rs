@@ -1,5 +1,6 @@
 //! The element types of GGUF tensors.
 
+use crate::stored::Stored;
 use candle_core::quantized::GgmlDType;
 
 /// How the values of a tensor are packed.
@@ -71,6 +72,10 @@ impl BlockType {
     /// candle's name for it.
     pub(crate) fn dtype(self) -> GgmlDType {
         self.0
+    }
+
+    pub(crate) fn stored(self) -> Stored {
+        Stored::of(self.0)
     }
 
     /// Values of a block.

@@ -4,8 +4,8 @@ use crate::support::{
     argmax, assert_close, edit_config, edit_tensors, expected, fixture, fixtures, greedy, load,
     logits, writable,
 };
-use candle_core::{DType, Device, Tensor};
-use skipbench_model::{Backend, CausalLm, Decoder, Part, Span};
+use candle_core::{Device, Tensor};
+use skipbench_model::{Backend, CausalLm, Decoder, Part, Span, WeightType};
 
 const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Composed];
 
@@ -50,7 +50,12 @@ fn a_base_model_is_written_with_and_without_its_prefix() {
                 });
                 *tensors = renamed.collect();
             });
-            let form = Decoder::load(dir.path(), &Device::Cpu, Some(DType::F32), Backend::Auto);
+            let form = Decoder::load(
+                dir.path(),
+                &Device::Cpu,
+                Some(WeightType::F32),
+                Backend::Auto,
+            );
             if let Ok(form) = form {
                 assert_eq!(bits(&form), wanted, "{name} {prefix}");
                 forms += 1;

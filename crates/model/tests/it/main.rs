@@ -11,6 +11,7 @@ mod hub_server;
 mod narrow;
 mod oracle;
 mod parity;
+mod quantised;
 mod stories;
 mod support;
 mod tokens;

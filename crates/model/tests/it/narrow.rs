@@ -1,14 +1,22 @@
 //! Weights of 16 bits: on a CPU they compute what their values compute in 32, composed layers compute in 16 bits themselves.
 
-use crate::support::{argmax, assert_close, expected, fixture, fixtures, logits, writable};
+use crate::support::{Rows, assert_close, expected, fixture, fixtures, ragged, writable};
 use candle_core::{DType, Device};
-use skipbench_model::{Backend, CausalLm, Decoder, KvCache, Span};
+use skipbench_model::{Backend, CausalLm, Decoder, WeightType};
 use std::path::Path;
 
 const NARROW: [DType; 2] = [DType::BF16, DType::F16];
 
+fn weights(dtype: DType) -> WeightType {
+    match dtype {
+        DType::BF16 => WeightType::Bf16,
+        DType::F16 => WeightType::F16,
+        _ => WeightType::F32,
+    }
+}
+
 fn load_as(dir: &Path, dtype: DType, backend: Backend) -> Decoder {
-    Decoder::load(dir, &Device::Cpu, Some(dtype), backend).unwrap()
+    Decoder::load(dir, &Device::Cpu, Some(weights(dtype)), backend).unwrap()
 }
 
 /// A copy whose weights have been rounded to `dtype` and are written in f32.
@@ -28,63 +36,6 @@ fn rounded(name: &str, dtype: DType) -> tempfile::TempDir {
     dir
 }
 
-/// What a step gives is taken greedily; the rows may be of different length.
-struct Rows<'a> {
-    model: &'a Decoder,
-    cache: KvCache,
-    lens: Vec<usize>,
-    last: Vec<Vec<f32>>,
-}
-
-impl<'a> Rows<'a> {
-    fn prefill(model: &'a Decoder, prompts: &[Vec<u32>]) -> Self {
-        let n_layers = model.sizes().n_layers;
-        let all: Vec<usize> = (0..n_layers).collect();
-        let lens: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        let room = lens.iter().max().unwrap() + 16;
-        let mut cache = model.new_cache(lens.len(), vec![room; n_layers]).unwrap();
-        let spans = Span::prompts(lens.clone());
-        let found = logits(model, &prompts.concat(), &mut cache, &spans, &all);
-        let ends = lens.iter().scan(0, |end, len| {
-            *end += len;
-            Some(*end)
-        });
-        let last = ends.map(|end| found[end - 1].clone()).collect();
-        Self {
-            model,
-            cache,
-            lens,
-            last,
-        }
-    }
-
-    fn tokens(&self) -> Vec<u32> {
-        self.last.iter().map(|logits| argmax(logits)).collect()
-    }
-
-    fn step(&mut self, ids: &[u32], layers: &[usize]) {
-        let spans: Vec<Span> = self
-            .lens
-            .iter()
-            .enumerate()
-            .map(|(row, &len)| Span::token(row, len))
-            .collect();
-        self.last = logits(self.model, ids, &mut self.cache, &spans, layers);
-        self.lens.iter_mut().for_each(|len| *len += 1);
-    }
-}
-
-/// Four prompts of different length.
-fn ragged(name: &str) -> Vec<Vec<u32>> {
-    let mut prompts: Vec<Vec<u32>> = expected(name).into_iter().map(|row| row.prompt).collect();
-    while prompts.len() < 4 {
-        let shorter = prompts[0][..prompts[0].len().div_ceil(2)].to_vec();
-        prompts.insert(0, [vec![7 + prompts.len() as u32], shorter].concat());
-    }
-    prompts.truncate(4);
-    prompts
-}
-
 /// Prefill, decode at full depth and with layers left out, alone and four rows together: bit for bit the f32 arithmetic on
 /// the same values, which is more than the 1e-5 that is promised. A row alone is the row in the batch.
 #[test]
@@ -92,11 +43,12 @@ fn every_family_computes_in_f32_what_its_16_bits_say() {
     for name in fixtures() {
         for dtype in NARROW {
             let narrow = load_as(&fixture(&name), dtype, Backend::Auto);
-            assert_eq!(narrow.dtype(), dtype);
+            assert_eq!(narrow.weights(), weights(dtype));
             let wide_dir = rounded(&name, dtype);
             let wide = load_as(wide_dir.path(), DType::F32, Backend::Auto);
-            let (element, state) = (narrow.sizes().element_bytes, narrow.sizes().state_bytes);
-            assert_eq!((element, state), (2, 4), "{name}");
+            assert_eq!(narrow.sizes().state_bytes, 4, "{name}");
+            let bytes = [&narrow, &wide].map(|model| model.sizes().head_bytes);
+            assert_eq!(2 * bytes[0], bytes[1], "{name}");
             let prompts = ragged(&name);
             let n_layers = wide.sizes().n_layers;
             let all: Vec<usize> = (0..n_layers).collect();

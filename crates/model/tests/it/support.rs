@@ -1,8 +1,8 @@
 //! Prefill and decode by hand, so that this crate's tests need no engine.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::Deserialize;
-use skipbench_model::{Backend, CausalLm, Decoder, KvCache, Span};
+use skipbench_model::{Backend, CausalLm, Decoder, KvCache, Span, WeightType};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -51,7 +51,7 @@ pub(crate) fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut HashMap<String, Te
 }
 
 pub(crate) fn load(dir: &Path, backend: Backend) -> Decoder {
-    Decoder::load(dir, &Device::Cpu, Some(DType::F32), backend).unwrap()
+    Decoder::load(dir, &Device::Cpu, Some(WeightType::F32), backend).unwrap()
 }
 
 /// What transformers computed for one prompt.
@@ -132,4 +132,61 @@ pub(crate) fn assert_close(found: &[f32], wanted: &[f32], tolerance: f32, what: 
             "{what}: logit {index} is {found}, expected {wanted}"
         );
     }
+}
+
+/// What a step gives is taken greedily; the rows may be of different length.
+pub(crate) struct Rows<'a> {
+    model: &'a Decoder,
+    cache: KvCache,
+    lens: Vec<usize>,
+    pub(crate) last: Vec<Vec<f32>>,
+}
+
+impl<'a> Rows<'a> {
+    pub(crate) fn prefill(model: &'a Decoder, prompts: &[Vec<u32>]) -> Self {
+        let n_layers = model.sizes().n_layers;
+        let all: Vec<usize> = (0..n_layers).collect();
+        let lens: Vec<usize> = prompts.iter().map(Vec::len).collect();
+        let room = lens.iter().max().unwrap() + 16;
+        let mut cache = model.new_cache(lens.len(), vec![room; n_layers]).unwrap();
+        let spans = Span::prompts(lens.clone());
+        let found = logits(model, &prompts.concat(), &mut cache, &spans, &all);
+        let ends = lens.iter().scan(0, |end, len| {
+            *end += len;
+            Some(*end)
+        });
+        let last = ends.map(|end| found[end - 1].clone()).collect();
+        Self {
+            model,
+            cache,
+            lens,
+            last,
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> Vec<u32> {
+        self.last.iter().map(|logits| argmax(logits)).collect()
+    }
+
+    pub(crate) fn step(&mut self, ids: &[u32], layers: &[usize]) {
+        let spans: Vec<Span> = self
+            .lens
+            .iter()
+            .enumerate()
+            .map(|(row, &len)| Span::token(row, len))
+            .collect();
+        self.last = logits(self.model, ids, &mut self.cache, &spans, layers);
+        self.lens.iter_mut().for_each(|len| *len += 1);
+    }
+}
+
+/// Four prompts of different length.
+pub(crate) fn ragged(name: &str) -> Vec<Vec<u32>> {
+    let mut prompts: Vec<Vec<u32>> = expected(name).into_iter().map(|row| row.prompt).collect();
+    while prompts.len() < 4 {
+        let shorter = prompts[0][..prompts[0].len().div_ceil(2)].to_vec();
+        prompts.insert(0, [vec![7 + prompts.len() as u32], shorter].concat());
+    }
+    prompts.truncate(4);
+    prompts
 }

@@ -41,7 +41,7 @@ pub(crate) fn model_record(plan: &Plan, model: &ModelPlan) -> ModelRecord {
         weights: model.digest.weights.clone(),
         tokenizer: model.digest.tokenizer.clone(),
         config: model.digest.config.clone(),
-        dtype: plan.experiment.dtype_name(),
+        dtype: plan.experiment.dtype_name(&model.entry),
         device: plan.experiment.device.name().to_owned(),
     }
 }

@@ -309,7 +309,7 @@ fn prompts(plan: &Plan, task: usize) -> Vec<Prompt> {
 }
 
 fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loaded> {
-    let dtype = plan.experiment.dtype.map(Into::into);
+    let dtype = plan.experiment.dtype_of(&model.entry).map(Into::into);
     let decoder = Decoder::load(&model.entry.path, device, dtype, Backend::Auto)
         .with_context(|| format!("model `{}`", model.name))?;
     let tokenizer = TextTokenizer::load(&model.entry.path, decoder.sizes().vocab_size)?;

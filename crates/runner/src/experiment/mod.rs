@@ -13,6 +13,7 @@ use crate::{layer_files, models};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use skipbench_model::WeightType;
 use skipbench_strategy::{KvFill, StrategySpec};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,8 @@ pub struct Experiment {
     /// Where to compute.
     #[serde(default)]
     pub device: DeviceName,
-    /// Element type of the weights; the default is f32 on a CPU and the checkpoint's own on a GPU. A CPU computes in f32 whatever it is.
+    /// What weights are kept in; the default is f32 on a CPU, of a GGUF file too, and the checkpoint's own type on a GPU. Whatever it is,
+    /// a CPU computes in f32, but for products with weights in blocks, which are of 8-bit integers.
     #[serde(default)]
     pub dtype: Option<DtypeName>,
     /// Seed of everything that is drawn: the order of timed blocks, resamples of intervals, calibration.
@@ -91,6 +93,9 @@ pub struct ModelEntry {
     /// Hugging Face folder (`config.json`, `model.safetensors` or its parts, `tokenizer.json`), `.gguf` file, or
     /// `hub:owner/name[@revision]`.
     pub path: PathBuf,
+    /// What its weights are kept in; if not given, what the experiment says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<DtypeName>,
 }
 
 /// How the timing pass goes.
@@ -159,11 +164,12 @@ impl DeviceName {
     }
 }
 
-/// Element type of the weights.
+/// What the weights of a model are kept in.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
 )]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum DtypeName {
     /// 32 bits.
     F32,
@@ -171,6 +177,21 @@ pub enum DtypeName {
     Bf16,
     /// IEEE half, 16 bits.
     F16,
+    /// Blocks of 32 weights of 8 bits with a scale: 8.5 bits a weight. CPU only.
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// Blocks of 32 weights of 4 bits with a scale and a minimum: 5 bits a weight. Embedding and LM head are in q8_0. CPU only.
+    #[serde(rename = "q4_1")]
+    #[value(name = "q4_1")]
+    Q4_1,
+    /// Blocks of 32 weights of 4 bits with a scale: 4.5 bits a weight. Embedding and LM head are in q8_0. CPU only.
+    #[serde(rename = "q4_0")]
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// What the file has, matrix by matrix. Of the types of a GGUF file that are not among these, Q4_K becomes q4_1 with the same
+    /// codes, and others become q8_0.
+    Stored,
 }
 
 fn default_speedups() -> Vec<f64> {
@@ -285,13 +306,17 @@ impl Experiment {
             .unwrap_or_else(|| Path::new("runs").join(&self.name))
     }
 
-    /// Element type of the weights in memory, for a record.
-    pub(crate) fn dtype_name(&self) -> String {
-        match (self.dtype, self.device) {
-            (Some(DtypeName::F32), _) | (None, DeviceName::Cpu) => "f32",
-            (Some(DtypeName::Bf16), _) => "bf16",
-            (Some(DtypeName::F16), _) => "f16",
-            (None, DeviceName::Cuda) => "as stored",
+    /// What the weights of one of the models are to be kept in, where it is said.
+    pub(crate) fn dtype_of(&self, model: &ModelEntry) -> Option<DtypeName> {
+        model.dtype.or(self.dtype)
+    }
+
+    /// What the weights of one of the models are kept in, for a record.
+    pub(crate) fn dtype_name(&self, model: &ModelEntry) -> String {
+        match (self.dtype_of(model), self.device) {
+            (Some(DtypeName::Stored), _) | (None, DeviceName::Cuda) => "as stored",
+            (None, DeviceName::Cpu) => "f32",
+            (Some(dtype), _) => WeightType::from(dtype).name(),
         }
         .to_owned()
     }

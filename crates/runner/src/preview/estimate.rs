@@ -52,7 +52,7 @@ pub(crate) fn estimate(plan: &Plan) -> anyhow::Result<Estimate> {
     let mut estimate = Estimate::default();
     let device = plan.experiment.device.open()?;
     for (index, model) in plan.models.iter().enumerate() {
-        let dtype = plan.experiment.dtype.map(Into::into);
+        let dtype = plan.experiment.dtype_of(&model.entry).map(Into::into);
         let decoder = Decoder::load(&model.entry.path, &device, dtype, Backend::Auto)
             .with_context(|| format!("model `{}`", model.name))?;
         let tokenizer = TextTokenizer::load(&model.entry.path, decoder.sizes().vocab_size)?;

@@ -3,10 +3,10 @@
 use crate::support::{
     assert_names, checkpoint, checkpoint_copy, refused, repository, skipbench, stdout,
 };
-use candle_core::{DType, Device};
+use candle_core::Device;
 use serde_json::Value;
 use skipbench_engine::{Engine, ScoreMode, ScoreOptions, ScoredText};
-use skipbench_model::{Backend, Decoder, ModelConfig};
+use skipbench_model::{Backend, Decoder, ModelConfig, WeightType};
 use skipbench_strategy::StrategySpec;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,8 @@ fn every_family_is_cut() {
         let kept = spec.build(old.n_layers).unwrap().reachable().to_vec();
         let kinds: Vec<_> = kept.iter().map(|&layer| old.layers[layer]).collect();
         assert_eq!(new.layers, kinds, "{name}");
-        let decoder = Decoder::load(&out, &Device::Cpu, Some(DType::F32), Backend::Auto).unwrap();
+        let decoder =
+            Decoder::load(&out, &Device::Cpu, Some(WeightType::F32), Backend::Auto).unwrap();
         let rows = goldens["fixtures"][&name]["rows"].as_array().unwrap();
         let texts: Vec<ScoredText> = rows
             .iter()

@@ -7,6 +7,7 @@ use crate::digest::CheckpointDigest;
 use crate::experiment;
 use crate::models;
 use anyhow::{Context, bail};
+use candle_core::DType;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use skipbench_train::{ModelShape, Net, TrainConfig, Trainer, train_tokenizer};
@@ -15,6 +16,25 @@ use tokenizers::Tokenizer;
 
 /// Texts that a tokenizer is trained on.
 const TOKENIZER_TEXTS: u64 = 20_000;
+
+/// An element type that a checkpoint is written in.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum WrittenType {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<WrittenType> for DType {
+    fn from(written: WrittenType) -> Self {
+        match written {
+            WrittenType::F32 => DType::F32,
+            WrittenType::Bf16 => DType::BF16,
+            WrittenType::F16 => DType::F16,
+        }
+    }
+}
 
 /// A training config as written by a user. Relative paths are taken from the YAML file's folder.
 #[derive(Debug, Clone, Deserialize)]
@@ -37,7 +57,7 @@ pub(super) struct TrainFile {
     depths: Option<DepthEntry>,
     /// Element type of the written weights.
     #[serde(default)]
-    pub(super) dtype: Option<experiment::DtypeName>,
+    pub(super) dtype: Option<WrittenType>,
     /// The YAML file, for errors to name.
     #[serde(skip)]
     path: PathBuf,
