@@ -138,7 +138,7 @@ enum Layers {
         embedding: Option<Packed>,
         project_in: Option<FusedLinear>,
         layers: Vec<FusedLayer>,
-        head: FusedHead,
+        head: Box<FusedHead>,
     },
 }
 
@@ -291,7 +291,7 @@ impl Layers {
             embedding,
             project_in: project_in.transpose()?,
             layers: layers.collect::<Result<_>>()?,
-            head: FusedHead::new(frame, config, checkpoint)?,
+            head: Box::new(FusedHead::new(frame, config, checkpoint)?),
         })
     }
 

@@ -172,14 +172,14 @@ impl<K: Kind> Product<'_, K> {
                     let codes = &self.x.codes[row * k + block * BLOCK..][..BLOCK];
                     let scale = self.x.scales[row * blocks + block];
                     let sum = self.x.sums[row * blocks + block];
-                    for lane in 0..PANEL {
+                    for (lane, to) in sums.iter_mut().enumerate() {
                         let products = codes.iter().enumerate();
                         let products = products
                             .map(|(input, &x)| code::<K>(lines, lane, input) * i32::from(x));
                         let whole = products.sum::<i32>() - K::OFFSET * sum;
-                        sums[lane] += whole as f32 * (self.w.scales[at][lane].to_f32() * scale);
+                        *to += whole as f32 * (self.w.scales[at][lane].to_f32() * scale);
                         if K::HAS_MIN {
-                            sums[lane] += self.w.mins[at][lane].to_f32() * (scale * sum as f32);
+                            *to += self.w.mins[at][lane].to_f32() * (scale * sum as f32);
                         }
                     }
                 }

@@ -473,3 +473,29 @@ fn searches_that_contradict_themselves() {
         &["stands for several strategies", "give a `seed`"],
     );
 }
+
+/// Weights in blocks through the binary: they answer, and what cannot hold them is refused with the fix.
+#[test]
+fn weights_that_cannot_be_kept_in_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = prompt(dir.path());
+    let command = |model: &Path, more: &[&str]| {
+        let mut command = skipbench();
+        command.arg("generate").arg("--model").arg(model);
+        command.arg("--input").arg(&input);
+        command.args(["--max-new-tokens", "4"]).args(more);
+        command
+    };
+    let model = checkpoint();
+    for dtype in ["q8_0", "q4_1", "q4_0", "stored"] {
+        let more = ["--dtype", dtype, "--strategy", "unified@2"];
+        command(&model, &more).assert().success();
+    }
+    let composed = refused(&mut command(&model, &["--dtype", "q8_0", "--composed"]));
+    assert_names(&composed, &["q8_0", "device: cpu", "bf16"]);
+    let unknown = refused(&mut command(&model, &["--dtype", "q8_1"]));
+    assert_names(&unknown, &["q8_0", "stored"]);
+    let narrow = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/llama1");
+    let narrow = refused(&mut command(&narrow, &["--dtype", "q4_0"]));
+    assert_names(&narrow, &["rows of 48 weights", "blocks of 32", "bf16"]);
+}
