@@ -16,6 +16,14 @@ pub fn reset_peak_memory() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
+/// Memory of the machine that is free to be used.
+pub(crate) fn available_bytes() -> Option<u64> {
+    parse(
+        &std::fs::read_to_string("/proc/meminfo").ok()?,
+        "MemAvailable:",
+    )
+}
+
 fn status(key: &str) -> Option<u64> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?, key)
 }
