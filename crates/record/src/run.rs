@@ -5,7 +5,7 @@ use crate::lines;
 use crate::record::{Answer, ModelRecord, Prompt, Record, TaskRecord, VERSION};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use skipbench_machine::Machine;
+use skipbench_machine::{Checkup, Machine};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -36,12 +36,15 @@ pub struct RunInfo {
 }
 
 /// When and by what a `run.json` was written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Written {
     /// Date and time, RFC 3339.
     pub date: String,
     /// The machine.
     pub device: Option<Machine>,
+    /// What it could be trusted with when the run began; `None` where nothing was timed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkup: Option<Checkup>,
     /// Commit of the program's source.
     pub git_commit: Option<String>,
     /// Versions by name.

@@ -1,15 +1,18 @@
 //! A plot of series with error bars, a band and a guide.
 
-use crate::image::{AREA, Drawn, FONT, PX, UNIT};
-use crate::legend::Legend;
-use crate::series_style::Style;
-use plotters::coord::Shift;
-use plotters::prelude::*;
-use std::ops::Range;
+use crate::axes::{Axis, Frame, range};
+use crate::legend::{self, Entry};
+use crate::names;
+use crate::series_style::{FAINT, Style};
+use crate::svg::{self, Anchor, Look, escape};
 
-const BAND_COLOR: RGBColor = RGBColor(226, 226, 226);
-const GUIDE_COLOR: RGBColor = RGBColor(160, 160, 160);
-const LEGEND_WIDTH: u32 = 240 * UNIT;
+const BAND: &str = "#E2E2E2";
+/// Width and height of a plot in a page: small enough that a phone need not shrink its letters much.
+const PAGE: (f64, f64) = (640.0, 400.0);
+/// The same where several stand side by side.
+const SMALL: (f64, f64) = (320.0, 230.0);
+/// Width and least height of a file.
+const FILE: (f64, f64) = (860.0, 480.0);
 
 /// What is drawn.
 #[derive(Default)]
@@ -24,6 +27,10 @@ pub(crate) struct Chart {
     pub(crate) band: Vec<(f64, f64, f64)>,
     /// Both axes begin at zero.
     pub(crate) from_zero: bool,
+    /// The smaller y is the better one: the axis is turned, so that better is up.
+    pub(crate) is_lower_better: bool,
+    /// A second axis tells y as a share of this.
+    pub(crate) whole: Option<f64>,
 }
 
 /// A line through points.
@@ -34,188 +41,252 @@ pub(crate) struct Series {
 }
 
 /// A point with its error bars.
-#[derive(Clone, Copy)]
+#[derive(Clone, Default)]
 pub(crate) struct Point {
     pub(crate) x: f64,
     pub(crate) y: f64,
     pub(crate) x_range: Option<(f64, f64)>,
     pub(crate) y_range: Option<(f64, f64)>,
+    /// What it is, in words; shown where a mouse rests on it.
+    pub(crate) about: String,
+    /// A name that stands beside it.
+    pub(crate) name: Option<String>,
+    /// Where a page says more of it: the id of a row.
+    pub(crate) link: Option<String>,
+    /// Another one is better in everything.
+    pub(crate) is_faint: bool,
 }
 
-pub(crate) fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn {
-    root.fill(&WHITE)?;
-    let (plot, legend) = root.split_horizontally(AREA.0 - LEGEND_WIDTH);
-    let points = || chart.series.iter().flat_map(|series| &series.points);
-    let guide = || chart.guide.iter().flat_map(|(_, points)| points);
-    let ends = |range: Option<(f64, f64)>| range.into_iter().flat_map(|(lo, hi)| [lo, hi]);
-    let x = axis(
-        points()
-            .map(|p| p.x)
-            .chain(guide().map(|p| p.0))
-            .chain(chart.band.iter().map(|&(x, ..)| x)),
-        points().flat_map(|p| ends(p.x_range)),
-    );
-    let y = axis(
-        points()
-            .map(|p| p.y)
-            .chain(guide().map(|p| p.1))
-            .chain(chart.band.iter().flat_map(|&(_, lo, hi)| [lo, hi])),
-        points().flat_map(|p| ends(p.y_range)),
-    );
-    let (x, y) = match chart.from_zero {
-        true => (0.0..x.end, 0.0..y.end),
-        false => (x, y),
-    };
-    let mut context = ChartBuilder::on(&plot)
-        .caption(&chart.title, (FONT, 17 * PX))
-        .margin(12 * PX)
-        .x_label_area_size(46 * PX)
-        .y_label_area_size(64 * PX)
-        .build_cartesian_2d(x, y)?;
-    let digits = |value: &f64| match value.abs() {
-        a if a >= 10.0 => format!("{value:.0}"),
-        _ => format!("{value:.2}")
-            .trim_end_matches('0')
-            .trim_end_matches('.')
-            .to_owned(),
-    };
-    context
-        .configure_mesh()
-        .x_desc(&chart.x_label)
-        .y_desc(&chart.y_label)
-        .axis_desc_style((FONT, 14 * PX))
-        .label_style((FONT, 12 * PX))
-        .light_line_style(WHITE)
-        .bold_line_style(RGBColor(225, 225, 225).stroke_width(UNIT))
-        .axis_style(BLACK.stroke_width(UNIT))
-        .set_all_tick_mark_size(5 * PX)
-        .x_label_formatter(&digits)
-        .y_label_formatter(&digits)
-        .draw()?;
-    if !chart.band.is_empty() {
-        let low = chart.band.iter().map(|&(x, lo, _)| (x, lo));
-        let high = chart.band.iter().rev().map(|&(x, _, hi)| (x, hi));
-        let mut edge: Vec<(f64, f64)> = low.chain(high).collect();
-        if let [(x, lo, hi)] = chart.band[..] {
-            // One target alone has no width.
-            let (left, right) = (x * 0.985, x * 1.015);
-            edge = vec![(left, lo), (right, lo), (right, hi), (left, hi)];
+impl Series {
+    fn is_faint(&self) -> bool {
+        self.points.iter().all(|point| point.is_faint)
+    }
+}
+
+impl Chart {
+    /// The plot as an SVG.
+    pub(crate) fn svg(&self, look: Look) -> String {
+        let (width, height) = match look {
+            Look::Page => PAGE,
+            Look::Small => SMALL,
+            Look::File => (FILE.0 - legend::WIDTH, FILE.1),
+        };
+        let frame = self.frame(look, (width, height));
+        let mut body = frame.draw();
+        if let Some(whole) = self.whole {
+            body += &shares(&frame, whole);
         }
-        context.draw_series(std::iter::once(Polygon::new(edge, BAND_COLOR)))?;
-    }
-    if let Some((_, line)) = &chart.guide {
-        let style = GUIDE_COLOR.stroke_width(UNIT);
-        context.draw_series(DashedLineSeries::new(
-            line.iter().copied(),
-            6 * PX,
-            4 * PX,
-            style,
-        ))?;
-    }
-    for series in &chart.series {
-        let color = series.style.color();
-        let line = series.points.iter().map(|p| (p.x, p.y));
-        context.draw_series(LineSeries::new(line, color.stroke_width(2 * UNIT)))?;
-        let bars = series.points.iter().flat_map(|p| {
-            let vertical = p.y_range.map(|(lo, hi)| vec![(p.x, lo), (p.x, hi)]);
-            let horizontal = p.x_range.map(|(lo, hi)| vec![(lo, p.y), (hi, p.y)]);
-            [vertical, horizontal].into_iter().flatten()
-        });
-        context.draw_series(
-            bars.map(|bar| PathElement::new(bar, color.mix(0.5).stroke_width(UNIT))),
-        )?;
-        for point in &series.points {
-            context.draw_series(std::iter::once(
-                EmptyElement::at((point.x, point.y)) + series.style.marker((0, 0)),
-            ))?;
+        body += &self.band_and_guide(&frame);
+        // What is greyed lies below what is not.
+        for is_faint in [true, false] {
+            for series in &self.series {
+                body += &draw_series(series, &frame, look, is_faint);
+            }
         }
-    }
-    draw_legend(&legend, chart)
-}
-
-fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn {
-    let names = chart.series.iter().map(|series| series.name.as_str());
-    let band = (!chart.band.is_empty()).then_some("95% of random sets");
-    let guide = chart.guide.as_ref().map(|(name, _)| name.as_str());
-    let legend = Legend::new(names.chain(band).chain(guide));
-    let style = TextStyle::from((FONT, legend.letters).into_font()).color(&BLACK);
-    let y = |below: i32| 52 * PX + below;
-    for (lines, below) in &legend.labels {
-        for (line, text) in lines.iter().enumerate() {
-            let top = y(*below) - legend.letters / 2 + line as i32 * legend.line;
-            area.draw(&Text::new(text.as_str(), (42 * PX, top), style.clone()))?;
+        body += &self.names(&frame);
+        if look != Look::File {
+            return svg::page(look, (width, height), &self.title, &body);
         }
+        let middle = (frame.left + frame.width / 2.0, 24.0);
+        body += &svg::text("title", middle, Anchor::Middle, &self.title);
+        let (entries, below) = legend::draw(&self.legend(), (width, 52.0));
+        body += &entries;
+        let height = height.max(below + 60.0);
+        svg::page(look, (FILE.0, height), &self.title, &body)
     }
-    let mut ys = legend.labels.iter().map(|(_, below)| y(*below));
-    for (series, y) in chart.series.iter().zip(&mut ys) {
-        let color = series.style.color();
-        area.draw(&PathElement::new(
-            vec![(6 * PX, y), (34 * PX, y)],
-            color.stroke_width(2 * UNIT),
-        ))?;
-        area.draw(&series.style.marker((20 * PX, y)))?;
-    }
-    if band.is_some()
-        && let Some(y) = ys.next()
-    {
-        let corners = [(6 * PX, y - 5 * PX), (34 * PX, y + 5 * PX)];
-        area.draw(&Rectangle::new(corners, BAND_COLOR.filled()))?;
-    }
-    if guide.is_some()
-        && let Some(y) = ys.next()
-    {
-        let grey = GUIDE_COLOR.stroke_width(UNIT);
-        for start in [6 * PX, 16 * PX, 26 * PX] {
-            let dash = vec![(start, y), (start + 6 * PX, y)];
-            area.draw(&PathElement::new(dash, grey))?;
+
+    /// The entries of a legend.
+    pub(crate) fn legend(&self) -> Vec<Entry> {
+        let shown = self.series.iter().filter(|series| !series.is_faint());
+        let mut entries: Vec<Entry> = shown
+            .map(|series| {
+                let style = series.style;
+                Entry {
+                    key: Box::new(move |(x, y)| {
+                        let color = style.color();
+                        let ends = [(x - 14.0, y), (x + 14.0, y)];
+                        let stroke = format!("stroke=\"{color}\"");
+                        svg::line(&format!("line {}", style.class()), &stroke, &ends)
+                            + &style.marker(style.class(), color, (x, y))
+                    }),
+                    name: series.name.clone(),
+                }
+            })
+            .collect();
+        let faint = self.series.iter().flat_map(|series| &series.points);
+        if faint.clone().any(|point| point.is_faint) {
+            entries.push(Entry {
+                key: Box::new(|at| Style::Nth(0).marker("faint", FAINT, at)),
+                name: "grey: another is better in both".to_owned(),
+            });
         }
+        if !self.band.is_empty() {
+            entries.push(Entry {
+                key: Box::new(|(x, y)| {
+                    let (x, y) = ((x - 14.0, x + 14.0), (y - 5.0, y + 5.0));
+                    svg::polygon(
+                        "band",
+                        BAND,
+                        &[(x.0, y.0), (x.1, y.0), (x.1, y.1), (x.0, y.1)],
+                    )
+                }),
+                name: "95% of random sets".to_owned(),
+            });
+        }
+        if let Some((name, _)) = &self.guide {
+            entries.push(Entry {
+                key: Box::new(|(x, y)| {
+                    svg::line(
+                        "guide",
+                        "stroke=\"#8c8c8c\"",
+                        &[(x - 14.0, y), (x + 14.0, y)],
+                    )
+                }),
+                name: name.clone(),
+            });
+        }
+        entries
     }
-    Ok(())
-}
 
-/// Of the width of all values, how far the ends of intervals may widen an axis. One that is hardly known would squeeze all
-/// others; its bar ends at the edge.
-const WIDENED: f64 = 0.25;
-
-/// The range of an axis: all values, and the ends of their intervals as far as they are not far away.
-fn axis(values: impl Iterator<Item = f64>, ends: impl Iterator<Item = f64>) -> Range<f64> {
-    let values: Vec<f64> = values.collect();
-    let inner = padded(values.iter().copied());
-    let room = WIDENED * (inner.end - inner.start);
-    let ends = ends.map(|end| end.clamp(inner.start - room, inner.end + room));
-    padded(values.iter().copied().chain(ends))
-}
-
-/// A range that holds all values with a margin, and is never empty.
-pub(crate) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
-    let (lo, hi) = values
-        .filter(|value| value.is_finite())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), value| {
-            (lo.min(value), hi.max(value))
-        });
-    if lo > hi {
-        return 0.0..1.0;
-    }
-    let margin = ((hi - lo) * 0.06).max(hi.abs() * 0.02).max(1e-3);
-    let low = lo - margin;
-    // A margin below zero would suggest that less than nothing is possible.
-    (if lo >= 0.0 { low.max(0.0) } else { low })..hi + margin
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interval_that_says_nothing_does_not_squeeze_the_rest() {
-        let points = [1.0, 2.0];
-        let near = axis(points.into_iter(), [0.9, 2.1].into_iter());
-        assert!(
-            near.start < 0.9 && (2.1..2.3).contains(&near.end),
-            "{near:?}"
+    fn frame(&self, look: Look, (width, height): (f64, f64)) -> Frame {
+        let points = || self.series.iter().flat_map(|series| &series.points);
+        let guide = || self.guide.iter().flat_map(|(_, points)| points);
+        let ends = |range: Option<(f64, f64)>| range.into_iter().flat_map(|(lo, hi)| [lo, hi]);
+        let mut x = range(
+            points()
+                .map(|p| p.x)
+                .chain(guide().map(|p| p.0))
+                .chain(self.band.iter().map(|&(x, ..)| x)),
+            points().flat_map(|p| ends(p.x_range)),
         );
-        let far = axis(points.into_iter(), [0.9, 16.0, f64::NAN].into_iter());
-        assert!(far.start < 0.9 && (2.1..2.6).contains(&far.end), "{far:?}");
-        assert_eq!(axis([].into_iter(), [].into_iter()), 0.0..1.0);
+        let mut y = range(
+            points()
+                .map(|p| p.y)
+                .chain(guide().map(|p| p.1))
+                .chain(self.band.iter().flat_map(|&(_, lo, hi)| [lo, hi])),
+            points().flat_map(|p| ends(p.y_range)),
+        );
+        if self.from_zero {
+            (x.start, y.start) = (0.0, 0.0);
+        }
+        let top = if look == Look::File { 40.0 } else { 12.0 };
+        let right = if self.whole.is_some() { 62.0 } else { 14.0 };
+        let mut y = Axis::new(y, &self.y_label);
+        y.is_turned = self.is_lower_better;
+        Frame {
+            left: 66.0,
+            top,
+            width: width - 66.0 - right,
+            height: height - top - 52.0,
+            x: Axis::new(x, &self.x_label),
+            y,
+        }
     }
+
+    fn band_and_guide(&self, frame: &Frame) -> String {
+        let mut body = String::new();
+        if !self.band.is_empty() {
+            let low = self.band.iter().map(|&(x, lo, _)| (x, lo));
+            let high = self.band.iter().rev().map(|&(x, _, hi)| (x, hi));
+            let mut edge: Vec<(f64, f64)> = low.chain(high).collect();
+            if let [(x, lo, hi)] = self.band[..] {
+                // One target alone has no width.
+                let (left, right) = (x * 0.985, x * 1.015);
+                edge = vec![(left, lo), (right, lo), (right, hi), (left, hi)];
+            }
+            let edge: Vec<(f64, f64)> = edge.into_iter().map(|point| frame.at(point)).collect();
+            body += &format!(
+                "<g><title>95% of random sets</title>{}</g>",
+                svg::polygon("band", BAND, &edge)
+            );
+        }
+        if let Some((name, points)) = &self.guide {
+            let points: Vec<(f64, f64)> = points.iter().map(|&point| frame.at(point)).collect();
+            body += &format!(
+                "<g><title>{}</title>{}</g>",
+                escape(name),
+                svg::line("guide", "stroke=\"#8c8c8c\"", &points)
+            );
+        }
+        body
+    }
+
+    /// The names of points, where there is room for them.
+    fn names(&self, frame: &Frame) -> String {
+        let points = self.series.iter().flat_map(|series| &series.points);
+        let drawn = points.filter(|point| point.x.is_finite() && point.y.is_finite());
+        let markers: Vec<(f64, f64)> = drawn.clone().map(|p| frame.at((p.x, p.y))).collect();
+        let wanted: Vec<((f64, f64), &str)> = drawn
+            .filter_map(|point| Some((frame.at((point.x, point.y)), point.name.as_deref()?)))
+            .collect();
+        let edges = (frame.left, frame.top, frame.right(), frame.bottom());
+        names::place(&wanted, &markers, edges)
+            .into_iter()
+            .map(|(place, name)| svg::text("name", place, Anchor::Start, name))
+            .collect()
+    }
+}
+
+/// The second axis: shares of a value.
+fn shares(frame: &Frame, whole: f64) -> String {
+    let mut body = String::new();
+    let (low, high) = (frame.y.range.start / whole, frame.y.range.end / whole);
+    let step = match high - low {
+        span if span > 0.6 => 0.2,
+        span if span > 0.3 => 0.1,
+        span if span > 0.12 => 0.05,
+        _ => 0.02,
+    };
+    let mut index = (low / step).ceil() as i64;
+    while index as f64 * step <= high && body.len() < 4096 {
+        let share = index as f64 * step;
+        let y = frame.at((frame.x.range.start, share * whole)).1;
+        let ends = [(frame.right(), y), (frame.right() + 4.0, y)];
+        body += &svg::line("frame", "stroke=\"#1a1a1a\"", &ends);
+        let at = (frame.right() + 7.0, y + 4.0);
+        body += &svg::text("tick", at, Anchor::Start, &format!("{:.0}%", 100.0 * share));
+        index += 1;
+    }
+    let beside = (frame.right() + 54.0, frame.top + frame.height / 2.0);
+    body + &svg::upright("axis second", beside, "share of the full network's")
+}
+
+/// The greyed part of a series, or the rest of it.
+fn draw_series(series: &Series, frame: &Frame, look: Look, is_faint: bool) -> String {
+    let mut body = String::new();
+    let points = || {
+        let points = series.points.iter();
+        points.filter(|point| point.x.is_finite() && point.y.is_finite())
+    };
+    let color = series.style.color();
+    let class = series.style.class();
+    if series.is_faint() == is_faint && series.points.len() > 1 {
+        let places: Vec<(f64, f64)> = points().map(|p| frame.at((p.x, p.y))).collect();
+        let faint = if is_faint { " faintline" } else { "" };
+        let stroke = format!("stroke=\"{}\"", if is_faint { FAINT } else { color });
+        body += &svg::line(&format!("line {class}{faint}"), &stroke, &places);
+    }
+    for point in points().filter(|point| point.is_faint == is_faint) {
+        let fill = if is_faint { FAINT } else { color };
+        let class = if is_faint { "faint" } else { class };
+        let stroke = format!("stroke=\"{fill}\"");
+        let mut drawn = format!("<title>{}</title>", escape(&point.about));
+        let vertical = point.y_range.map(|(lo, hi)| [(point.x, lo), (point.x, hi)]);
+        let horizontal = point.x_range.map(|(lo, hi)| [(lo, point.y), (hi, point.y)]);
+        for bar in [vertical, horizontal].into_iter().flatten() {
+            let bar = bar.map(|end| frame.at(end));
+            drawn += &svg::line(&format!("bar {class}"), &stroke, &bar);
+        }
+        drawn += &series
+            .style
+            .marker(class, fill, frame.at((point.x, point.y)));
+        body += &match (&point.link, look) {
+            (Some(row), Look::Page) => format!(
+                "<a href=\"#{row}\" aria-label=\"{}\">{drawn}</a>",
+                escape(&point.about)
+            ),
+            _ => format!("<g>{drawn}</g>"),
+        };
+    }
+    body
 }

@@ -384,5 +384,6 @@ pub const COLUMNS: &[Column] = &[
     text("binary", |row| Some(row.record.measured().binary.version.clone()), "version of skipbench"),
     text("commit", |row| row.record.measured().binary.commit.clone(), "commit that it was built from"),
     text("measured_at", |row| Some(row.record.measured().at.clone()), "date and time of the timing, or of the answers where nothing was timed"),
+    text("cell", |row| Some(row.record.id.clone()), "id of the cell, by which its answers and its record are found"),
     text("weights", |row| Some(short(&row.record.model.weights).to_owned()), "first digits of the SHA-256 of all weight files"),
 ];

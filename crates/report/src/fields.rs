@@ -89,11 +89,22 @@ impl Field<'_> {
 /// A difference from the full network counts where its corrected p-value is below this.
 const ALPHA: f64 = 0.05;
 
-fn scored(value: &Scored, is_main: bool) -> String {
-    let digits = match value.kind.unit() {
+/// Digits behind the point of a score.
+fn digits(value: &Scored) -> usize {
+    match value.kind.unit() {
         Unit::Percent => 1,
         Unit::Fraction => 3,
-    };
+    }
+}
+
+/// A score with its interval.
+pub(crate) fn score_text(value: &Scored) -> String {
+    let (digits, Scored { score, lo, hi, .. }) = (digits(value), value);
+    format!("{score:.digits$} [{lo:.digits$}, {hi:.digits$}]")
+}
+
+fn scored(value: &Scored, is_main: bool) -> String {
+    let digits = digits(value);
     let Scored { score, lo, hi, .. } = value;
     let significant = if value.p_value.is_some_and(|p| p < ALPHA) {
         "*"
@@ -119,7 +130,7 @@ pub(crate) fn percent(share: f64) -> String {
     }
 }
 
-fn significant(value: f64) -> String {
+pub(crate) fn significant(value: f64) -> String {
     let digits = match value {
         value if value >= 100.0 => 0,
         value if value >= 10.0 => 1,

@@ -15,6 +15,8 @@ pub(crate) struct Head {
     /// A name and a value each.
     pub(crate) facts: Vec<(String, String)>,
     pub(crate) notes: Vec<String>,
+    /// What there is no result of yet, one a run; also among the notes.
+    pub(crate) missing: Vec<String>,
     /// What every machine is called in the tables, and what it is.
     pub(crate) machines: Vec<(String, String)>,
 }
@@ -59,15 +61,16 @@ impl Head {
         facts.retain(|(_, value)| !value.is_empty());
         let written = runs.iter().flat_map(|run| run.info.notes.iter().cloned());
         let mut notes = distinct(written);
-        notes.extend(
-            runs.iter()
-                .zip(names)
-                .filter_map(|(run, name)| missing(run, name)),
-        );
+        let unfinished = runs.iter().zip(names);
+        let missing: Vec<String> = unfinished
+            .filter_map(|(run, name)| missing(run, name))
+            .collect();
+        notes.extend(missing.iter().cloned());
         Self {
             title: of_runs(|run| run.info.title.clone()).join(" | "),
             facts,
             notes,
+            missing,
             machines,
         }
     }

@@ -1,101 +1,70 @@
-//! Where the labels of a legend go: as large as they fit, settings on lines of their own.
+//! The legend of a plot that is a file of its own: every name whole, on as many lines as it needs.
 
-use crate::image::PX;
+use crate::svg::{self, Anchor};
 
-/// Height of a legend, drawing units.
-const HEIGHT: i32 = 425 * PX;
-/// Width of a label, drawing units.
-const WIDTH: i32 = 195 * PX;
-/// Largest and smallest letters, pixels.
-const LETTERS: (i32, i32) = (13, 7);
-/// From one label to the next where there is room, drawing units.
-const PITCH: i32 = 22 * PX;
+/// Width of a legend, pixels.
+pub(crate) const WIDTH: f64 = 240.0;
+/// Characters that a line holds, and where text begins.
+const FITS: usize = 29;
+const INDENT: f64 = 40.0;
+/// From one line of a name to its next, and what lies between names, pixels.
+const LINE: f64 = 15.0;
+const GAP: f64 = 7.0;
 
-/// Labels of a legend from top to bottom.
-pub(crate) struct Legend {
-    /// Height of the letters, drawing units.
-    pub(crate) letters: i32,
-    /// From one line of a label to its next, drawing units.
-    pub(crate) line: i32,
-    /// For each label its lines, and how far its first lies below the first of all.
-    pub(crate) labels: Vec<(Vec<String>, i32)>,
+/// An entry: its key, drawn around a place, and its name.
+pub(crate) struct Entry {
+    pub(crate) key: Box<dyn Fn((f64, f64)) -> String>,
+    pub(crate) name: String,
 }
 
-impl Legend {
-    pub(crate) fn new<'a>(labels: impl Iterator<Item = &'a str> + Clone) -> Self {
-        let in_letters = |pixels: i32| {
-            let letters = pixels * PX;
-            let chars = (WIDTH * 25 / (letters * 13)) as usize;
-            let labels: Vec<_> = labels.clone().map(|label| wrap(label, chars)).collect();
-            let text: i32 = labels.iter().map(|lines| height(lines, letters)).sum();
-            (letters, labels, text)
-        };
-        let (letters, labels, text) = (LETTERS.1..=LETTERS.0)
-            .rev()
-            .map(in_letters)
-            .find(|(_, labels, text)| {
-                let cut = labels.iter().flatten().any(|line| line.ends_with('…'));
-                *text <= HEIGHT && !cut
-            })
-            .unwrap_or_else(|| in_letters(LETTERS.1));
-        // Where even the smallest are too many they overlap rather than leave the picture.
-        let gaps = labels.len().saturating_sub(1).max(1) as i32;
-        let gap = (HEIGHT - text)
-            .div_euclid(gaps)
-            .min(PITCH - height(&[String::new()], letters));
-        let mut y = 0;
-        Self {
-            letters,
-            line: line(letters),
-            labels: labels
-                .into_iter()
-                .map(|lines| {
-                    let at = y;
-                    y += height(&lines, letters) + gap;
-                    (lines, at)
-                })
-                .collect(),
+/// Draws a legend whose upper left corner is given; gives how high it is.
+pub(crate) fn draw(entries: &[Entry], (left, top): (f64, f64)) -> (String, f64) {
+    let mut body = String::new();
+    let mut y = top;
+    for entry in entries {
+        body += &(entry.key)((left + 20.0, y));
+        for line in wrap(&entry.name, FITS) {
+            body += &svg::text("key", (left + INDENT, y + 4.0), Anchor::Start, &line);
+            y += LINE;
         }
+        y += GAP;
     }
+    (body, y - top)
 }
 
-/// From one line to the next.
-fn line(letters: i32) -> i32 {
-    letters * 5 / 4
-}
-
-/// Height of a label with the least distance to the next.
-fn height(lines: &[String], letters: i32) -> i32 {
-    lines.len() as i32 * line(letters) + letters / 10
-}
-
-/// A label on lines of at most `fits` characters, broken before its settings and between them.
-fn wrap(label: &str, fits: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    let parts = label.split_inclusive(", ").flat_map(|part| {
+/// A name on lines of at most `fits` characters, broken before its settings and between them; where that is not enough
+/// between words, and within a word that is longer.
+fn wrap(name: &str, fits: usize) -> Vec<String> {
+    let length = |text: &str| text.trim_end().chars().count();
+    let parts = name.split_inclusive(", ").flat_map(|part| {
         let (name, settings) = part.split_at(part.find('{').unwrap_or(part.len()));
-        [name, settings].into_iter().filter(|part| !part.is_empty())
+        [name, settings]
     });
-    for part in parts {
+    let pieces = parts.flat_map(|part| match length(part) > fits {
+        true => part.split_inclusive(' ').collect::<Vec<&str>>(),
+        false => vec![part],
+    });
+    let mut lines = vec![String::new()];
+    for piece in pieces {
         let last = lines.last().map_or(0, |line| line.chars().count());
-        if last > 0 && last + part.trim_end().chars().count() > fits {
+        if last > 0 && last + length(piece) > fits {
             lines.push(String::new());
         }
-        if let Some(line) = lines.last_mut() {
-            line.push_str(part);
+        for c in piece.chars() {
+            let is_full = |line: &String| line.chars().count() == fits && c != ' ';
+            if lines.last().is_some_and(is_full) {
+                lines.push(String::new());
+            }
+            if let Some(line) = lines.last_mut() {
+                line.push(c);
+            }
         }
     }
+    lines.retain(|line| !line.trim().is_empty());
     lines
-        .into_iter()
-        .map(|line| cut(line.trim_end(), fits))
+        .iter()
+        .map(|line| line.trim_end().to_owned())
         .collect()
-}
-
-fn cut(line: &str, fits: usize) -> String {
-    match line.chars().count() > fits {
-        true => line.chars().take(fits - 1).chain(['…']).collect(),
-        false => line.to_owned(),
-    }
 }
 
 #[cfg(test)]
@@ -103,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_go_on_lines_of_their_own_where_the_line_is_full() {
+    fn a_name_is_never_cut() {
         assert_eq!(wrap("early-exit", 28), ["early-exit"]);
         assert_eq!(
             wrap("early-exit {kv-fill: copy}", 28),
@@ -113,23 +82,25 @@ mod tests {
             wrap("early-exit {kv-fill: deferred, batch-mode: sync}", 28),
             ["early-exit", "{kv-fill: deferred,", "batch-mode: sync}"]
         );
-        assert_eq!(wrap("a-name-that-is-too-long", 8), ["a-name-…"]);
+        assert_eq!(
+            wrap("grey: better in both", 12),
+            ["grey: better", "in both"]
+        );
+        assert_eq!(
+            wrap("a-name-that-is-too-long", 8),
+            ["a-name-t", "hat-is-t", "oo-long"]
+        );
     }
 
     #[test]
-    fn few_labels_are_large_and_many_stay_within_the_legend() {
-        let few = Legend::new(["full", "unified", "top"].into_iter());
-        assert_eq!(few.letters, LETTERS.0 * PX);
-        assert_eq!(few.labels[1].1, PITCH);
-        for count in [10, 20, 30] {
-            let name = "early-exit {kv-fill: deferred, batch-mode: sync}";
-            let many = Legend::new((0..count).map(|_| name));
-            let (lines, at) = &many.labels[count - 1];
-            assert!(at + height(lines, many.letters) <= HEIGHT, "{count}");
-            assert!(!lines.iter().any(|line| line.ends_with('…')), "{count}");
-        }
-        let crowd = Legend::new((0..70).map(|_| "early-exit"));
-        let (lines, at) = &crowd.labels[69];
-        assert!(at + height(lines, crowd.letters) <= HEIGHT);
+    fn a_legend_is_as_high_as_its_names() {
+        let entry = || Entry {
+            key: Box::new(|_| String::new()),
+            name: "early-exit {kv-fill: deferred, batch-mode: sync}".to_owned(),
+        };
+        let (_, one) = draw(&[entry()], (0.0, 0.0));
+        let (body, two) = draw(&[entry(), entry()], (0.0, 0.0));
+        assert_eq!(two, 2.0 * one);
+        assert_eq!(body.matches("<text").count(), 6);
     }
 }

@@ -5,22 +5,27 @@
 //! drawn from it. Nothing but the folders of the runs is needed, and the same runs always give the same files.
 
 mod answers;
+mod axes;
 mod chart;
 mod columns;
 mod error;
 mod fields;
+mod findings;
 mod frame;
+mod front;
 mod head;
 mod heatmap;
 mod html;
 mod image;
 mod legend;
 mod loss;
+mod names;
 mod plots;
 mod report;
 mod row;
 mod scores;
 mod series_style;
+mod svg;
 mod table;
 mod text;
 

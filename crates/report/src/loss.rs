@@ -1,11 +1,10 @@
 //! The loss curve of a training run.
 
-use crate::chart::padded;
+use crate::axes::{Axis, Frame, padded};
 use crate::error::Result;
-use crate::image::{self, Drawn, FONT, PX, UNIT};
+use crate::image;
 use crate::series_style::Style;
-use plotters::coord::Shift;
-use plotters::prelude::*;
+use crate::svg::{self, Anchor, Look};
 use std::path::{Path, PathBuf};
 
 /// A curve of a training run.
@@ -22,25 +21,11 @@ pub struct LossSeries {
 /// # Errors
 /// A folder that cannot be written.
 pub fn loss_plot(path: &Path, series: &[LossSeries]) -> Result<Vec<PathBuf>> {
-    image::save(path, |area| draw(area, series))
+    image::save(path, &draw(series))
 }
 
-fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -> Drawn {
-    root.fill(&WHITE)?;
-    let curves: Vec<Vec<(f64, f64)>> = series
-        .iter()
-        .map(|series| {
-            let window = (series.points.len() / 100).max(1);
-            series
-                .points
-                .windows(window)
-                .map(|part| {
-                    let mean = part.iter().map(|p| p.1).sum::<f64>() / window as f64;
-                    (part[window - 1].0, mean.max(1e-6))
-                })
-                .collect()
-        })
-        .collect();
+fn draw(series: &[LossSeries]) -> String {
+    let curves: Vec<Vec<(f64, f64)>> = series.iter().map(smooth).collect();
     let x = padded(curves.iter().flatten().map(|p| p.0));
     let (lo, hi) = curves
         .iter()
@@ -48,30 +33,38 @@ fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, series: &[LossSeries]) -> Dra
         .fold((f64::INFINITY, 1e-6), |(lo, hi): (f64, f64), p| {
             (lo.min(p.1), hi.max(p.1))
         });
-    let y = if lo < hi {
-        lo * 0.8..hi * 1.2
-    } else {
-        0.1..10.0
+    let y = match lo < hi {
+        true => lo * 0.8..hi * 1.2,
+        false => 0.1..10.0,
     };
-    let mut context = ChartBuilder::on(root)
-        .caption("Training loss", (FONT, 17 * PX))
-        .margin(12 * PX)
-        .x_label_area_size(46 * PX)
-        .y_label_area_size(64 * PX)
-        .build_cartesian_2d(x, y.log_scale())?;
-    context
-        .configure_mesh()
-        .x_desc("step")
-        .y_desc("cross-entropy (nats per token, log scale)")
-        .axis_desc_style((FONT, 14 * PX))
-        .label_style((FONT, 12 * PX))
-        .light_line_style(WHITE)
-        .draw()?;
-    for (index, curve) in curves.into_iter().enumerate() {
-        context.draw_series(LineSeries::new(
-            curve,
-            Style::Nth(index).color().stroke_width(2 * UNIT),
-        ))?;
+    let (width, height) = (860.0, 480.0);
+    let mut y = Axis::new(y, "cross-entropy (nats per token, log scale)");
+    y.is_log = true;
+    let frame = Frame {
+        left: 66.0,
+        top: 40.0,
+        width: width - 80.0,
+        height: height - 92.0,
+        x: Axis::new(x, "step"),
+        y,
+    };
+    let mut body = frame.draw();
+    let middle = (frame.left + frame.width / 2.0, 24.0);
+    body += &svg::text("title", middle, Anchor::Middle, "Training loss");
+    for (index, curve) in curves.iter().enumerate() {
+        let places: Vec<(f64, f64)> = curve.iter().map(|&point| frame.at(point)).collect();
+        let stroke = format!("stroke=\"{}\"", Style::Nth(index).color());
+        body += &svg::line("line", &stroke, &places);
     }
-    Ok(())
+    svg::page(Look::File, (width, height), "Training loss", &body)
+}
+
+/// Means over a window that slides along.
+fn smooth(series: &LossSeries) -> Vec<(f64, f64)> {
+    let window = (series.points.len() / 100).max(1);
+    let mean = |part: &[(f64, f64)]| {
+        let mean = part.iter().map(|point| point.1).sum::<f64>() / window as f64;
+        (part[window - 1].0, mean.max(1e-6))
+    };
+    series.points.windows(window).map(mean).collect()
 }

@@ -1,39 +1,59 @@
 //! The plots of a report.
 
-use crate::chart::{self, Chart, Point, Series};
-use crate::error::Result;
-use crate::image;
+use crate::chart::{Chart, Point, Series};
+use crate::fields::{achieved as achieved_text, score_text};
+use crate::front::is_beaten;
 use crate::row::{Row, sorted};
 use crate::series_style::Style;
 
-/// A drawn plot.
+/// A plot of a report.
 pub(crate) struct Plot {
     /// File name without extension.
     pub(crate) name: String,
-    pub(crate) svg: String,
+    /// What it shows.
+    pub(crate) kind: Shows,
+    /// The group that it is of, by its place; `None` for one of several.
+    pub(crate) group: Option<usize>,
+    pub(crate) chart: Chart,
+}
+
+/// What a plot shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shows {
+    /// Quality against the achieved speedup.
+    Quality,
+    /// The achieved speedup against the one that was asked for.
+    Achieved,
+    /// Tokens per second against the batch size.
+    Throughput,
 }
 
 /// Every plot of a report.
-///
-/// # Errors
-/// A plot that cannot be drawn.
-pub(crate) fn all(groups: &[Vec<Row<'_>>]) -> Result<Vec<Plot>> {
+pub(crate) fn all(groups: &[Vec<Row<'_>>]) -> Vec<Plot> {
     let groups: Vec<Vec<Row<'_>>> = groups.iter().map(|group| sorted(group)).collect();
     let styles = Styles::new(&groups);
-    let mut charts = Vec::new();
-    for group in &groups {
-        charts.extend(quality(group, &styles));
-        charts.extend(achieved(group, &styles));
+    let mut plots = Vec::new();
+    for (index, group) in groups.iter().enumerate() {
+        let plot = |kind| {
+            move |(name, chart)| Plot {
+                name,
+                kind,
+                group: Some(index),
+                chart,
+            }
+        };
+        plots.extend(quality(group, &styles).map(plot(Shows::Quality)));
+        plots.extend(achieved(group, &styles).map(plot(Shows::Achieved)));
     }
-    charts.extend(throughput(&groups, &styles));
-    charts.retain(|(_, chart)| !chart.series.is_empty());
-    let draw = |(name, chart): &(String, Chart)| {
-        Ok(Plot {
-            name: name.clone(),
-            svg: image::draw(name, |area| chart::draw(area, chart))?,
-        })
-    };
-    charts.iter().map(draw).collect()
+    let throughput = throughput(&groups, &styles).into_iter();
+    plots.extend(throughput.map(|(name, chart)| Plot {
+        name,
+        kind: Shows::Throughput,
+        group: None,
+        chart,
+    }));
+    plots.retain(|plot| !plot.chart.series.is_empty());
+    plots
 }
 
 /// Name and look of every series of a report, the same in all plots.
@@ -108,14 +128,32 @@ impl Styles {
 
 fn quality(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
     let metric = group[0].record.task.metrics.first()?;
+    let full = group.iter().find(|row| row.is_full());
+    let full = full.and_then(|row| row.score(metric));
+    let is_lower_better = group
+        .iter()
+        .find_map(|row| row.score(metric))
+        .is_some_and(|score| !score.kind.higher_is_better());
     let rows = group.iter().filter(|row| row.sets.is_none());
     let series = styles.series(rows, |row| {
         let score = row.score(metric)?;
+        let is_faint = is_beaten(row, group, metric);
+        let kept = full.filter(|full| !row.is_full() && full.score > 0.0);
+        let kept = kept.map_or(String::new(), |full| {
+            format!(
+                ", {:.0}% of the full network's",
+                100.0 * score.score / full.score
+            )
+        });
         Some(Point {
             x: row.achieved()?,
             y: score.score,
             x_range: row.interval(),
             y_range: Some((score.lo, score.hi)),
+            about: format!("{}, {metric} {}{kept}", speed(row), score_text(score)),
+            name: (!is_faint).then(|| bare(&row.label())),
+            link: Some(row.id()),
+            is_faint,
         })
     });
     let bands = group.iter().filter(|row| row.sets.is_some());
@@ -123,12 +161,32 @@ fn quality(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
         let score = row.score(metric)?;
         Some((row.achieved()?, score.lo, score.hi))
     });
+    let band: Vec<(f64, f64, f64)> = band.collect();
+    let ends = series.iter().flat_map(|series| &series.points);
+    let ends = ends.fold((1.0, 1.0), |(lo, hi): (f64, f64), point| {
+        (lo.min(point.x), hi.max(point.x))
+    });
+    let level = full.map(|full| {
+        let points = vec![(ends.0, full.score), (ends.1, full.score)];
+        let whole = if is_lower_better {
+            ""
+        } else {
+            ", 100% on the right"
+        };
+        (format!("the full network's{whole}"), points)
+    });
+    let better = if is_lower_better { "lower" } else { "higher" };
     let chart = Chart {
         title: title("Quality against achieved speedup", &group[0]),
         x_label: "achieved speedup (decode time, full network = 1)".to_owned(),
-        y_label: metric.clone(),
-        band: band.collect(),
+        y_label: format!("{metric} ({better} is better)"),
+        band,
         series,
+        guide: level,
+        is_lower_better,
+        whole: full
+            .filter(|full| full.score > 0.0 && !is_lower_better)
+            .map(|full| full.score),
         ..Chart::default()
     };
     Some((file_name("quality", &group[0]), chart))
@@ -140,11 +198,14 @@ fn achieved(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
         .filter_map(Row::target)
         .max_by(f64::total_cmp)?;
     let series = styles.series(group.iter(), |row| {
+        let target = row.target()?;
         Some(Point {
-            x: row.target()?,
+            x: target,
             y: row.achieved()?,
-            x_range: None,
             y_range: row.interval(),
+            about: format!("{} of {target}x", speed(row)),
+            link: Some(row.id()),
+            ..Point::default()
         })
     });
     let chart = Chart {
@@ -159,6 +220,17 @@ fn achieved(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
         ..Chart::default()
     };
     Some((file_name("achieved", &group[0]), chart))
+}
+
+/// A row and its speed, in words.
+fn speed(row: &Row<'_>) -> String {
+    let achieved = achieved_text(row).unwrap_or_else(|| "not timed".to_owned());
+    format!("{}: {achieved}", row.label())
+}
+
+/// A label without its settings.
+fn bare(label: &str) -> String {
+    label.split(" {").next().unwrap_or(label).to_owned()
 }
 
 /// A chart per model, task and number of beams, at the target nearest to 2.
@@ -190,8 +262,13 @@ fn throughput(groups: &[Vec<Row<'_>>], styles: &Styles) -> Vec<(String, Chart)> 
             Some(Point {
                 x: row.record.search.batch_size as f64,
                 y: row.tokens_per_s()?,
-                x_range: None,
-                y_range: None,
+                about: format!(
+                    "{}, {}: {:.0} tokens/s",
+                    row.label(),
+                    row.setting(),
+                    row.tokens_per_s()?
+                ),
+                ..Point::default()
             })
         });
         for series in &mut series {

@@ -1,12 +1,14 @@
 //! A report: the rows of some runs, and everything that is drawn from them.
 
 use crate::error::{ReportError, Result};
+use crate::findings::is_unsteady;
 use crate::frame::Frame;
 use crate::head::Head;
 use crate::image;
 use crate::plots::{self, Plot};
 use crate::row::Row;
 use crate::scores::{Graded, compare};
+use crate::svg::Look;
 use crate::table::{Kind, Table};
 use crate::{html, text};
 use skipbench_engine::speedup;
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 /// Every result of some runs, side by side.
 pub struct Report<'a> {
+    runs: &'a [Run],
     head: Head,
     /// Rows of the same model, task, batch size and beams.
     groups: Vec<Vec<Row<'a>>>,
@@ -32,9 +35,12 @@ impl<'a> Report<'a> {
         let machines = machines(runs);
         let names: Vec<String> = runs.iter().map(|run| run_name(run, runs)).collect();
         let mut groups: Vec<Vec<Graded<'a>>> = Vec::new();
+        let mut numbers = 0..;
         for (run, name) in runs.iter().zip(&names) {
             for record in &run.records {
-                let graded = Graded::new(row(record, name, &machines), run)?;
+                let number = numbers.next().unwrap_or(0);
+                let row = row(record, run, (name, number), &machines);
+                let graded = Graded::new(row)?;
                 let group = groups
                     .iter_mut()
                     .find(|group| group[0].row.group() == graded.row.group());
@@ -51,6 +57,7 @@ impl<'a> Report<'a> {
         let groups: Vec<Vec<Row<'a>>> = groups.into_iter().map(rows).collect();
         let all: Vec<&Row<'a>> = groups.iter().flatten().collect();
         Ok(Self {
+            runs,
             head: Head::new(runs, &names, &all, &machines),
             groups,
         })
@@ -99,7 +106,7 @@ impl<'a> Report<'a> {
     /// A folder that cannot be written.
     pub fn write(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut frame = Frame::of(&self.rows().collect::<Vec<_>>())?;
-        let plots = plots::all(&self.groups)?;
+        let plots = plots::all(&self.groups);
         let mut paths = self.write_small(dir, &mut frame, &plots)?;
         let more = [
             ("results.parquet", frame.parquet()?),
@@ -108,7 +115,8 @@ impl<'a> Report<'a> {
         paths.extend(write_all(dir, more)?);
         for plot in &plots {
             let path = plot_path(dir, plot).with_extension("png");
-            write_whole(&path, &image::png(&plot.name, &plot.svg)?)?;
+            let picture = image::png(&plot.name, &plot.chart.svg(Look::File))?;
+            write_whole(&path, &picture)?;
             paths.push(path);
         }
         Ok(paths)
@@ -120,24 +128,21 @@ impl<'a> Report<'a> {
     /// A folder that cannot be written.
     pub fn write_archive(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut frame = Frame::of(&self.rows().collect::<Vec<_>>())?;
-        self.write_small(dir, &mut frame, &plots::all(&self.groups)?)
+        self.write_small(dir, &mut frame, &plots::all(&self.groups))
     }
 
     fn write_small(&self, dir: &Path, frame: &mut Frame, plots: &[Plot]) -> Result<Vec<PathBuf>> {
-        let (main, cost) = (self.tables(Kind::Main), self.tables(Kind::Cost));
+        let page = html::page(self.runs, &self.head, &self.groups, plots)?;
         let files = [
             ("results.csv", frame.csv()?),
             ("table.md", self.markdown().into_bytes()),
-            (
-                "report.html",
-                html::page(&self.head, &main, &cost, plots)?.into_bytes(),
-            ),
+            ("report.html", page.into_bytes()),
         ];
         make_folder(&dir.join("plots"))?;
         let mut paths = write_all(dir, files)?;
         for plot in plots {
             let path = plot_path(dir, plot);
-            write_whole(&path, plot.svg.as_bytes())?;
+            write_whole(&path, plot.chart.svg(Look::File).as_bytes())?;
             paths.push(path);
         }
         Ok(paths)
@@ -151,7 +156,13 @@ impl<'a> Report<'a> {
     }
 }
 
-fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
+/// A record as a row. `name`: of its run; `number`: its place among all rows.
+fn row<'a>(
+    record: &'a Record,
+    source: &'a Run,
+    (name, number): (&str, usize),
+    machines: &[&Machine],
+) -> Row<'a> {
     let machine = &record.measured().machine;
     let index = machines
         .iter()
@@ -159,8 +170,10 @@ fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
     let timing = record.timing.as_ref();
     let timing_notes = timing.iter().flat_map(|timing| &timing.notes);
     let mut row = Row {
-        run: run.to_owned(),
+        run: name.to_owned(),
         record,
+        source,
+        number,
         machine: index.map_or(0, |index| index + 1),
         speedup: timing.and_then(|timing| speedup(&timing.blocks)),
         scores: Vec::new(),
@@ -171,7 +184,7 @@ fn row<'a>(record: &'a Record, run: &str, machines: &[&Machine]) -> Row<'a> {
         sets: None,
         notes: record.notes.iter().chain(timing_notes).cloned().collect(),
     };
-    if row.is_full() && row.interval().is_some_and(|(lo, hi)| lo > 1.0 || hi < 1.0) {
+    if is_unsteady(&row) {
         row.notes.push(
             "its speedup over itself is not 1: the machine was not steady, and times of this table are not to be trusted"
                 .to_owned(),

@@ -2,7 +2,7 @@
 
 use crate::scores::Scored;
 use skipbench_engine::{Block, Cost, Latency, Ledger, Speedup, Times, energy_per_token};
-use skipbench_record::{Quality, Record};
+use skipbench_record::{Quality, Record, Run};
 
 /// A record, and what is derived from it and from the records beside it.
 #[derive(Debug, Clone)]
@@ -11,6 +11,10 @@ pub struct Row<'a> {
     pub run: String,
     /// The record.
     pub record: &'a Record,
+    /// The folder that holds its answers.
+    pub(crate) source: &'a Run,
+    /// Its place among all rows of the report.
+    pub(crate) number: usize,
     /// Number of the machine among those of the report, from 1.
     pub machine: usize,
     /// Speedup over the full network; `None` where nothing was timed.
@@ -46,6 +50,11 @@ impl Row<'_> {
             Some(_) => format!("{} (failed)", self.label()),
             None => self.label(),
         }
+    }
+
+    /// What it is called in a page.
+    pub(crate) fn id(&self) -> String {
+        format!("r{}", self.number)
     }
 
     /// The score under a metric.

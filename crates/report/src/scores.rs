@@ -42,8 +42,8 @@ pub(crate) struct Graded<'a> {
 
 impl<'a> Graded<'a> {
     /// Scores a row's answers.
-    pub(crate) fn new(mut row: Row<'a>, run: &'a Run) -> Result<Self> {
-        let record = row.record;
+    pub(crate) fn new(mut row: Row<'a>) -> Result<Self> {
+        let (record, run) = (row.record, row.source);
         let scored = |source| ReportError::Score {
             cell: record.name(),
             source,

@@ -1,19 +1,20 @@
 //! Colours and shapes that tell the series of a plot apart.
 
-use crate::image::PX;
-use plotters::prelude::*;
+use crate::svg;
 
-/// Okabe and Ito's palette, told apart by colour-blind readers; black is kept for the full network.
-const PALETTE: [RGBColor; 8] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(148, 103, 60),
-    RGBColor(110, 110, 110),
+/// Okabe and Ito's palette, told apart by colour-blind readers; black is kept for the full network. Behind it each colour is
+/// as far in Oklab from all before it as any that is neither pale nor dark.
+#[rustfmt::skip]
+const PALETTE: [&str; 48] = [
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#94673C", "#9600FF", "#870F69",
+    "#0000FF", "#FF0FFF", "#006900", "#78C300", "#D20096", "#7878FF", "#5A1EB4", "#B4000F", "#875A96",
+    "#FF1E5A", "#D278FF", "#3C4B78", "#783C00", "#96961E", "#FF7869", "#3CC3A5", "#FF4BB4", "#B44BD2",
+    "#2D5AF0", "#7887B4", "#007869", "#9600B4", "#C34B69", "#B48769", "#00A500", "#004BB4", "#784BD2",
+    "#697800", "#5A00FF", "#A596E1", "#0096FF", "#784B5A", "#0F5A4B", "#0FA5B4", "#E10000", "#5A5A0F",
+    "#C30FFF", "#B4005A", "#A5B45A",
 ];
+/// What a point is drawn in where another one is better in everything.
+pub(crate) const FAINT: &str = "#B4B4B4";
 const SHAPES: usize = 6;
 
 /// How a series looks.
@@ -26,19 +27,27 @@ pub(crate) enum Style {
 }
 
 impl Style {
-    pub(crate) fn color(self) -> RGBColor {
+    /// Class of what is drawn in its colour: in the dark, the full network is white.
+    pub(crate) fn class(self) -> &'static str {
         match self {
-            Self::Full => BLACK,
+            Self::Full => "full",
+            Self::Nth(_) => "series",
+        }
+    }
+
+    /// A colour of its own for each of 48 series.
+    pub(crate) fn color(self) -> &'static str {
+        match self {
+            Self::Full => "#000000",
             Self::Nth(index) => PALETTE[index % PALETTE.len()],
         }
     }
 
-    /// A shape of its own for each series, so that colour is not needed to tell them apart.
-    pub(crate) fn marker(self, (x, y): (i32, i32)) -> Polygon<(i32, i32)> {
-        let at = |offset: f64| (offset * f64::from(PX)).round() as i32;
+    /// A shape that its neighbours do not have, so that colour is not needed to tell them apart.
+    pub(crate) fn marker(self, class: &str, fill: &str, (x, y): (f64, f64)) -> String {
         let corners = self.corners().into_iter();
-        let corners: Vec<(i32, i32)> = corners.map(|(dx, dy)| (x + at(dx), y + at(dy))).collect();
-        Polygon::new(corners, self.color().filled())
+        let corners: Vec<(f64, f64)> = corners.map(|(dx, dy)| (x + dx, y + dy)).collect();
+        svg::polygon(class, fill, &corners)
     }
 
     /// Corners of the marker around its centre, pixels.
@@ -46,8 +55,8 @@ impl Style {
         let Self::Nth(index) = self else {
             return polygon(10, |i| if i % 2 == 0 { 7.2 } else { 3.0 });
         };
-        match shape(index) {
-            0 => polygon(32, |_| 4.6),
+        match index % SHAPES {
+            0 => polygon(24, |_| 4.6),
             1 => vec![(-4.0, -4.0), (4.0, -4.0), (4.0, 4.0), (-4.0, 4.0)],
             2 => vec![(0.0, -6.0), (5.0, 4.0), (-5.0, 4.0)],
             3 => polygon(4, |_| 6.0),
@@ -64,11 +73,6 @@ impl Style {
     }
 }
 
-/// Colours and shapes come round together after 24 series; from there on they meet in the other way.
-fn shape(index: usize) -> usize {
-    (index + index / 24) % SHAPES
-}
-
 /// Corners around the origin from the top, each at its own radius, pixels.
 fn polygon(corners: usize, radius: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
     (0..corners)
@@ -82,16 +86,20 @@ fn polygon(corners: usize, radius: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
 
     #[test]
-    fn forty_eight_series_look_different() {
-        let looks: HashSet<_> = (0..48)
-            .map(|i| {
-                let RGBColor(red, green, blue) = Style::Nth(i).color();
-                (red, green, blue, shape(i))
-            })
-            .collect();
-        assert_eq!(looks.len(), 48);
+    fn no_two_of_forty_eight_series_share_a_colour() {
+        let channels = |index: usize| {
+            let color = Style::Nth(index).color();
+            [1, 3, 5].map(|at| i32::from_str_radix(&color[at..at + 2], 16).unwrap())
+        };
+        for one in 0..48 {
+            for other in 0..one {
+                let apart: i32 = std::iter::zip(channels(one), channels(other))
+                    .map(|(a, b)| (a - b).abs())
+                    .sum();
+                assert!(apart >= 24, "{one} {other}: {apart}");
+            }
+        }
     }
 }

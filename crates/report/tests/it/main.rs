@@ -3,6 +3,7 @@
 
 mod columns;
 mod files;
+mod page;
 mod plots;
 mod support;
 mod svg;

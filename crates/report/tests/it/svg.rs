@@ -36,7 +36,8 @@ impl<'a> Drawing<'a> {
     fn ticks(&self, is_x: bool) -> Vec<(f64, f64)> {
         let texts = self.texts_at();
         let numbers = texts.iter().filter_map(|(text, x, y)| {
-            let (along, across) = if is_x { (*x, -*y) } else { (*y, *x) };
+            // The base line of a number beside an axis is four pixels below its place.
+            let (along, across) = if is_x { (*x, -*y) } else { (*y - 4.0, *x) };
             Some((across, along, text.parse::<f64>().ok()?))
         });
         let numbers: Vec<(f64, f64, f64)> = numbers.collect();
@@ -85,7 +86,7 @@ impl<'a> Drawing<'a> {
     fn legend_edge(&self) -> f64 {
         let view = self.document.root_element().attribute("viewBox").unwrap();
         let width: f64 = view.split(' ').nth(2).unwrap().parse().unwrap();
-        width - 240.0 * 4.0
+        width - 240.0
     }
 }
 

@@ -15,7 +15,7 @@ use origin::{blank, made};
 use skipbench_engine::{
     Beam, Block, Drift, Engine, Options, Outliers, TimingPlan, measure, speedup,
 };
-use skipbench_machine::{LoadMeter, gpu_memory_bytes, peak_memory_bytes, reset_peak_memory};
+use skipbench_machine::{LoadMeter, QUIET, gpu_memory_bytes, peak_memory_bytes, reset_peak_memory};
 use skipbench_metrics::{Hypotheses, References, Resampling, evaluate};
 use skipbench_model::{CausalLm, Tokenize};
 use skipbench_record::{Answer, Executed, Record, Score, Timing};
@@ -197,9 +197,6 @@ fn times_id(cell: &Cell) -> String {
     let times = cell.identity.times.clone().unwrap_or_default();
     times.with("answers", &cell.id).id()
 }
-
-/// Share of the processor that other work may take before the times are doubted.
-const QUIET: f64 = 0.05;
 
 /// What a reader must know of the times.
 fn doubts(blocks: &[Block], others: Option<f64>, precision: Option<f64>) -> Vec<String> {

@@ -64,6 +64,7 @@ pub(crate) fn written(plan: &Plan) -> Written {
     Written {
         date: now(),
         device: Some(plan.machine.clone()),
+        checkup: None,
         git_commit: binary.commit.clone(),
         versions: [("skipbench".to_owned(), binary.version.clone())].into(),
     }

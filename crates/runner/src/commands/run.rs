@@ -13,6 +13,7 @@ use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
 use skipbench_engine::{Engine, Options, TimingPlan};
+use skipbench_machine::{Checkup, Finding};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_prompts::Message;
 use skipbench_record::{Answer, Folder, Prompt, Record, Run, Standing};
@@ -39,7 +40,14 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let plan = Plan::of(&args.experiment, Weights::Needed)?;
     let dir = plan.experiment.out_dir();
     let device = plan.experiment.device.open()?;
-    let mut folder = Folder::open(&dir, &plan.info()?)?;
+    let mut info = plan.info()?;
+    if plan.cells.iter().any(|cell| cell.timed) {
+        let machine = &plan.machine;
+        let checkup = Checkup::quick(machine.threads, machine.gpu.is_some());
+        warn(&checkup.findings(machine));
+        info.written.checkup = Some(checkup);
+    }
+    let mut folder = Folder::open(&dir, &info)?;
     for warning in folder.warnings() {
         tracing::warn!("{warning}");
     }
@@ -54,6 +62,18 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::from(1),
     })
+}
+
+/// Says what makes times of this machine doubtful. Other load is told of each cell, and energy that is not counted is only absent.
+fn warn(findings: &[Finding]) {
+    let told = findings
+        .iter()
+        .filter(|finding| finding.what != "energy counters");
+    for finding in told {
+        if let Some(advice) = &finding.advice {
+            tracing::warn!("{}: {}; {advice}", finding.what, finding.found);
+        }
+    }
 }
 
 /// What a table holds: the cells of one model, task, batch size and number of beams.
