@@ -51,6 +51,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a first experiment for a model and a task, ready to run
+    Init(commands::init::InitArgs),
     /// Run an experiment, resuming what was cut off, and write its tables and plots
     Run(commands::run::RunArgs),
     /// List the cells of an experiment without running them
@@ -75,6 +77,12 @@ pub enum Command {
     Compare(commands::compare::CompareArgs),
     /// Write examples of the built-in tasks as JSON lines
     Data(commands::data::DataArgs),
+    /// Say what a timing run on this machine can trust, and how small a difference it can see
+    Doctor(commands::doctor::DoctorArgs),
+    /// Print a script by which a shell completes commands and options
+    Completions(commands::completions::CompletionsArgs),
+    /// Print the manual page
+    Man,
 }
 
 impl Command {
@@ -84,6 +92,7 @@ impl Command {
     /// Whatever is wrong with the input; the binary exits with 2.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Command::Init(args) => commands::init::run(&args),
             Command::Run(args) => commands::run::run(&args),
             Command::Plan(args) => commands::plan::run(args),
             Command::Layers(args) => commands::layers::run(args),
@@ -96,6 +105,9 @@ impl Command {
             Command::Report(args) => commands::report::run(args),
             Command::Compare(args) => commands::compare::run(args),
             Command::Data(args) => commands::data::run(args),
+            Command::Doctor(args) => commands::doctor::run(&args),
+            Command::Completions(args) => commands::completions::run(&args),
+            Command::Man => commands::completions::man(),
         }
     }
 }

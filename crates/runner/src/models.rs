@@ -1,6 +1,7 @@
 //! Models as a command line or an experiment names them: what is on the hub is fetched to its cache first.
 
 use crate::progress;
+use anyhow::Context;
 use serde::Serialize;
 use skipbench_model::{Hub, HubFile, ModelSource, Snapshot, human};
 use std::io::Write;
@@ -110,6 +111,19 @@ pub(crate) fn join(folder: &Path, model: &Path) -> PathBuf {
         Ok(ModelSource::Path(path)) => folder.join(path),
         // What is no name either is refused where the model is opened.
         Ok(ModelSource::Hub(_)) | Err(_) => model.to_path_buf(),
+    }
+}
+
+/// A path of the current folder as a file in `folder` writes it: [`join`] gives what it stands for.
+///
+/// # Errors
+/// A file that is not there.
+pub(crate) fn from_folder(folder: &Path, path: &Path) -> anyhow::Result<PathBuf> {
+    let is_here = folder.as_os_str().is_empty() || folder == Path::new(".");
+    match ModelSource::of(path) {
+        Ok(ModelSource::Hub(_)) => Ok(path.to_path_buf()),
+        _ if is_here || path.is_absolute() => Ok(path.to_path_buf()),
+        _ => std::fs::canonicalize(path).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 

@@ -1,8 +1,11 @@
 //! One file per command: its arguments and what it does with them.
 
 pub mod compare;
+pub mod completions;
 pub mod data;
+pub mod doctor;
 pub mod generate;
+pub mod init;
 pub mod layers;
 pub mod loglikelihood;
 pub mod perplexity;

@@ -13,11 +13,21 @@ use crate::prompter::{Form, Prompter, Request};
 use anyhow::anyhow;
 use few_shot::Examples;
 use items::{Item, Items};
+use serde_json::{Map, Value};
 use skipbench_metrics::Metric;
 use skipbench_model::Tokenize;
 use skipbench_prompts::{Message, PromptTemplate};
 use skipbench_tasks::{DEFAULT_SEED, Split, Task};
 use std::path::Path;
+
+/// The fields of the first `most` rows of a task's file; a text file's have the one field `source`.
+///
+/// # Errors
+/// A file that cannot be read or holds nothing.
+pub(crate) fn peek(path: &Path, most: usize) -> anyhow::Result<Vec<Map<String, Value>>> {
+    let rows = rows::read(path, most)?.rows;
+    Ok(rows.into_iter().map(|row| row.fields).collect())
+}
 
 /// A task, ready to run.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@
 mod bad_input;
 mod chat;
 mod compare;
+mod first_steps;
 mod gate;
 mod generate;
 #[path = "../../../model/tests/it/hub_server.rs"]
