@@ -85,11 +85,14 @@ fn multiply_add(factor: f32, term: f32) -> f32 {
 fn sums<const FMA: bool>(factor: f32, term: f32) -> f32 {
     let mut sums = [[0.0f32; LANES]; SUMS];
     for _ in 0..ROUNDS {
-        for sum in sums.iter_mut().flatten() {
-            *sum = match FMA {
-                true => sum.mul_add(factor, term),
-                false => *sum * factor + term,
-            };
+        // Nested, so that the lanes of a sum become one vector.
+        for sum in &mut sums {
+            for lane in sum {
+                *lane = match FMA {
+                    true => lane.mul_add(factor, term),
+                    false => *lane * factor + term,
+                };
+            }
         }
     }
     sums.iter().flatten().sum()
