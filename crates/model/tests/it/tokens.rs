@@ -6,7 +6,7 @@ use crate::support::greedy;
 use candle_core::Device;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize};
+use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize, WeightType};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -127,14 +127,44 @@ struct Answer {
     tokens: Vec<u32>,
 }
 
+fn answers(model: &str) -> Vec<Answer> {
+    let answers: Vec<Answer> =
+        serde_json::from_str(&golden(&format!("{model}.greedy.json"))).unwrap();
+    assert_eq!(answers.len(), 12);
+    answers
+}
+
+/// A file's own blocks, of several types, with activations of 8 bits: an answer goes another way only where two tokens are close.
+/// 85% of SmolLM2's tokens stand before that and 78% of Gemma's, with AVX-512.
+fn assert_nearly_answers(model: &str) {
+    let path = download(&format!("{model}.gguf"));
+    let [own, wide] = [WeightType::Stored, WeightType::F32]
+        .map(|weights| Decoder::load(&path, &Device::Cpu, Some(weights), Backend::Auto).unwrap());
+    let layers = own
+        .sizes()
+        .layer_bytes
+        .iter()
+        .zip(&wide.sizes().layer_bytes);
+    for (own, wide) in layers {
+        assert!(3 * (own.attention + own.mlp) < wide.attention + wide.mlp);
+    }
+    let all: Vec<usize> = (0..own.sizes().n_layers).collect();
+    let (mut same, mut count) = (0, 0);
+    for answer in answers(model) {
+        let found = greedy(&own, &answer.prompt, &all, answer.tokens.len());
+        let pairs = found.iter().zip(&answer.tokens);
+        same += pairs.take_while(|(found, wanted)| found == wanted).count();
+        count += found.len();
+    }
+    assert!(10 * same > 6 * count, "{same} of {count}");
+}
+
 fn assert_answers_of(model: &str) {
     let path = download(&format!("{model}.gguf"));
     let decoder = Decoder::load(&path, &Device::Cpu, None, Backend::Auto).unwrap();
     let sizes = decoder.sizes();
     let tokenizer = TextTokenizer::load(&path, sizes.vocab_size).unwrap();
-    let answers: Vec<Answer> =
-        serde_json::from_str(&golden(&format!("{model}.greedy.json"))).unwrap();
-    assert_eq!(answers.len(), 12);
+    let answers = answers(model);
     let all: Vec<usize> = (0..sizes.n_layers).collect();
     for answer in answers {
         assert_eq!(tokenizer.encode(&answer.text).unwrap(), answer.prompt);
@@ -150,6 +180,21 @@ fn assert_answers_of(model: &str) {
 )]
 fn smollm2_answers_as_transformers() {
     assert_answers_of("SmolLM2-135M-Instruct.Q4_1");
+}
+
+#[test]
+#[cfg_attr(
+    not(has_smollm2),
+    ignore = "scripts/fetch_models.sh smollm2 was not run"
+)]
+fn smollm2_answers_nearly_alike_in_its_own_blocks() {
+    assert_nearly_answers("SmolLM2-135M-Instruct.Q4_1");
+}
+
+#[test]
+#[cfg_attr(not(has_gemma3), ignore = "scripts/fetch_models.sh gemma3 was not run")]
+fn gemma3_answers_nearly_alike_in_its_own_blocks() {
+    assert_nearly_answers("gemma-3-270m.Q4_K_M");
 }
 
 #[test]
