@@ -7,6 +7,7 @@ use crate::run::Run;
 use crate::signal;
 use crate::tensors::part_of;
 use candle_core::Tensor;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use skipbench_model::{CausalLm, KvCache, ModelError, Span};
 use skipbench_strategy::{BatchShape, LayerSet, Strategy};
@@ -24,6 +25,22 @@ pub enum ScoreMode {
     OnePass,
 }
 
+impl ScoreMode {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AsDecoded => "as-decoded",
+            Self::OnePass => "one-pass",
+        }
+    }
+}
+
+impl std::fmt::Display for ScoreMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// How to score.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ScoreOptions {
@@ -32,6 +49,9 @@ pub struct ScoreOptions {
     /// Tokens that a schedule by position is laid over, where that is another number than those of the longest continuation:
     /// the `max-new-tokens` of the generation that is scored.
     pub planned_tokens: Option<usize>,
+    /// Whether each token's distribution is compared with the full network's, which takes a pass of it. Its states are held for
+    /// the batch, its distributions for some tokens at a time.
+    pub against_full: bool,
 }
 
 /// A text and what stands in front of it, as token ids; neither is empty.
@@ -74,6 +94,39 @@ impl ScoredText {
     }
 }
 
+impl ScoredText {
+    /// A long text in windows that feed at most `window` tokens, as lm-eval rolls them: each token is scored once, the first
+    /// behind `beginning`, the first of each later window behind the token in front of it. The last window reaches back as
+    /// far as it may.
+    ///
+    /// ```
+    /// # use skipbench_engine::ScoredText;
+    /// let windows = ScoredText::rolling(1, &[5, 6, 7, 8, 9], 3);
+    /// assert_eq!((&windows[0].context[..], &windows[0].continuation[..]), (&[1][..], &[5, 6, 7][..]));
+    /// assert_eq!((&windows[1].context[..], &windows[1].continuation[..]), (&[6, 7][..], &[8, 9][..]));
+    /// ```
+    pub fn rolling(beginning: u32, ids: &[u32], window: usize) -> Vec<Self> {
+        let window = window.max(1);
+        let whole = [&[beginning], ids].concat();
+        // The token at `whole[index]` is scored behind those in front of it.
+        let starts = (1..whole.len()).step_by(window);
+        starts
+            .map(|first| {
+                let end = (first + window).min(whole.len());
+                let begin = match first {
+                    1 => 0,
+                    // The last token is never fed.
+                    _ => end - 1 - window,
+                };
+                Self {
+                    context: whole[begin..first].to_vec(),
+                    continuation: whole[first..end].to_vec(),
+                }
+            })
+            .collect()
+    }
+}
+
 /// What the tokens of a continuation got.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Likelihood {
@@ -83,6 +136,11 @@ pub struct Likelihood {
     pub is_likeliest: Vec<bool>,
     /// Layers run for each token, half a layer for a sub-layer.
     pub layers: Vec<f64>,
+    /// Kullback-Leibler divergence of the full network's distribution from the one that each token got, in nats; empty unless it
+    /// was asked for ([`ScoreOptions::against_full`]).
+    pub divergences: Vec<f64>,
+    /// Whether the full network finds the same token likeliest; empty likewise.
+    pub same_choice: Vec<bool>,
 }
 
 impl Likelihood {
@@ -94,14 +152,6 @@ impl Likelihood {
     /// Whether greedy decoding would have given the continuation.
     pub fn is_greedy(&self) -> bool {
         self.is_likeliest.iter().all(|&likeliest| likeliest)
-    }
-
-    fn push(&mut self, logits: &[f32], token: u32, layers: f64) {
-        let likeliest = signal::likeliest(logits);
-        self.log_probabilities
-            .push(signal::log_probability(logits, token));
-        self.is_likeliest.push(likeliest == Some(token));
-        self.layers.push(layers);
     }
 }
 
@@ -130,9 +180,11 @@ impl Engine<'_> {
             max_new_tokens: how.planned_tokens.unwrap_or(longest),
         };
         let fixed = fixed_layers(strategy, &shape)?;
+        let mut reader = Reader::new(self.model(), texts, how.against_full)?;
         if how.mode == ScoreMode::OnePass {
             let layers = fixed.ok_or(EngineError::NoFixedLayers)?;
-            return score_in_one_pass(self.model(), texts, &layers);
+            reader.read_in_one_pass(&layers)?;
+            return Ok(reader.found);
         }
         let options = Options {
             max_new_tokens: longest,
@@ -140,12 +192,12 @@ impl Engine<'_> {
             ..Options::default()
         };
         let mut run = Run::new(self.model(), &contexts, strategy, &options)?;
-        let mut found = run.score_first(texts)?;
+        run.score_first(&mut reader)?;
         match fixed {
-            Some(layers) => run.score_rest_at_once(texts, &layers, &mut found)?,
-            None => run.score_rest_stepwise(texts, &mut found)?,
+            Some(layers) => run.score_rest_at_once(&mut reader, &layers)?,
+            None => run.score_rest_stepwise(&mut reader)?,
         }
-        Ok(found)
+        Ok(reader.found)
     }
 
     /// Whether [`Engine::score`] can take these texts; gives the length of the longest continuation.
@@ -192,38 +244,162 @@ fn fixed_layers(strategy: &mut dyn Strategy, shape: &BatchShape) -> Result<Optio
     Ok((same && first.checks == LayerSet::empty()).then_some(first.layers))
 }
 
-/// Every position through `layers`.
-fn score_in_one_pass(
-    model: &dyn CausalLm,
-    texts: &[ScoredText],
-    layers: &LayerSet,
-) -> Result<Vec<Likelihood>> {
-    let fed: Vec<Vec<u32>> = texts
-        .iter()
-        .map(|text| {
-            [
-                &text.context[..],
-                &text.continuation[..text.continuation.len() - 1],
-            ]
-            .concat()
-        })
-        .collect();
-    let spans = Span::prompts(fed.iter().map(Vec::len));
-    let mut cache = model.new_cache(texts.len(), vec![0; model.sizes().n_layers])?;
-    let hidden = through(model, layers, &fed.concat(), &mut cache, &spans)?;
-    let mut found = vec![Likelihood::default(); texts.len()];
-    let mut behind = Vec::new();
-    let mut start = 0;
-    for (row, text) in texts.iter().enumerate() {
-        let first = start + text.context.len() - 1;
-        let tokens = text.continuation.iter().enumerate();
-        behind.extend(tokens.map(|(index, &token)| (first + index, row, token)));
-        start += fed[row].len();
+/// A token of a continuation: its row, its place in the continuation, and where the state in front of it lies.
+#[derive(Clone, Copy)]
+struct Place {
+    row: usize,
+    index: usize,
+    position: usize,
+}
+
+/// Reads tokens off the LM head.
+struct Reader<'a> {
+    model: &'a dyn CausalLm,
+    texts: &'a [ScoredText],
+    /// What the full network has in front of each scored token, `[scored tokens, d_model]`, and where those of each row begin.
+    full: Option<(Tensor, Vec<usize>)>,
+    found: Vec<Likelihood>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(model: &'a dyn CausalLm, texts: &'a [ScoredText], against_full: bool) -> Result<Self> {
+        let mut reader = Self {
+            model,
+            texts,
+            full: None,
+            found: vec![Likelihood::default(); texts.len()],
+        };
+        if against_full {
+            let layers = LayerSet::full(model.sizes().n_layers);
+            let (hidden, places) = reader.in_one_pass(&layers)?;
+            let positions: Vec<u32> = places.iter().map(|place| place.position as u32).collect();
+            let positions = Tensor::new(positions, hidden.device())?;
+            let lengths = texts.iter().map(|text| text.continuation.len());
+            let starts = lengths.scan(0, |sum, len| Some(std::mem::replace(sum, *sum + len)));
+            reader.full = Some((hidden.index_select(&positions, 0)?, starts.collect()));
+        }
+        Ok(reader)
     }
-    let ran = layers.sub_layers() as f64 / 2.0;
-    read_off(model, &hidden, &behind, ran, &mut found)?;
-    check_numbers(&found)?;
-    Ok(found)
+
+    /// Every position through `layers`: states, and which of them stand in front of a scored token.
+    fn in_one_pass(&self, layers: &LayerSet) -> Result<(Tensor, Vec<Place>)> {
+        let fed: Vec<Vec<u32>> = self
+            .texts
+            .iter()
+            .map(|text| {
+                [
+                    &text.context[..],
+                    &text.continuation[..text.continuation.len() - 1],
+                ]
+                .concat()
+            })
+            .collect();
+        let spans = Span::prompts(fed.iter().map(Vec::len));
+        let n_layers = self.model.sizes().n_layers;
+        let mut cache = self.model.new_cache(fed.len(), vec![0; n_layers])?;
+        let hidden = through(self.model, layers, &fed.concat(), &mut cache, &spans)?;
+        let mut places = Vec::new();
+        let mut start = 0;
+        for (row, text) in self.texts.iter().enumerate() {
+            let first = start + text.context.len() - 1;
+            places.extend((0..text.continuation.len()).map(|index| Place {
+                row,
+                index,
+                position: first + index,
+            }));
+            start += fed[row].len();
+        }
+        Ok((hidden, places))
+    }
+
+    fn read_in_one_pass(&mut self, layers: &LayerSet) -> Result<()> {
+        let (hidden, places) = self.in_one_pass(layers)?;
+        self.read_off(&hidden, &places, layers.sub_layers() as f64 / 2.0)
+    }
+
+    /// Reads the LM head off the states of `places`, behind which `ran` layers ran.
+    fn read_off(&mut self, hidden: &Tensor, places: &[Place], ran: f64) -> Result<()> {
+        for some in places.chunks(POSITIONS_AT_ONCE) {
+            let positions: Vec<u32> = some.iter().map(|place| place.position as u32).collect();
+            let positions = Tensor::new(positions, hidden.device())?;
+            let logits = self.model.head(&hidden.index_select(&positions, 0)?)?;
+            let tokens: Vec<(usize, usize)> =
+                some.iter().map(|place| (place.row, place.index)).collect();
+            self.take(&logits, &tokens, &vec![ran; some.len()])?;
+        }
+        Ok(())
+    }
+
+    /// Takes `logits`, `[tokens, vocab_size]`, of (row, place in its continuation), with the layers that ran for each.
+    fn take(&mut self, logits: &Tensor, tokens: &[(usize, usize)], ran: &[f64]) -> Result<()> {
+        let vocab = logits.dim(1)?;
+        let values = logits.flatten_all()?.to_vec1::<f32>()?;
+        for (at, some) in tokens.chunks(POSITIONS_AT_ONCE).enumerate() {
+            let at = at * POSITIONS_AT_ONCE;
+            let full = self.full_logits(some)?;
+            let read: Vec<Read> = some
+                .par_iter()
+                .enumerate()
+                .map(|(nth, &(row, index))| {
+                    let logits = &values[(at + nth) * vocab..][..vocab];
+                    let full = full.as_ref().map(|full| &full[nth * vocab..][..vocab]);
+                    Read::of(logits, self.texts[row].continuation[index], full)
+                })
+                .collect();
+            for ((&(row, index), read), &layers) in some.iter().zip(read).zip(&ran[at..]) {
+                if read.log_probability.is_nan() || read.divergence.is_nan() {
+                    return Err(EngineError::NotNumbers {
+                        what: "logits",
+                        row,
+                        token: index + 1,
+                        layer: None,
+                    });
+                }
+                let found = &mut self.found[row];
+                found.log_probabilities.push(read.log_probability);
+                found.is_likeliest.push(read.is_likeliest);
+                found.layers.push(layers);
+                if self.full.is_some() {
+                    found.divergences.push(read.divergence);
+                    found.same_choice.push(read.same_choice);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The full network's logits of the same tokens, where they are asked for: `[tokens, vocab_size]`.
+    fn full_logits(&self, tokens: &[(usize, usize)]) -> Result<Option<Vec<f32>>> {
+        let Some((states, starts)) = &self.full else {
+            return Ok(None);
+        };
+        let places = tokens
+            .iter()
+            .map(|&(row, index)| (starts[row] + index) as u32);
+        let places = Tensor::new(places.collect::<Vec<u32>>(), states.device())?;
+        let logits = self.model.head(&states.index_select(&places, 0)?)?;
+        Ok(Some(logits.flatten_all()?.to_vec1::<f32>()?))
+    }
+}
+
+/// What one token gets.
+struct Read {
+    log_probability: f64,
+    is_likeliest: bool,
+    divergence: f64,
+    same_choice: bool,
+}
+
+impl Read {
+    fn of(logits: &[f32], token: u32, full: Option<&[f32]>) -> Self {
+        let likeliest = signal::likeliest(logits);
+        Self {
+            log_probability: signal::fast_log_probability(logits, token),
+            is_likeliest: likeliest == Some(token),
+            divergence: full.map_or(0.0, |full| signal::divergence(full, logits)),
+            same_choice: full.is_none_or(|full| signal::likeliest(full) == likeliest),
+        }
+    }
 }
 
 /// The state behind each of `ids`: `[tokens, d_model]`.
@@ -243,64 +419,20 @@ fn through(
     Ok(hidden)
 }
 
-/// Reads the LM head for each of `behind`, (position in `hidden`, row, the token that comes next).
-fn read_off(
-    model: &dyn CausalLm,
-    hidden: &Tensor,
-    behind: &[(usize, usize, u32)],
-    ran: f64,
-    found: &mut [Likelihood],
-) -> Result<()> {
-    for some in behind.chunks(POSITIONS_AT_ONCE) {
-        let positions: Vec<u32> = some.iter().map(|&(position, ..)| position as u32).collect();
-        let positions = Tensor::new(positions, hidden.device())?;
-        let logits = model.head(&hidden.index_select(&positions, 0)?)?;
-        let vocab = logits.dim(1)?;
-        let values = logits.flatten_all()?.to_vec1::<f32>()?;
-        for (&(_, row, token), logits) in some.iter().zip(values.chunks_exact(vocab)) {
-            found[row].push(logits, token, ran);
-        }
-    }
-    Ok(())
-}
-
-fn check_numbers(found: &[Likelihood]) -> Result<()> {
-    for (row, likelihood) in found.iter().enumerate() {
-        let bad = |log_probability: &f64| log_probability.is_nan();
-        if let Some(token) = likelihood.log_probabilities.iter().position(bad) {
-            return Err(EngineError::NotNumbers {
-                what: "logits",
-                row,
-                token: token + 1,
-                layer: None,
-            });
-        }
-    }
-    Ok(())
-}
-
 impl Run<'_> {
     /// The first token of each continuation, which the prompt's pass gives.
-    fn score_first(&mut self, texts: &[ScoredText]) -> Result<Vec<Likelihood>> {
-        let logits = self.prefill()?.to_vec2::<f32>()?;
+    fn score_first(&mut self, reader: &mut Reader<'_>) -> Result<()> {
+        let logits = self.prefill()?;
         let ran = self.prompt_layers().sub_layers() as f64 / 2.0;
-        let mut found = vec![Likelihood::default(); texts.len()];
-        for ((logits, text), found) in logits.iter().zip(texts).zip(&mut found) {
-            found.push(logits, text.continuation[0], ran);
-        }
-        check_numbers(&found)?;
-        Ok(found)
+        let rows = reader.texts.len();
+        let first: Vec<(usize, usize)> = (0..rows).map(|row| (row, 0)).collect();
+        reader.take(&logits, &first, &vec![ran; rows])
     }
 
     /// The other tokens in one pass: where every step runs the same layers, no step reads what another one left out.
-    fn score_rest_at_once(
-        &mut self,
-        texts: &[ScoredText],
-        layers: &LayerSet,
-        found: &mut [Likelihood],
-    ) -> Result<()> {
-        let (mut ids, mut spans, mut behind) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, text) in texts.iter().enumerate() {
+    fn score_rest_at_once(&mut self, reader: &mut Reader<'_>, layers: &LayerSet) -> Result<()> {
+        let (mut ids, mut spans, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, text) in reader.texts.iter().enumerate() {
             let len = text.continuation.len() - 1;
             if len > 0 {
                 spans.push(Span {
@@ -308,8 +440,11 @@ impl Run<'_> {
                     start: text.context.len(),
                     len,
                 });
-                let next = text.continuation[1..].iter().enumerate();
-                behind.extend(next.map(|(index, &token)| (ids.len() + index, row, token)));
+                places.extend((0..len).map(|fed| Place {
+                    row,
+                    index: fed + 1,
+                    position: ids.len() + fed,
+                }));
                 ids.extend_from_slice(&text.continuation[..len]);
             }
         }
@@ -317,17 +452,12 @@ impl Run<'_> {
             return Ok(());
         }
         let hidden = through(self.model, layers, &ids, &mut self.cache, &spans)?;
-        let ran = layers.sub_layers() as f64 / 2.0;
-        read_off(self.model, &hidden, &behind, ran, found)?;
-        check_numbers(found)
+        reader.read_off(&hidden, &places, layers.sub_layers() as f64 / 2.0)
     }
 
     /// The other tokens step by step, each fed as if it had been chosen.
-    fn score_rest_stepwise(
-        &mut self,
-        texts: &[ScoredText],
-        found: &mut [Likelihood],
-    ) -> Result<()> {
+    fn score_rest_stepwise(&mut self, reader: &mut Reader<'_>) -> Result<()> {
+        let texts = reader.texts;
         for step in 1..self.options.max_new_tokens {
             let live: Vec<usize> = (0..texts.len())
                 .filter(|&row| step < texts[row].continuation.len())
@@ -342,11 +472,10 @@ impl Run<'_> {
                 .collect();
             let plan = self.strategy.plan(step);
             let decoded = self.decode(&ids, &spans, &plan)?;
-            let logits = decoded.logits.to_vec2::<f32>()?;
-            for (row, logits) in decoded.rows.iter().zip(&logits) {
-                found[row.row].push(logits, texts[row.row].continuation[step], row.layers);
-            }
-            check_numbers(found)?;
+            let tokens: Vec<(usize, usize)> =
+                decoded.rows.iter().map(|row| (row.row, step)).collect();
+            let ran: Vec<f64> = decoded.rows.iter().map(|row| row.layers).collect();
+            reader.take(&decoded.logits, &tokens, &ran)?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use crate::ngrams::Words;
 use crate::text::{trim_end, without_case, words};
 use crate::tokenizer::Tokenizer;
-use crate::{Counts, Scratch, Unit};
+use crate::{Counts, SACREBLEU_VERSION, Scratch, Segment, Unit};
 
 /// Corpus BLEU (Papineni et al. 2002, "BLEU: a Method for Automatic Evaluation of Machine Translation"), as sacrebleu
 /// 2.6.0 computes it (Post 2018, arXiv 1804.08771), 0..100.
@@ -143,13 +143,8 @@ impl Counts for Bleu {
     }
 
     /// Length of the hypothesis, length of the nearest reference, matches per order, n-grams per order.
-    fn count(
-        &self,
-        scratch: &mut Scratch,
-        hypothesis: &str,
-        references: &[String],
-        out: &mut [f64],
-    ) {
+    fn count(&self, scratch: &mut Scratch, segment: Segment<'_>, out: &mut [f64]) {
+        let (hypothesis, references) = (segment.text(), segment.references());
         let texts: Vec<String> = std::iter::once(hypothesis)
             .chain(references.iter().map(String::as_str))
             .map(|text| self.tokenized(text))
@@ -179,14 +174,14 @@ impl Counts for Bleu {
         self.anatomy(sum).score
     }
 
-    fn signature(&self) -> Option<Vec<(&'static str, String)>> {
+    fn signature(&self) -> Vec<(&'static str, String)> {
         let smooth = match self.smoothing {
             Smoothing::Exp => "exp".to_owned(),
             Smoothing::Floor(value) => format!("floor[{value:.2}]"),
             Smoothing::AddK(value) => format!("add-k[{value:.2}]"),
             Smoothing::None => "none".to_owned(),
         };
-        Some(vec![
+        vec![
             (
                 "case",
                 if self.lowercase { "lc" } else { "mixed" }.to_owned(),
@@ -194,7 +189,11 @@ impl Counts for Bleu {
             ("eff", crate::yes_no(self.effective_order)),
             ("tok", self.tokenizer.to_string()),
             ("smooth", smooth),
-        ])
+        ]
+    }
+
+    fn version(&self) -> String {
+        SACREBLEU_VERSION.to_owned()
     }
 
     fn parts(&self, sum: &[f64], _segments: usize) -> Vec<(&'static str, f64)> {

@@ -2,7 +2,7 @@
 
 use crate::ngrams::Words;
 use crate::text::{is_space, without_case, words};
-use crate::{Counts, Scratch, Unit, yes_no};
+use crate::{Counts, SACREBLEU_VERSION, Scratch, Segment, Unit, yes_no};
 use std::borrow::Cow;
 
 /// What an order without n-grams counts under epsilon smoothing.
@@ -110,13 +110,8 @@ impl Counts for Chrf {
     }
 
     /// N-grams of the hypothesis, of its best reference, and matches, per order.
-    fn count(
-        &self,
-        scratch: &mut Scratch,
-        hypothesis: &str,
-        references: &[String],
-        out: &mut [f64],
-    ) {
+    fn count(&self, scratch: &mut Scratch, segment: Segment<'_>, out: &mut [f64]) {
+        let (hypothesis, references) = (segment.text(), segment.references());
         let texts: Vec<Cow<'_, str>> = std::iter::once(hypothesis)
             .chain(references.iter().map(String::as_str))
             .map(|text| without_case(text, self.lowercase))
@@ -162,8 +157,8 @@ impl Counts for Chrf {
         self.f_score(sum)
     }
 
-    fn signature(&self) -> Option<Vec<(&'static str, String)>> {
-        Some(vec![
+    fn signature(&self) -> Vec<(&'static str, String)> {
+        vec![
             (
                 "case",
                 if self.lowercase { "lc" } else { "mixed" }.to_owned(),
@@ -172,7 +167,11 @@ impl Counts for Chrf {
             ("nc", self.char_order.to_string()),
             ("nw", self.word_order.to_string()),
             ("space", yes_no(self.whitespace)),
-        ])
+        ]
+    }
+
+    fn version(&self) -> String {
+        SACREBLEU_VERSION.to_owned()
     }
 }
 

@@ -1,58 +1,9 @@
 //! Texts in, scores out.
 
 use crate::resample::{Interval, Paired, Resampling, Table};
-use crate::{Metric, MetricError, Scratch};
+use crate::segment::Segment;
+use crate::{Hypotheses, Metric, MetricError, Reads, References, Scratch, mcnemar};
 use rayon::prelude::*;
-
-/// The sacrebleu whose scores ours are.
-const SACREBLEU_VERSION: &str = "2.6.0";
-
-/// What a system wrote, a text per segment. A segment may be empty: it scores 0 and counts.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Hypotheses(Vec<String>);
-
-/// What is right: one or more texts per segment, not necessarily equally many.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct References(Vec<Vec<String>>);
-
-impl Hypotheses {
-    /// From a text per segment.
-    pub fn new<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Self {
-        Self(texts.into_iter().map(Into::into).collect())
-    }
-}
-
-impl References {
-    /// From the texts of each segment.
-    ///
-    /// # Errors
-    /// A segment without any.
-    pub fn new(texts: Vec<Vec<String>>) -> Result<Self, MetricError> {
-        match texts.iter().position(Vec::is_empty) {
-            Some(index) => Err(MetricError::NoReference { index }),
-            None => Ok(Self(texts)),
-        }
-    }
-
-    /// From one text per segment.
-    ///
-    /// # Errors
-    /// None; the signature is that of [`References::new`].
-    pub fn single<T: Into<String>>(
-        texts: impl IntoIterator<Item = T>,
-    ) -> Result<Self, MetricError> {
-        Self::new(texts.into_iter().map(|text| vec![text.into()]).collect())
-    }
-
-    /// References per segment, where all have as many.
-    fn number(&self) -> Option<usize> {
-        let first = self.0.first()?.len();
-        self.0
-            .iter()
-            .all(|texts| texts.len() == first)
-            .then_some(first)
-    }
-}
 
 /// A system's counts under one metric: its score and what significance needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,7 +18,7 @@ pub struct Evaluation {
 /// Counts every segment.
 ///
 /// # Errors
-/// Hypotheses and references that do not pair up, or none at all.
+/// Hypotheses and references that do not pair up, or none at all; a segment without what the metric reads.
 pub fn evaluate(
     metric: &Metric,
     hypotheses: &Hypotheses,
@@ -83,19 +34,39 @@ pub fn evaluate(
     if segments == 0 {
         return Err(MetricError::Empty);
     }
+    let all: Vec<Segment<'_>> = hypotheses
+        .0
+        .iter()
+        .zip(&references.0)
+        .map(|(hypothesis, reference)| Segment {
+            hypothesis,
+            reference,
+        })
+        .collect();
+    let reads = metric.reads();
+    let lacking = all.iter().position(|segment| !segment.has(reads));
+    // Some texts may leave nothing to compare; all of them have no score.
+    let is_lacking = match reads {
+        Reads::Distance => all.iter().all(|segment| !segment.has(reads)),
+        _ => true,
+    };
+    if let Some(index) = lacking.filter(|_| is_lacking) {
+        return Err(MetricError::NotScored {
+            metric: metric.to_string(),
+            index,
+            reads,
+        });
+    }
     let width = metric.counts().width();
     let mut counts = vec![0.0; segments * width];
     counts
         .par_chunks_exact_mut(width)
-        .zip(hypotheses.0.par_iter().zip(&references.0))
-        .for_each_init(
-            Scratch::default,
-            |scratch, (out, (hypothesis, references))| {
-                metric.counts().count(scratch, hypothesis, references, out);
-            },
-        );
+        .zip(all.par_iter())
+        .for_each_init(Scratch::default, |scratch, (out, segment)| {
+            metric.counts().count(scratch, *segment, out);
+        });
     Ok(Evaluation {
-        metric: *metric,
+        metric: metric.clone(),
         counts,
         segments,
         references: references.number(),
@@ -134,12 +105,15 @@ impl Evaluation {
         self.table().interval(resampling)
     }
 
-    /// sacrebleu's signature, which names everything that the score depends on; with `resampling` also the number of
-    /// resamples and shuffles and their stream. `None` for a metric that sacrebleu does not have.
-    pub fn signature(&self, resampling: Option<&Resampling>) -> Option<String> {
-        let settings = self.metric.counts().signature()?;
-        let references = self.references.map_or("var".to_owned(), |n| n.to_string());
-        let mut pairs = vec![("nrefs", references)];
+    /// The signature, in sacrebleu's form, which names everything that the score depends on; with `resampling` also the number
+    /// of resamples and shuffles and their stream.
+    pub fn signature(&self, resampling: Option<&Resampling>) -> String {
+        let metric = self.metric.counts();
+        let mut pairs = Vec::new();
+        if metric.reads() == Reads::Answer {
+            let references = self.references.map_or("var".to_owned(), |n| n.to_string());
+            pairs.push(("nrefs", references));
+        }
         if let Some(resampling) = resampling {
             pairs.push(("bs", resampling.resamples.to_string()));
             if resampling.shuffles > 0 {
@@ -147,13 +121,13 @@ impl Evaluation {
             }
             pairs.push(("seed", format!("chacha8-{}", resampling.seed)));
         }
-        pairs.extend(settings);
-        pairs.push(("version", SACREBLEU_VERSION.to_owned()));
+        pairs.extend(metric.signature());
+        pairs.push(("version", metric.version()));
         let pairs: Vec<String> = pairs
             .iter()
             .map(|(key, value)| format!("{key}:{value}"))
             .collect();
-        Some(pairs.join("|"))
+        pairs.join("|")
     }
 
     /// sacrebleu's score line: name, signature, score with its interval if `resampling` is given, and details.
@@ -161,12 +135,9 @@ impl Evaluation {
         let metric = self.metric.counts();
         let digits = match metric.unit() {
             crate::Unit::Percent => 2,
-            crate::Unit::Fraction => 4,
+            _ => 4,
         };
-        let mut line = metric.label();
-        if let Some(signature) = self.signature(resampling) {
-            line.push_str(&format!("|{signature}"));
-        }
+        let mut line = format!("{}|{}", metric.label(), self.signature(resampling));
         line.push_str(&format!(" = {:.digits$}", self.score()));
         if let Some(resampling) = resampling {
             let interval = self.interval(resampling);
@@ -214,6 +185,11 @@ pub fn paired(
     system: &Evaluation,
     resampling: &Resampling,
 ) -> Result<Paired, MetricError> {
+    comparable(baseline, system)?;
+    Ok(baseline.table().compare(&system.table(), resampling))
+}
+
+fn comparable(baseline: &Evaluation, system: &Evaluation) -> Result<(), MetricError> {
     if baseline.metric != system.metric {
         return Err(MetricError::Different {
             baseline: format!("{:?}", baseline.metric),
@@ -226,5 +202,45 @@ pub fn paired(
             expected: baseline.segments,
         });
     }
-    Ok(baseline.table().compare(&system.table(), resampling))
+    Ok(())
+}
+
+/// The name of the test of what is not right or wrong.
+pub const RANDOMISATION: &str = "paired approximate randomisation";
+
+/// A system against a baseline, under the test that suits the metric.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Change {
+    /// Score of the system minus that of the baseline.
+    pub difference: f64,
+    /// The two-sided p-value of there being no difference.
+    pub p: f64,
+    /// Name of the test.
+    pub test: &'static str,
+}
+
+/// Tests a system against a baseline on the same segments: McNemar's exact test where each segment is right or wrong, and
+/// paired approximate randomisation otherwise.
+///
+/// # Errors
+/// As [`paired`].
+pub fn tested(
+    baseline: &Evaluation,
+    system: &Evaluation,
+    resampling: &Resampling,
+) -> Result<Change, MetricError> {
+    if baseline.metric.counts().is_right_or_wrong() && comparable(baseline, system).is_ok() {
+        let pairs = baseline.counts.iter().zip(&system.counts);
+        return Ok(Change {
+            difference: system.score() - baseline.score(),
+            p: mcnemar(pairs.map(|(old, new)| (*old > 0.5, *new > 0.5))).p,
+            test: "McNemar, exact",
+        });
+    }
+    let outcome = paired(baseline, system, resampling)?;
+    Ok(Change {
+        difference: outcome.difference,
+        p: outcome.randomisation_p,
+        test: RANDOMISATION,
+    })
 }

@@ -39,6 +39,8 @@ pub struct Interval {
     pub lo: f64,
     /// Upper end.
     pub hi: f64,
+    /// Standard error of the score: its standard deviation over the resamples.
+    pub standard_error: f64,
 }
 
 impl Interval {
@@ -48,6 +50,7 @@ impl Interval {
     }
 
     fn of(mut scores: Vec<f64>) -> Self {
+        let standard_error = standard_deviation(&scores);
         scores.sort_by(f64::total_cmp);
         let (n, cut) = (scores.len(), scores.len() / 40);
         let at = |index: usize| scores.get(index).copied().unwrap_or(f64::NAN);
@@ -55,6 +58,7 @@ impl Interval {
             mean: scores.iter().sum::<f64>() / n as f64,
             lo: at(cut),
             hi: at(n.saturating_sub(cut + 1)),
+            standard_error,
         }
     }
 }

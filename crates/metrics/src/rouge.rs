@@ -2,7 +2,7 @@
 
 use crate::lcs::Lcs;
 use crate::ngrams::Words;
-use crate::{Counts, Scratch, Unit, porter};
+use crate::{Counts, Scratch, Segment, Unit, porter, yes_no};
 
 /// ROUGE (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"), as rouge_score 0.1.2 computes it, 0..1.
 ///
@@ -188,13 +188,8 @@ impl Counts for Rouge {
     }
 
     /// Precision, recall and F1 against the best reference.
-    fn count(
-        &self,
-        scratch: &mut Scratch,
-        hypothesis: &str,
-        references: &[String],
-        out: &mut [f64],
-    ) {
+    fn count(&self, scratch: &mut Scratch, segment: Segment<'_>, out: &mut [f64]) {
+        let (hypothesis, references) = (segment.text(), segment.references());
         let texts: Vec<Vec<String>> = std::iter::once(hypothesis)
             .chain(references.iter().map(String::as_str))
             .map(|text| self.sentences(text))
@@ -229,6 +224,14 @@ impl Counts for Rouge {
             .into_iter()
             .zip(sum.iter().map(|sum| sum / segments as f64))
             .collect()
+    }
+
+    fn signature(&self) -> Vec<(&'static str, String)> {
+        vec![("case", "lc".to_owned()), ("stem", yes_no(self.stemmer))]
+    }
+
+    fn version(&self) -> String {
+        "rouge_score-0.1.2".to_owned()
     }
 
     fn details(&self, sum: &[f64], segments: usize) -> Option<String> {

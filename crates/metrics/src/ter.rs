@@ -3,7 +3,7 @@
 use crate::ngrams::Words;
 use crate::text::{surround, surround_ascii, trim_end, words};
 use crate::tokenizer::{is_western_symbol, separate_stops};
-use crate::{Counts, Scratch, Unit, yes_no};
+use crate::{Counts, SACREBLEU_VERSION, Scratch, Segment, Unit, yes_no};
 use std::ops::Range;
 
 const MAX_SHIFT_LEN: usize = 10;
@@ -107,7 +107,8 @@ impl Counts for Ter {
     }
 
     /// Edits to the nearest reference, mean length of the references.
-    fn count(&self, _: &mut Scratch, hypothesis: &str, references: &[String], out: &mut [f64]) {
+    fn count(&self, _: &mut Scratch, segment: Segment<'_>, out: &mut [f64]) {
+        let (hypothesis, references) = (segment.text(), segment.references());
         let hypothesis = self.tokenized(hypothesis);
         // sacrebleu tokenizes references twice, which tells where normalization is not idempotent.
         let references: Vec<String> = references
@@ -139,15 +140,19 @@ impl Counts for Ter {
         vec![("edits", sum[0]), ("reference_len", sum[1])]
     }
 
-    fn signature(&self) -> Option<Vec<(&'static str, String)>> {
+    fn signature(&self) -> Vec<(&'static str, String)> {
         let case = if self.case_sensitive { "mixed" } else { "lc" };
-        Some(vec![
+        vec![
             ("case", case.to_owned()),
             ("tok", "tercom".to_owned()),
             ("norm", yes_no(self.normalized)),
             ("punct", yes_no(!self.no_punct)),
             ("asian", yes_no(self.asian_support)),
-        ])
+        ]
+    }
+
+    fn version(&self) -> String {
+        SACREBLEU_VERSION.to_owned()
     }
 }
 

@@ -2,9 +2,9 @@
 
 use crate::error::{ModelError, Result};
 use crate::memory::human;
-use crate::source::{HubName, is_plain};
+use crate::source::{HubDataFile, HubName, is_plain};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::{Cache, Repo};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -119,7 +119,7 @@ impl Hub {
         let revision = name.revision().to_owned();
         let repo = api.repo(Repo::with_revision(
             name.repo().to_owned(),
-            RepoType::Model,
+            name.kind(),
             revision,
         ));
         let request = repo.info_request().query("blobs", "true");
@@ -131,7 +131,7 @@ impl Hub {
     fn cached(&self, name: &HubName) -> Option<Listing> {
         let repo = |revision: &str| {
             let revision = revision.to_owned();
-            Repo::with_revision(name.repo().to_owned(), RepoType::Model, revision)
+            Repo::with_revision(name.repo().to_owned(), name.kind(), revision)
         };
         let folder = self
             .cache
@@ -157,24 +157,73 @@ impl Hub {
         is_plain(&listing.sha).then_some(listing)
     }
 
-    fn snapshot(&self, name: &HubName, listing: Listing) -> Result<Snapshot> {
+    /// A file of a data set, downloaded if it is not in the cache; `say` is told of it.
+    ///
+    /// # Errors
+    /// A data set or a file that is not there, not open to this token, or cannot be asked about and is not in the cache.
+    pub fn data_file(&self, file: &HubDataFile, say: impl Fn(&str)) -> Result<PathBuf> {
+        let (name, path) = (file.name(), file.path());
+        let asked = match self.offline {
+            true => None,
+            false => match self.ask(name) {
+                Ok(listing) => Some(listing),
+                Err(error) if refused(&error).is_some() => return Err(self.failed(name, &error)),
+                Err(error) => {
+                    tracing::debug!("{name}: {} cannot be reached ({error})", self.endpoint());
+                    None
+                }
+            },
+        };
+        let Some(listing) = asked else {
+            let cached = self.cached(name);
+            let cached = cached.map(|listing| self.commit(name, listing.sha).folder.join(path));
+            return cached.filter(|path| path.is_file()).ok_or_else(|| {
+                name.error(format!(
+                    "{} cannot be reached, and {path} is not in the cache {}; download the file elsewhere and give its path",
+                    self.endpoint(),
+                    self.cache.display()
+                ))
+            });
+        };
         if !is_plain(&listing.sha) {
-            return Err(name.error(format!(
-                "{} gives {:?} for its commit, which is none",
-                self.endpoint(),
-                listing.sha
-            )));
+            return Err(self.no_commit(name, &listing));
         }
+        let mut names = listing.siblings.iter().map(|file| file.rfilename.as_str());
+        if !names.any(|name| name == path) {
+            return Err(name.error(lacks_file(&listing, path)));
+        }
+        let mut snapshot = self.commit(name, listing.sha.clone());
+        snapshot.list(&listing, path);
+        snapshot.fetch(|_| true, say)?;
+        Ok(snapshot.folder.join(path))
+    }
+
+    /// A commit of which no file is listed yet.
+    fn commit(&self, name: &HubName, commit: String) -> Snapshot {
         let revision = name.revision().to_owned();
-        let repo = Repo::with_revision(name.repo().to_owned(), RepoType::Model, revision);
-        let folder = self.cache().repo(repo).pointer_path(&listing.sha);
-        let mut snapshot = Snapshot {
+        let repo = Repo::with_revision(name.repo().to_owned(), name.kind(), revision);
+        Snapshot {
             hub: self.clone(),
             name: name.clone(),
-            commit: listing.sha.clone(),
-            folder,
+            folder: self.cache().repo(repo).pointer_path(&commit),
+            commit,
             files: Vec::new(),
-        };
+        }
+    }
+
+    fn no_commit(&self, name: &HubName, listing: &Listing) -> ModelError {
+        name.error(format!(
+            "{} gives {:?} for its commit, which is none",
+            self.endpoint(),
+            listing.sha
+        ))
+    }
+
+    fn snapshot(&self, name: &HubName, listing: Listing) -> Result<Snapshot> {
+        if !is_plain(&listing.sha) {
+            return Err(self.no_commit(name, &listing));
+        }
+        let mut snapshot = self.commit(name, listing.sha.clone());
         let has = |file: &str| {
             let mut files = listing.siblings.iter();
             files.any(|sibling| sibling.rfilename == file)
@@ -237,6 +286,30 @@ fn refused(error: &ApiError) -> Option<u16> {
         },
         ApiError::TooManyRetries(error) => refused(error),
         _ => None,
+    }
+}
+
+/// What is said of a data set without a file: the files of tables and lines that it has.
+fn lacks_file(listing: &Listing, path: &str) -> String {
+    const SHOWN: usize = 12;
+    let endings = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".txt"];
+    let names = listing.siblings.iter().map(|file| file.rfilename.as_str());
+    let data: Vec<&str> = names
+        .filter(|name| endings.iter().any(|ending| name.ends_with(ending)))
+        .collect();
+    match data.len() {
+        0 => format!(
+            "it holds no {path}, nor any Parquet or JSON lines; download what it has and convert it"
+        ),
+        n => format!(
+            "it holds no {path}; there {} {}{}",
+            if n == 1 { "is" } else { "are" },
+            data[..n.min(SHOWN)].join(", "),
+            match n.saturating_sub(SHOWN) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            }
+        ),
     }
 }
 
@@ -420,7 +493,7 @@ impl Snapshot {
         let repo = self.name.repo().to_owned();
         api.repo(Repo::with_revision(
             repo,
-            RepoType::Model,
+            self.name.kind(),
             self.commit.clone(),
         ))
     }
@@ -428,7 +501,7 @@ impl Snapshot {
     /// Notes in the cache which commit the revision was; without it only the network knows.
     fn name_commit(&self) {
         let revision = self.name.revision().to_owned();
-        let repo = Repo::with_revision(self.name.repo().to_owned(), RepoType::Model, revision);
+        let repo = Repo::with_revision(self.name.repo().to_owned(), self.name.kind(), revision);
         if let Err(error) = self.hub.cache().repo(repo).create_ref(&self.commit) {
             tracing::debug!("{}: the commit is not noted: {error}", self.name);
         }

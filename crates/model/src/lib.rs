@@ -59,5 +59,5 @@ pub use mock::MockModel;
 pub use rope::{Beyond, Rope};
 pub use simd::instruction_set;
 pub use sizes::{LayerBytes, ModelSizes};
-pub use source::{HubName, ModelSource};
+pub use source::{HubDataFile, HubName, ModelSource};
 pub use tokenizer::{ByteTokenizer, SpecialTokens, TextTokenizer, Tokenize};

@@ -52,12 +52,87 @@ impl fmt::Display for ModelSource {
 pub struct HubName {
     repo: String,
     revision: Option<String>,
+    is_data: bool,
+}
+
+/// `hub:datasets/owner/name/path/of/file[@revision]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubDataFile {
+    name: HubName,
+    path: String,
+}
+
+impl HubDataFile {
+    /// The file that a path of an experiment names, if it names one of the hub.
+    ///
+    /// # Errors
+    /// A name of the hub that is not one of a file of a data set.
+    pub fn of(path: &Path) -> Result<Option<Self>> {
+        match path.to_str().and_then(|text| text.strip_prefix("hub:")) {
+            Some(name) => name.parse().map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &HubName {
+        &self.name
+    }
+
+    /// The file within the data set.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl FromStr for HubDataFile {
+    type Err = ModelError;
+
+    /// Reads what stands behind `hub:`.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            ModelError::Hub {
+            name: format!("hub:{}", text.escape_debug()),
+            message: "not the name of a file of a data set; it is written hub:datasets/owner/name/path/of/file, with @revision behind it for another than main".to_owned(),
+        }
+        };
+        let (whole, revision) = match text.split_once('@') {
+            Some((whole, revision)) => (whole, Some(revision)),
+            None => (text, None),
+        };
+        let rest = whole.strip_prefix("datasets/").ok_or_else(wrong)?;
+        let mut parts = rest.splitn(3, '/');
+        let (Some(owner), Some(name), Some(path)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return Err(wrong());
+        };
+        let revision = revision.map_or_else(String::new, |revision| format!("@{revision}"));
+        let name: HubName = format!("{owner}/{name}{revision}")
+            .parse()
+            .map_err(|_| wrong())?;
+        match path.split('/').all(is_plain) {
+            true => Ok(Self {
+                name: HubName {
+                    is_data: true,
+                    ..name
+                },
+                path: path.to_owned(),
+            }),
+            false => Err(wrong()),
+        }
+    }
 }
 
 impl HubName {
     /// `owner/name`.
     pub(crate) fn repo(&self) -> &str {
         &self.repo
+    }
+
+    pub(crate) fn kind(&self) -> hf_hub::RepoType {
+        match self.is_data {
+            true => hf_hub::RepoType::Dataset,
+            false => hf_hub::RepoType::Model,
+        }
     }
 
     pub(crate) fn revision(&self) -> &str {
@@ -79,7 +154,8 @@ impl HubName {
 
 impl fmt::Display for HubName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hub:{}", self.repo)?;
+        let kind = if self.is_data { "datasets/" } else { "" };
+        write!(f, "hub:{kind}{}", self.repo)?;
         match &self.revision {
             Some(revision) => write!(f, "@{revision}"),
             None => Ok(()),
@@ -122,6 +198,7 @@ impl FromStr for HubName {
         Ok(Self {
             repo: repo.to_owned(),
             revision: revision.map(str::to_owned),
+            is_data: false,
         })
     }
 }
@@ -172,6 +249,33 @@ mod tests {
         ] {
             let message = source(wrong).unwrap_err().to_string();
             assert!(message.contains("owner/name"), "{wrong}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_data_set_is_within_it() {
+        let file = |text: &str| HubDataFile::of(Path::new(text));
+        assert_eq!(file("data/x.jsonl").unwrap(), None);
+        let found = file("hub:datasets/o/n/main/test-00000-of-00001.parquet@v1")
+            .unwrap()
+            .unwrap();
+        assert_eq!(found.name().to_string(), "hub:datasets/o/n@v1");
+        assert_eq!(found.path(), "main/test-00000-of-00001.parquet");
+        for wrong in [
+            "hub:o/n/x.parquet",
+            "hub:datasets/o/n",
+            "hub:datasets/o/n/",
+            "hub:datasets/o/n/../x",
+            "hub:datasets/o/n/a//b",
+            "hub:datasets/../n/x",
+            "hub:datasets/o/n/x@../y",
+            "hub:datasets/o/n/x y",
+        ] {
+            let message = file(wrong).unwrap_err().to_string();
+            assert!(
+                message.contains("hub:datasets/owner/name"),
+                "{wrong}: {message}"
+            );
         }
     }
 }

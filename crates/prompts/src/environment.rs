@@ -1,7 +1,7 @@
 //! minijinja, set up as the Jinja of transformers is, and its errors.
 
 use crate::error::{PromptError, Result};
-use crate::python;
+use crate::{clean, python};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde::Serialize;
@@ -58,6 +58,11 @@ pub(crate) fn of(trim: Trim) -> Environment<'static> {
     environment.add_function("raise_exception", raise);
     environment.add_function("strftime_now", now);
     environment.add_filter("tojson", to_json);
+    environment.add_filter("index", |list: Value, wanted: Value| {
+        clean::index(&list, &wanted)
+    });
+    environment.add_filter("hellaswag", |text: &str| clean::hellaswag(text));
+    environment.add_filter("wikitext", |text: &str| clean::wikitext(text));
     environment.add_filter("string", |value: Value| python::text(&value));
     // Python's strings and dictionaries are sequences too, and nothing can be said of what is not defined.
     environment.add_test("sequence", |value: Value| {
@@ -99,6 +104,39 @@ pub(crate) fn names(
         .into_iter()
         .filter(|name| !global.contains(name.as_str()))
         .collect())
+}
+
+/// The names that an expression uses and does not define; refuses one that does not parse.
+pub(crate) fn names_of_expression(
+    environment: &Environment<'_>,
+    source: &str,
+    origin: &str,
+) -> Result<BTreeSet<String>> {
+    let expression = environment.compile_expression(source);
+    let expression = expression.map_err(|error| told(&error, origin))?;
+    Ok(expression.undeclared_variables(false).into_iter().collect())
+}
+
+/// The value of an expression, as JSON.
+pub(crate) fn value(
+    environment: &Environment<'_>,
+    source: &str,
+    context: impl Serialize,
+    origin: &str,
+) -> Result<serde_json::Value> {
+    let expression = environment.compile_expression(source);
+    let expression = expression.map_err(|error| told(&error, origin))?;
+    let value = expression.eval(context);
+    let value = value.map_err(|error| told(&error, origin))?;
+    let none = |message: String| PromptError::Render {
+        origin: origin.to_owned(),
+        line: None,
+        message,
+    };
+    if value.is_undefined() {
+        return Err(none(format!("`{source}` is not defined for this item")));
+    }
+    serde_json::to_value(&value).map_err(|error| none(error.to_string()))
 }
 
 pub(crate) fn render(

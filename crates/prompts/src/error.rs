@@ -94,11 +94,13 @@ pub enum PromptError {
     },
     /// A prompt that names what an item does not have.
     #[error(
-        "the prompt names {}, which there is not; there are: {}",
+        "{origin} names {}, which there is not; there are: {}",
         listed(unknown),
         listed(known)
     )]
     Unknown {
+        /// The template.
+        origin: String,
         /// What it names.
         unknown: Vec<String>,
         /// What it may name.

@@ -11,6 +11,7 @@
 //! Templates are untrusted: they cannot read files, and one that runs for ever or calls itself without end is stopped.
 
 mod chat;
+mod clean;
 mod environment;
 mod error;
 mod message;
@@ -21,5 +22,5 @@ mod special;
 pub use chat::ChatTemplate;
 pub use error::{PromptError, Result};
 pub use message::Message;
-pub use prompt::PromptTemplate;
+pub use prompt::{Expression, PromptTemplate};
 pub use special::SpecialTokens;

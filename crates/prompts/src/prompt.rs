@@ -6,14 +6,22 @@ use minijinja::Environment;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-/// The origin that messages name.
-const ORIGIN: &str = "`prompt`";
-
 /// A template over the fields of an item. An undefined name is an error, and a line feed at the end stays.
 #[derive(Debug)]
 pub struct PromptTemplate {
     environment: Environment<'static>,
     source: String,
+    /// The key that it stands under, as messages name it.
+    origin: String,
+    names: BTreeSet<String>,
+}
+
+/// An expression over the fields of an item.
+#[derive(Debug)]
+pub struct Expression {
+    environment: Environment<'static>,
+    source: String,
+    origin: String,
     names: BTreeSet<String>,
 }
 
@@ -26,18 +34,28 @@ impl PromptTemplate {
         if has_old_form(source) {
             return Err(PromptError::OldForm);
         }
-        let environment = environment::of(Trim::Nothing);
-        environment::check(&environment, source, ORIGIN)?;
-        let names = environment::names(&environment, source, ORIGIN)?;
-        if names.is_empty() {
-            return Err(PromptError::Constant {
+        let template = Self::text("prompt", source)?;
+        match template.names.is_empty() {
+            true => Err(PromptError::Constant {
                 template: source.to_owned(),
-            });
+            }),
+            false => Ok(template),
         }
+    }
+
+    /// From its text, which stands under `key` and may name nothing.
+    ///
+    /// # Errors
+    /// A template that does not parse.
+    pub fn text(key: &str, source: &str) -> Result<Self> {
+        let origin = format!("`{key}`");
+        let environment = environment::of(Trim::Nothing);
+        environment::check(&environment, source, &origin)?;
         Ok(Self {
+            names: environment::names(&environment, source, &origin)?,
             environment,
             source: source.to_owned(),
-            names,
+            origin,
         })
     }
 
@@ -56,16 +74,7 @@ impl PromptTemplate {
     /// # Errors
     /// Such a name, with a list of those that there are.
     pub fn check<'a>(&self, known: impl IntoIterator<Item = &'a str>) -> Result<()> {
-        let known: BTreeSet<&str> = known.into_iter().collect();
-        let unknown = self.names().filter(|name| !known.contains(name));
-        let unknown: Vec<String> = unknown.map(str::to_owned).collect();
-        match unknown.is_empty() {
-            true => Ok(()),
-            false => Err(PromptError::Unknown {
-                unknown,
-                known: known.into_iter().map(str::to_owned).collect(),
-            }),
-        }
+        check(&self.origin, &self.names, known)
     }
 
     /// The prompt of an item.
@@ -73,13 +82,70 @@ impl PromptTemplate {
     /// # Errors
     /// A name that this item does not have, a template that fails or does not end.
     pub fn render(&self, item: &Map<String, Value>) -> Result<String> {
-        let unknown = self.names().filter(|name| !item.contains_key(*name));
-        let unknown: Vec<String> = unknown.map(str::to_owned).collect();
-        if !unknown.is_empty() {
-            let known = item.keys().cloned().collect();
-            return Err(PromptError::Unknown { unknown, known });
+        self.check(item.keys().map(String::as_str))?;
+        environment::render(&self.environment, &self.source, item, &self.origin)
+    }
+}
+
+impl Expression {
+    /// From its text, which stands under `key`.
+    ///
+    /// # Errors
+    /// An expression that does not parse, or that names nothing.
+    pub fn new(key: &str, source: &str) -> Result<Self> {
+        let origin = format!("`{key}`");
+        let environment = environment::of(Trim::Nothing);
+        let names = environment::names_of_expression(&environment, source, &origin)?;
+        if names.is_empty() {
+            return Err(PromptError::Message(format!(
+                "`{key}` {source:?} names no field; it is a Jinja expression such as `label`"
+            )));
         }
-        environment::render(&self.environment, &self.source, item, ORIGIN)
+        Ok(Self {
+            environment,
+            source: source.to_owned(),
+            origin,
+            names,
+        })
+    }
+
+    /// Refuses an expression that uses names beyond those that there are.
+    ///
+    /// # Errors
+    /// Such a name, with a list of those that there are.
+    pub fn check<'a>(&self, known: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        check(&self.origin, &self.names, known)
+    }
+
+    /// Its value for an item.
+    ///
+    /// # Errors
+    /// A name that this item does not have, an expression that fails.
+    pub fn value(&self, item: &Map<String, Value>) -> Result<Value> {
+        self.check(item.keys().map(String::as_str))?;
+        environment::value(&self.environment, &self.source, item, &self.origin)
+    }
+}
+
+/// Refuses names beyond the known ones.
+fn check<'a>(
+    origin: &str,
+    names: &BTreeSet<String>,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
+    let known: BTreeSet<&str> = known.into_iter().collect();
+    let unknown = names.iter().filter(|name| !known.contains(name.as_str()));
+    let unknown: Vec<String> = unknown.cloned().collect();
+    match unknown.is_empty() {
+        true => Ok(()),
+        false => Err(PromptError::Unknown {
+            origin: match origin {
+                "`prompt`" => "the prompt".to_owned(),
+                other => other.to_owned(),
+            },
+            unknown,
+            known: known.into_iter().map(str::to_owned).collect(),
+        }),
     }
 }
 

@@ -26,6 +26,7 @@ pub use identity::Identity;
 pub use lines::Log;
 pub use record::{
     Answer, Binary, Calibration, Executed, KvAuditRecord, Made, ModelRecord, Prompt, Quality,
-    Record, Score, Search, StrategyRecord, TaskRecord, Timing, VERSION, grouped, layer_counts,
+    Record, Score, Scored, Scoring, Search, StrategyRecord, TaskRecord, Timing, VERSION, grouped,
+    layer_counts,
 };
 pub use run::{PlannedCell, Run, RunInfo, Written};

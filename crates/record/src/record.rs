@@ -3,9 +3,11 @@
 use crate::identity::Identity;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use skipbench_engine::{Block, DraftTally, End, Ledger};
+use skipbench_engine::{Block, DraftTally, End, Ledger, ScoreMode};
 use skipbench_machine::Machine;
+use skipbench_metrics::{Evidence, Hypothesis, Metric, MetricError, Reference};
 use skipbench_strategy::StrategySpec;
+use std::collections::BTreeMap;
 
 /// Version of the form of the files in a run's folder. Raised whenever an older reader would misread a newer folder.
 pub const VERSION: u32 = 4;
@@ -98,9 +100,75 @@ pub struct TaskRecord {
     pub max_new_tokens: usize,
     /// Names of the metrics, the main one first.
     pub metrics: Vec<String>,
+    /// Of metrics whose name does not say all of them, the rest, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metric_settings: BTreeMap<String, Value>,
+    /// How given text was scored, where some was; `None` where answers were generated and nothing else asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scoring: Option<Scoring>,
+}
+
+/// How given text was scored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scoring {
+    /// What was scored.
+    pub of: Scored,
+    /// Which layers a scored token had behind it.
+    pub mode: ScoreMode,
+    /// Longest run of tokens that was fed, where texts were scored in windows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// Tokens from the beginning of one window to that of the next; `None` for windows that score each token once behind the
+    /// beginning of sequence or the token in front of the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
+}
+
+/// What was scored beside answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scored {
+    /// The full network's answers.
+    Answers,
+    /// The choices of questions.
+    Choices,
+    /// Texts.
+    Texts,
+}
+
+impl std::fmt::Display for Scoring {
+    /// As a signature has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let of = match self.of {
+            Scored::Answers => "full-answers",
+            Scored::Choices => "choices",
+            Scored::Texts => "texts",
+        };
+        write!(f, "scored:{of}|mode:{}", self.mode)?;
+        match (self.window, self.stride) {
+            (Some(window), Some(stride)) => write!(f, "|window:{window}|stride:{stride}"),
+            (Some(window), None) => write!(f, "|window:{window}|stride:rolling"),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl TaskRecord {
+    /// One of its metrics with its settings.
+    ///
+    /// # Errors
+    /// A metric that this program does not know.
+    pub fn metric(&self, name: &str) -> Result<Metric, MetricError> {
+        match self.metric_settings.get(name) {
+            None => name.parse(),
+            Some(settings) => {
+                serde_json::from_value(settings.clone()).map_err(|_| MetricError::Unknown {
+                    name: name.to_owned(),
+                })
+            }
+        }
+    }
+
     /// How many of the task's prompts were asked, `64 of 1,984`; `None` where all were.
     pub fn limit(&self) -> Option<String> {
         let available = self.prompts_available.filter(|&all| all > self.prompts)?;
@@ -358,9 +426,22 @@ pub struct Answer {
     /// Why it ended; `None` where there is no answer, and in records of before it was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,
+    /// What the model made of text that was given, where some was.
+    #[serde(default, skip_serializing_if = "Evidence::is_empty")]
+    pub evidence: Evidence,
     /// Why there is no answer, where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+impl From<&Answer> for Hypothesis {
+    fn from(answer: &Answer) -> Self {
+        Self {
+            text: answer.text.clone(),
+            tokens: answer.tokens.clone(),
+            evidence: answer.evidence.clone(),
+        }
+    }
 }
 
 /// What was asked, and the right answers: a line of `prompts.jsonl`.
@@ -377,6 +458,22 @@ pub struct Prompt {
     pub messages: Option<Value>,
     /// The right answers.
     pub references: Vec<String>,
+    /// The choices of a question.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<String>,
+    /// The right one of them, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right: Option<usize>,
+}
+
+impl Prompt {
+    /// What is right.
+    pub fn reference(&self) -> Reference {
+        Reference {
+            texts: self.references.clone(),
+            choice: self.right,
+        }
+    }
 }
 
 /// Serializes whole numbers of layers as integers: most are.

@@ -270,6 +270,11 @@ impl Run {
                 record.model.name.clone_from(&cell.model);
                 record.task.name.clone_from(&cell.task);
                 record.task.metrics.clone_from(&cell.metrics);
+                let task = self.info.tasks.iter().find(|task| task.name == cell.task);
+                if let Some(task) = task {
+                    let settings = &task.metric_settings;
+                    record.task.metric_settings.clone_from(settings);
+                }
             }
             current.append(&mut records);
         }

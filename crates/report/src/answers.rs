@@ -1,11 +1,9 @@
 //! How answers fail that no score explains: they do not end, or they repeat themselves.
 
 use skipbench_engine::End;
+use skipbench_metrics::repeated_4_grams;
 use skipbench_record::Answer;
 use std::collections::HashSet;
-
-/// Length of the n-grams that are looked for again.
-const N: usize = 4;
 
 /// Share of the answers that have the `most` tokens they may have and did not end there; failed ones count as ended.
 pub(crate) fn truncated(answers: &[&Answer], most: usize) -> Option<f64> {
@@ -23,16 +21,12 @@ pub(crate) fn truncated(answers: &[&Answer], most: usize) -> Option<f64> {
     share(cut.count() as f64, answers.len())
 }
 
-/// Mean over the answers of the share of their 4-grams of tokens that stood in them before: seq-rep-4 of Welleck et al.
-/// (2020, arXiv 1908.04319). A shorter answer repeats nothing.
+/// Mean over the answers of [`repeated_4_grams`].
 pub(crate) fn repetition(answers: &[&Answer]) -> Option<f64> {
-    let repeated = |tokens: &[u32]| {
-        let distinct: HashSet<&[u32]> = tokens.windows(N).collect();
-        let all = (tokens.len() + 1).saturating_sub(N);
-        share((all - distinct.len()) as f64, all).unwrap_or(0.0)
-    };
-    let sum: f64 = answers.iter().map(|answer| repeated(&answer.tokens)).sum();
-    share(sum, answers.len())
+    let repeated = answers
+        .iter()
+        .map(|answer| repeated_4_grams(&answer.tokens));
+    share(repeated.sum(), answers.len())
 }
 
 fn share(part: f64, all: usize) -> Option<f64> {
@@ -42,6 +36,7 @@ fn share(part: f64, all: usize) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skipbench_metrics::Evidence;
 
     fn answer(tokens: &[u32], end: Option<End>) -> Answer {
         Answer {
@@ -52,6 +47,7 @@ mod tests {
             text: String::new(),
             layers: Vec::new(),
             end,
+            evidence: Evidence::default(),
             error: None,
         }
     }

@@ -200,7 +200,7 @@ pub const COLUMNS: &[Column] = &[
         "layers_per_token",
         "layers",
         |row| row.quality()?.layers_per_token,
-        "mean layers run for a decoded token",
+        "mean layers run for a decoded token, or for a scored one where text is given",
     )
     .main("layers/token", Format::Fixed(1)),
     number(
@@ -256,12 +256,31 @@ pub const COLUMNS: &[Column] = &[
     score("{metric}_lo", |score| Some(score.lo), "low end of the 95% bootstrap interval of the score"),
     score("{metric}_hi", |score| Some(score.hi), "high end of it"),
     score(
+        "{metric}_se",
+        |score| score.standard_error,
+        "standard error of the score: its standard deviation over the bootstrap's resamples of prompts, none of a single prompt",
+    ),
+    score(
         "{metric}_p",
         |score| score.p_value,
-        "p-value of the difference from the full network: paired approximate randomisation, Holm-corrected over the \
-         strategies of the table",
+        "p-value of the difference from the full network: McNemar's exact test where answers are right or wrong, paired \
+         approximate randomisation otherwise, Holm-corrected over the strategies of the table",
     ),
-    number("same_as_full", "share", |row| row.same_as_full, "answers that are the full network's, token for token")
+    text(
+        "scoring",
+        |row| Some(row.record.task.scoring.as_ref()?.mode.name().to_owned()),
+        "which layers a token of given text had behind it: `as-decoded`, those that would have run had it been generated, or \
+         `one-pass`, the strategy's at every position; empty where nothing was scored",
+    ),
+    text(
+        "signatures",
+        |row| {
+            let signatures = row.scores.iter().map(|score| format!("{} {}", score.metric, score.signature));
+            Some(signatures.collect::<Vec<_>>().join("; ")).filter(|all| !all.is_empty())
+        },
+        "everything that each score depends on, in sacrebleu's form",
+    ),
+    number("same_as_full", "share", |row| row.same_as_full, "answers that are the full network's, token for token, or the same choice")
         // Rounded down: 100% is all of them.
         .main("same", Format::Cell(|row| Some(format!("{}%", (100.0 * row.same_as_full? + 1e-9) as u32)))),
     number(

@@ -3,7 +3,6 @@
 use crate::columns::{COLUMNS, Column, Format, Get, METRIC};
 use crate::row::Row;
 use crate::scores::Scored;
-use skipbench_metrics::Unit;
 
 /// Metrics that always have columns in files, so that results of different experiments can be stacked.
 const METRICS: [&str; 6] = ["bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum"];
@@ -49,6 +48,9 @@ pub(crate) fn fields<'m>(metrics: &[&'m str]) -> Vec<Field<'m>> {
             fields.extend(run.iter().map(|column| Field { column, metric }));
         }
     }
+    // A metric that is asked for takes the place of the column of its name.
+    let is_metric = |name: &str| metrics.contains(&name);
+    fields.retain(|field| field.metric.is_some() || !is_metric(field.column.name));
     fields
 }
 
@@ -89,23 +91,14 @@ impl Field<'_> {
 /// A difference from the full network counts where its corrected p-value is below this.
 const ALPHA: f64 = 0.05;
 
-/// Digits behind the point of a score.
-fn digits(value: &Scored) -> usize {
-    match value.kind.unit() {
-        Unit::Percent => 1,
-        Unit::Fraction => 3,
-    }
-}
-
 /// A score with its interval.
 pub(crate) fn score_text(value: &Scored) -> String {
-    let (digits, Scored { score, lo, hi, .. }) = (digits(value), value);
-    format!("{score:.digits$} [{lo:.digits$}, {hi:.digits$}]")
+    let [score, lo, hi] = [value.score, value.lo, value.hi].map(|score| value.kind.format(score));
+    format!("{score} [{lo}, {hi}]")
 }
 
 fn scored(value: &Scored, is_main: bool) -> String {
-    let digits = digits(value);
-    let Scored { score, lo, hi, .. } = value;
+    let [score, lo, hi] = [value.score, value.lo, value.hi].map(|score| value.kind.format(score));
     let significant = if value.p_value.is_some_and(|p| p < ALPHA) {
         "*"
     } else {
@@ -117,8 +110,8 @@ fn scored(value: &Scored, is_main: bool) -> String {
         ""
     };
     match is_main {
-        true => format!("{score:.digits$}{significant}{within} [{lo:.digits$}, {hi:.digits$}]"),
-        false => format!("{score:.digits$}{significant}"),
+        true => format!("{score}{significant}{within} [{lo}, {hi}]"),
+        false => format!("{score}{significant}"),
     }
 }
 

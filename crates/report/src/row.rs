@@ -2,7 +2,7 @@
 
 use crate::scores::Scored;
 use skipbench_engine::{Block, Cost, Latency, Ledger, Speedup, Times, energy_per_token};
-use skipbench_record::{Quality, Record, Run};
+use skipbench_record::{Quality, Record, Run, Scored as Given};
 
 /// A record, and what is derived from it and from the records beside it.
 #[derive(Debug, Clone)]
@@ -75,6 +75,14 @@ impl Row<'_> {
             (batch, 1) => format!("batch {batch}"),
             (batch, beams) => format!("batch {batch}, {beams} beams"),
         }
+    }
+
+    /// What was given to be scored, where no answer was generated.
+    pub(crate) fn given(&self) -> Option<Given> {
+        let scoring = self.record.task.scoring.as_ref();
+        scoring
+            .map(|scoring| scoring.of)
+            .filter(|&of| of != Given::Answers)
     }
 
     pub(crate) fn is_full(&self) -> bool {

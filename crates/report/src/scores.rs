@@ -4,9 +4,9 @@ use crate::answers;
 use crate::error::{ReportError, Result};
 use crate::row::Row;
 use skipbench_metrics::{
-    Evaluation, Hypotheses, Metric, MetricError, References, Resampling, evaluate, holm, paired,
+    Evaluation, Hypotheses, Metric, MetricError, References, Resampling, evaluate, holm, tested,
 };
-use skipbench_record::{Answer, Run};
+use skipbench_record::{Answer, Prompt, Run, Scored as Given};
 
 /// Random sets of the same target from which on they are shown as a band.
 pub const BAND: usize = 3;
@@ -24,6 +24,10 @@ pub struct Scored {
     pub lo: f64,
     /// High end.
     pub hi: f64,
+    /// Its standard error: the standard deviation over the resamples; `None` of a single prompt.
+    pub standard_error: Option<f64>,
+    /// Everything that the score depends on, in sacrebleu's form.
+    pub signature: String,
     /// Paired test against the full network, Holm-corrected over the strategies.
     pub p_value: Option<f64>,
     /// It is no better than random sets of the same target.
@@ -61,17 +65,21 @@ impl<'a> Graded<'a> {
                 let interval = evaluation.interval(&resampling);
                 Scored {
                     metric: name.clone(),
-                    kind: *evaluation.metric(),
+                    kind: evaluation.metric().clone(),
                     score: evaluation.score(),
                     lo: interval.lo,
                     hi: interval.hi,
+                    standard_error: (evaluation.segments() > 1).then_some(interval.standard_error),
+                    signature: signature(&row, evaluation),
                     p_value: None,
                     is_within_band: false,
                 }
             })
             .collect();
-        row.truncated = answers::truncated(&answers, record.task.max_new_tokens);
-        row.repetition = answers::repetition(&answers);
+        if row.given().is_none() {
+            row.truncated = answers::truncated(&answers, record.task.max_new_tokens);
+            row.repetition = answers::repetition(&answers);
+        }
         row.notes.extend(failures(&answers));
         Ok(Self {
             row,
@@ -87,13 +95,26 @@ fn evaluations(
     row: &Row<'_>,
     answers: &[&Answer],
 ) -> std::result::Result<Vec<Evaluation>, MetricError> {
-    let hypotheses = Hypotheses::new(answers.iter().map(|answer| answer.text.as_str()));
-    let prompts = run.prompts(row.record).iter();
-    let metrics = row.record.task.metrics.iter();
-    let references = References::new(prompts.map(|prompt| prompt.references.clone()).collect())?;
-    metrics
-        .map(|name| evaluate(&name.parse::<Metric>()?, &hypotheses, &references))
+    let hypotheses = Hypotheses::new(answers.iter().copied());
+    let references = References::of(run.prompts(row.record).iter().map(Prompt::reference));
+    let task = &row.record.task;
+    task.metrics
+        .iter()
+        .map(|name| evaluate(&task.metric(name)?, &hypotheses, &references))
         .collect()
+}
+
+/// The metric's signature, and how what it reads was scored where a model scored it.
+fn signature(row: &Row<'_>, evaluation: &Evaluation) -> String {
+    let signature = evaluation.signature(None);
+    let record = row.record;
+    match &record.task.scoring {
+        Some(scoring) if evaluation.metric().reads().is_evidence() => {
+            let tokenizer = crate::fields::short(&record.model.tokenizer);
+            format!("{scoring}|tokenizer:{tokenizer}|{signature}")
+        }
+        _ => signature,
+    }
 }
 
 fn resampling(run: &Run) -> Resampling {
@@ -191,12 +212,17 @@ fn mark_same(rows: &mut [Graded<'_>], family: &[usize], full: usize) {
     let texts = &rows[full].row.record.task.texts;
     for &index in family {
         let Graded { row, answers, .. } = &mut rows[index];
-        if answers.is_empty() || row.record.task.texts != *texts {
+        let given = row.given();
+        // A text that was given is the same whatever is made of it.
+        if answers.is_empty() || row.record.task.texts != *texts || given == Some(Given::Texts) {
             continue;
         }
         let pairs = answers.iter().zip(&reference);
         let same = pairs
-            .filter(|(answer, full)| answer.tokens == full.tokens)
+            .filter(|(answer, full)| match given {
+                None => answer.tokens == full.tokens,
+                Some(_) => answer.text == full.text,
+            })
             .count();
         let all = answers.len();
         row.same_as_full = Some(same as f64 / all as f64);
@@ -210,11 +236,11 @@ fn mark_same(rows: &mut [Graded<'_>], family: &[usize], full: usize) {
     }
 }
 
-/// Paired tests of every strategy against the full network, corrected over the strategies of the family (Holm 1979).
+/// Paired tests ([`tested`]) of every strategy against the full network, corrected over the strategies of the family (Holm 1979).
 fn test(rows: &mut [Graded<'_>], family: &[usize], full: usize) -> Result<()> {
     for metric in 0..rows[full].evaluations.len() {
         let baseline = &rows[full].evaluations[metric];
-        let mut tested = Vec::new();
+        let mut compared = Vec::new();
         let mut p_values = Vec::new();
         for &index in family.iter().filter(|&&index| index != full) {
             let Graded { row, run, .. } = &rows[index];
@@ -223,15 +249,15 @@ fn test(rows: &mut [Graded<'_>], family: &[usize], full: usize) -> Result<()> {
             let Some(evaluation) = evaluation.filter(|_| same_texts && row.band.is_none()) else {
                 continue;
             };
-            let outcome = paired(baseline, evaluation, &resampling(run));
+            let outcome = tested(baseline, evaluation, &resampling(run));
             let outcome = outcome.map_err(|source| ReportError::Score {
                 cell: row.record.name(),
                 source,
             })?;
-            tested.push(index);
-            p_values.push(outcome.randomisation_p);
+            compared.push(index);
+            p_values.push(outcome.p);
         }
-        for (index, p_value) in tested.into_iter().zip(holm(&p_values)) {
+        for (index, p_value) in compared.into_iter().zip(holm(&p_values)) {
             if let Some(score) = rows[index].row.scores.get_mut(metric) {
                 score.p_value = Some(p_value);
             }

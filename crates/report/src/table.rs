@@ -115,7 +115,9 @@ fn title(kind: Kind, row: &Row<'_>) -> String {
     };
     let limit = row.record.task.limit();
     let limit = limit.map_or_else(String::new, |limit| format!(", {limit} prompts"));
-    format!("{of}{task}, {}, {model}{limit}", row.setting())
+    let scoring = row.record.task.scoring.as_ref();
+    let scoring = scoring.map_or_else(String::new, |how| format!(", scored {}", how.mode));
+    format!("{of}{task}, {}, {model}{limit}{scoring}", row.setting())
 }
 
 /// What a reader must know of the rows, each under the name that tells it apart in the table.
@@ -171,5 +173,5 @@ pub(crate) fn legend(kind: Kind, tables: &[Table]) -> String {
     parts.join(" ")
 }
 
-const TESTED: &str = "`*`: differs from the full network (paired approximate randomisation, Holm-corrected, p < 0.05).";
+const TESTED: &str = "`*`: differs from the full network (McNemar's exact test where answers are right or wrong, paired approximate randomisation otherwise; Holm-corrected, p < 0.05).";
 const WITHIN_BAND: &str = "`°`: no better than random sets of the same target, whose row gives their median and the range that holds 95% of them.";

@@ -70,7 +70,7 @@ impl CellIdentity {
             .with("match", experiment.matching);
         if strategy.is_oracle() {
             // An oracle of answers goes by the task's main metric.
-            content = content.with("metric", task.metrics.first().map(ToString::to_string));
+            content = content.with("metric", task.metrics.first());
         }
         let mut answers = computed_by(content.clone(), machine);
         if experiment.matching == Match::Wallclock {
@@ -107,6 +107,11 @@ pub(crate) fn on_text(experiment: &Experiment, model: &ModelPlan, task: &TaskDat
         (
             "special-tokens",
             (!form.special_tokens.is_auto()).then(|| json!(form.special_tokens)),
+        ),
+        (
+            "scoring",
+            task.scoring(model.max_positions)
+                .map(|scoring| json!(scoring)),
         ),
         (
             "day",

@@ -28,6 +28,7 @@ mod outputs;
 mod preview;
 mod progress;
 mod prompter;
+mod samples;
 mod scoring;
 mod trace;
 mod yaml;

@@ -3,7 +3,7 @@
 use crate::progress;
 use anyhow::Context;
 use serde::Serialize;
-use skipbench_model::{Hub, HubFile, ModelSource, Snapshot, human};
+use skipbench_model::{Hub, HubDataFile, HubFile, ModelSource, Snapshot, human};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -103,6 +103,27 @@ fn name_of(path: &Path) -> String {
     };
     let name = name.map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| "model".to_owned())
+}
+
+/// A file of a task, downloaded where it is one of a data set of the hub and not here yet.
+///
+/// # Errors
+/// A name that is none, a data set that cannot be had.
+pub(crate) fn fetch_data(path: &Path) -> anyhow::Result<PathBuf> {
+    match HubDataFile::of(path)? {
+        None => Ok(path.to_path_buf()),
+        Some(file) => Ok(Hub::from_env().data_file(&file, |message| {
+            let _ = writeln!(progress::Stderr, "{message}");
+        })?),
+    }
+}
+
+/// A path of a task's file, taken from the folder of its experiment; a name of the hub is none.
+pub(crate) fn join_data(folder: &Path, path: &Path) -> PathBuf {
+    match path.to_str().is_some_and(|text| text.starts_with("hub:")) {
+        true => path.to_path_buf(),
+        false => folder.join(path),
+    }
 }
 
 /// A path of an experiment, taken from the folder of its file; a name of the hub is none.

@@ -6,7 +6,7 @@ use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry};
 use crate::identity::{Asked, CellIdentity, this_machine};
 use crate::models::{self, Download};
 use crate::prompter;
-use crate::task::{TaskData, TaskError};
+use crate::task::{Given, TaskData, TaskError};
 use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use skipbench_machine::Machine;
@@ -310,7 +310,11 @@ impl Plan {
                 .iter()
                 .map(|model| cell::model_record(self, model))
                 .collect(),
-            tasks: self.tasks.iter().map(cell::task_record).collect(),
+            tasks: self
+                .tasks
+                .iter()
+                .map(|task| cell::task_record(task, None))
+                .collect(),
             cells: self
                 .cells
                 .iter()
@@ -386,6 +390,10 @@ impl ModelPlan {
 
     /// Refuses answers that cannot fit behind a prompt of a single token; how long prompts are shows when they are tokenized.
     fn check_room(&self, task: &TaskData, experiment: &Experiment) -> anyhow::Result<()> {
+        if let Given::Texts(_, windows) = &task.given {
+            let window = windows.window(self.max_positions);
+            window.with_context(|| format!("model `{}`", self.name))?;
+        }
         let Some(limit) = self.max_positions else {
             return Ok(());
         };
@@ -393,10 +401,14 @@ impl ModelPlan {
             0 => 0,
             _ => experiment.timing.new_tokens,
         };
+        let answered = match &task.given {
+            Given::Nothing => task.max_new_tokens,
+            Given::Questions(_) | Given::Texts(..) => 0,
+        };
         let asked = [
             (
                 format!("`max-new-tokens` of task `{}`", task.name),
-                task.max_new_tokens,
+                answered,
             ),
             ("`timing.new-tokens`".to_owned(), timed),
         ];

@@ -3,7 +3,7 @@
 use crate::experiment::{ChatEntry, SpecialTokensRule};
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
-use skipbench_engine::StopTexts;
+use skipbench_engine::{ScoredText, StopTexts};
 use skipbench_model::{ModelError, Tokenize};
 use skipbench_prompts::{ChatTemplate, Message, SpecialTokens};
 use std::path::Path;
@@ -168,12 +168,16 @@ impl<'a> Prompter<'a> {
     /// # Errors
     /// As [`Prompter::text`], and a text that the tokenizer refuses.
     pub(crate) fn ids(&self, request: &Request) -> anyhow::Result<Vec<u32>> {
-        let text = self.text(request)?;
+        self.encoded(&self.text(request)?, request)
+    }
+
+    /// Token ids of a text, with what stands in front of that of `request`.
+    fn encoded(&self, text: &str, request: &Request) -> anyhow::Result<Vec<u32>> {
         let is_chat = matches!(request, Request::Chat(_));
         let rule = self.form.special_tokens;
         // A template has written its special tokens itself.
         let added = !is_chat && rule != SpecialTokensRule::None;
-        let mut ids = self.tokenizer.encode_with(&text, added)?;
+        let mut ids = self.tokenizer.encode_with(text, added)?;
         if let Some(id) = self
             .beginning
             .filter(|_| added && rule == SpecialTokensRule::Add)
@@ -200,6 +204,36 @@ impl<'a> Prompter<'a> {
         ids.collect()
     }
 
+    /// A request and what is to be scored behind it, as [`pair`] parts them.
+    ///
+    /// # Errors
+    /// As [`Prompter::ids`], and a continuation that adds no token.
+    pub(crate) fn scored(
+        &self,
+        context: &Request,
+        continuation: &str,
+    ) -> anyhow::Result<ScoredText> {
+        pair(
+            &self.text(context)?,
+            continuation,
+            |text| self.encoded(text, context),
+            |text| Ok(self.tokenizer.encode_with(text, false)?),
+            || self.beginning(),
+        )
+    }
+
+    /// What stands in front of a text where nothing else does: the beginning of sequence, or the end of sequence of a
+    /// tokenizer that has no beginning.
+    ///
+    /// # Errors
+    /// A tokenizer that has neither.
+    pub(crate) fn beginning(&self) -> anyhow::Result<u32> {
+        let end = self.tokenizer.eos_ids().first().copied();
+        self.beginning.or(end).context(
+            "the model names neither a beginning nor an end of sequence to stand in front of a text",
+        )
+    }
+
     /// What is to be said of prompts that begin twice.
     pub(crate) fn doubled(&self, ids: &[Vec<u32>]) -> Option<String> {
         let beginning = self.beginning?;
@@ -217,6 +251,45 @@ impl<'a> Prompter<'a> {
     /// What the template writes depends on the day.
     pub(crate) fn tells_the_date(&self) -> bool {
         tells_the_date(self.chat.as_ref(), self.form)
+    }
+}
+
+/// A context and a continuation, tokenized together and cut where the context alone ends, as lm-eval does it: white space
+/// between the two belongs to the continuation. Behind an empty context stands the beginning of sequence.
+///
+/// # Errors
+/// A continuation that adds no token, and what the functions refuse.
+pub(crate) fn pair(
+    context: &str,
+    continuation: &str,
+    encode: impl Fn(&str) -> anyhow::Result<Vec<u32>>,
+    encode_plain: impl Fn(&str) -> anyhow::Result<Vec<u32>>,
+    beginning: impl Fn() -> anyhow::Result<u32>,
+) -> anyhow::Result<ScoredText> {
+    if context.is_empty() {
+        return Ok(ScoredText {
+            context: vec![beginning()?],
+            continuation: encode_plain(continuation)?,
+        });
+    }
+    let front = context.trim_end();
+    let whole = encode(&format!("{context}{continuation}"))?;
+    let mut context = encode(front)?;
+    if context.is_empty() {
+        context.push(beginning()?);
+        return Ok(ScoredText {
+            context,
+            continuation: whole,
+        });
+    }
+    match whole.get(context.len()..) {
+        Some(rest) if !rest.is_empty() => Ok(ScoredText {
+            context: whole[..context.len()].to_vec(),
+            continuation: rest.to_vec(),
+        }),
+        _ => bail!(
+            "the continuation {continuation:?} adds no token to its context: both together are tokenized as the context alone; put the border elsewhere"
+        ),
     }
 }
 

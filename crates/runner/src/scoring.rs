@@ -1,44 +1,15 @@
 //! What `loglikelihood` and `perplexity` share: a model that scores given text under a strategy.
 
 use crate::calibrate::{lacks_text, on_prompts};
-use crate::experiment::MAX_BATCH_SIZE;
+use crate::experiment::{MAX_BATCH_SIZE, ScoringMode};
 use crate::load::ComputeArgs;
 use crate::{layer_files, models};
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
-use skipbench_engine::{
-    Engine, EngineError, Likelihood, Options, ScoreMode, ScoreOptions, ScoredText,
-};
+use clap::Args;
+use skipbench_engine::{Engine, EngineError, Likelihood, Options, ScoreOptions, ScoredText};
 use skipbench_model::{CausalLm, Decoder, ModelError, TextTokenizer, Tokenize};
 use skipbench_strategy::{Strategy, StrategySpec};
 use std::path::PathBuf;
-
-/// Which layers a scored token has behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ModeName {
-    /// Those that would have run had the token been generated
-    AsDecoded,
-    /// The strategy's layers at every position
-    OnePass,
-}
-
-impl ModeName {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::AsDecoded => "as-decoded",
-            Self::OnePass => "one-pass",
-        }
-    }
-}
-
-impl From<ModeName> for ScoreMode {
-    fn from(name: ModeName) -> Self {
-        match name {
-            ModeName::AsDecoded => Self::AsDecoded,
-            ModeName::OnePass => Self::OnePass,
-        }
-    }
-}
 
 /// What every command that scores text takes.
 #[derive(Debug, Clone, Args)]
@@ -51,7 +22,7 @@ pub(crate) struct ScoringArgs {
     pub(crate) strategy: StrategySpec,
     /// Which layers a scored token has behind it
     #[arg(long, value_enum, default_value = "as-decoded")]
-    pub(crate) mode: ModeName,
+    pub(crate) mode: ScoringMode,
     /// Texts scored together
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH_SIZE as i64))]
     batch_size: u32,
@@ -169,6 +140,7 @@ impl<'a> Scorer<'a> {
         let how = ScoreOptions {
             mode: self.args.mode.into(),
             planned_tokens: None,
+            against_full: false,
         };
         for batch in texts.chunks(self.args.batch_size as usize) {
             let scored = Engine::new(&self.model).score(batch, strategy, how);

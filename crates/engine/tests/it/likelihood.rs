@@ -255,6 +255,7 @@ fn goldens() -> BTreeMap<String, Golden> {
 const ONE_PASS: ScoreOptions = ScoreOptions {
     mode: ScoreMode::OnePass,
     planned_tokens: None,
+    against_full: false,
 };
 
 #[test]
@@ -355,4 +356,75 @@ fn every_token_that_has_one_in_front_is_scored_once_behind_its_window() {
     }
     assert!(ScoredText::windows(&[1], 4, 2).is_empty());
     assert!(ScoredText::windows(&[], 4, 2).is_empty());
+}
+
+/// What a strategy's tokens differ by from the full network's, against distributions that were put together one by one.
+#[test]
+fn distances_are_those_between_the_distributions_themselves() {
+    let model = load("qwen2", Backend::Auto);
+    let prompts = ragged();
+    let texts = answered(&prompts, &vec![vec![4, 40, 7, 19, 3]; prompts.len()]);
+    let vocab = model.sizes().vocab_size as u32;
+    // The log-probability of every token at a place, one score each.
+    let everything = |text: &ScoredText, index: usize, spec: &StrategySpec| -> Vec<f64> {
+        let all: Vec<ScoredText> = (0..vocab)
+            .map(|token| ScoredText {
+                context: text.context.clone(),
+                continuation: [&text.continuation[..index], &[token]].concat(),
+            })
+            .collect();
+        let how = ScoreOptions {
+            planned_tokens: Some(text.continuation.len()),
+            ..ScoreOptions::default()
+        };
+        let scored = score(&model, &all, spec, how).unwrap();
+        scored
+            .iter()
+            .map(|scored| scored.log_probabilities[index])
+            .collect()
+    };
+    let likeliest = |values: &[f64]| {
+        let all = values.iter().enumerate();
+        all.max_by(|a, b| a.1.total_cmp(b.1))
+            .map(|(index, _)| index)
+    };
+    for (text_of, differs) in [
+        ("full", false),
+        ("unified@2", true),
+        ("skip-decode@2", true),
+    ] {
+        let spec = spec(text_of);
+        let how = ScoreOptions {
+            planned_tokens: Some(5),
+            against_full: true,
+            ..ScoreOptions::default()
+        };
+        let scored = score(&model, &texts, &spec, how).unwrap();
+        for (text, scored) in texts.iter().zip(&scored) {
+            assert_eq!(scored.divergences.len(), 5);
+            for index in [0, 1, 4] {
+                let full = everything(text, index, &StrategySpec::full());
+                let own = everything(text, index, &spec);
+                let kl: f64 = full.iter().zip(&own).map(|(p, q)| p.exp() * (p - q)).sum();
+                let found = scored.divergences[index];
+                assert!(
+                    (found - kl).abs() < 1e-5 + 1e-4 * kl,
+                    "{text_of}: {found} {kl}"
+                );
+                assert_eq!(
+                    scored.same_choice[index],
+                    likeliest(&full) == likeliest(&own)
+                );
+            }
+            // The prompt runs through all layers.
+            assert!(scored.divergences[0] < 1e-5);
+            assert_eq!(scored.divergences[4] > 1e-4, differs, "{text_of}");
+        }
+    }
+    let plain = score(&model, &texts, &spec("unified@2"), ScoreOptions::default()).unwrap();
+    assert!(
+        plain
+            .iter()
+            .all(|scored| scored.divergences.is_empty() && scored.same_choice.is_empty())
+    );
 }

@@ -182,7 +182,7 @@ fn systems_of_wmt17() {
                 found.score()
             );
             assert_eq!(
-                found.signature(None).as_deref(),
+                Some(&*found.signature(None)),
                 expected["signature"].as_str()
             );
         }

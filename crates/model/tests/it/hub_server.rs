@@ -29,16 +29,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves the files of a folder as the repository `owner/name`.
+    /// Serves the files of a folder as the repository `owner/name`, and as the data set of that name.
     pub(crate) fn of(folder: &Path) -> Self {
-        let files: BTreeMap<String, Vec<u8>> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| {
-                let entry = entry.unwrap();
-                let name = entry.file_name().into_string().unwrap();
-                (name, std::fs::read(entry.path()).unwrap())
-            })
-            .collect();
+        let mut files = BTreeMap::new();
+        read(folder, "", &mut files);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let mood = Arc::new(Mutex::new(Mood::Fine));
@@ -65,6 +59,18 @@ impl Server {
     pub(crate) fn asked_for(&self, part: &str) -> usize {
         let asked = self.asked.lock().unwrap();
         asked.iter().filter(|line| line.contains(part)).count()
+    }
+}
+
+/// The files below a folder, by their paths.
+fn read(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().into_string().unwrap());
+        match entry.path().is_dir() {
+            true => read(&entry.path(), &format!("{name}/"), files),
+            false => drop(files.insert(name, std::fs::read(entry.path()).unwrap())),
+        }
     }
 }
 
@@ -98,6 +104,8 @@ fn answer(
         header("authorization")
     ));
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    let path = path.replacen("/api/datasets/", "/api/models/", 1);
+    let path = path.strip_prefix("/datasets").unwrap_or(&path).to_owned();
     let send = |stream: &mut TcpStream, status: &str, more: &str, body: &[u8], length: usize| {
         write!(
             stream,

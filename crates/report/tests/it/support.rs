@@ -94,6 +94,7 @@ pub(crate) fn cell(label: &str, target: Option<f64>, batch_size: usize, texts: &
         layers: vec![16.0 / speedup; 8],
         end: None,
         error: None,
+        evidence: Default::default(),
     });
     let record = Record {
         version: VERSION,
@@ -118,6 +119,8 @@ pub(crate) fn cell(label: &str, target: Option<f64>, batch_size: usize, texts: &
             prompts_available: Some(50),
             max_new_tokens: 16,
             metrics: vec!["bleu".to_owned(), "rougeL".to_owned()],
+            metric_settings: Default::default(),
+            scoring: None,
         },
         strategy: StrategyRecord {
             spec: json!({ name: {} }),
@@ -322,6 +325,8 @@ pub(crate) fn write(dir: &Path, info: &RunInfo, cells: &[Cell]) {
         prompt: format!("Copy: {text}"),
         messages: None,
         references: vec![(*text).to_owned()],
+        choices: Vec::new(),
+        right: None,
     };
     folder
         .add_prompts(&SOURCES.iter().map(prompt).collect::<Vec<_>>())

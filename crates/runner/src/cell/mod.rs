@@ -1,14 +1,16 @@
 //! One cell: a quality pass to the natural end of sequence, then a timing pass of fixed length.
 
+mod given;
 mod origin;
 mod quality;
 
+pub(crate) use given::FullAnswers;
 pub(crate) use origin::{model_record, task_record, written};
 
 use crate::calibrate::{Calibrated, Part};
 use crate::experiment::Experiment;
 use crate::plan::{Cell, Plan};
-use crate::prompter::stops;
+use crate::prompter::{Prompter, stops};
 use crate::task::TaskData;
 use anyhow::Context;
 use origin::{blank, made};
@@ -16,10 +18,11 @@ use skipbench_engine::{
     Beam, Block, Drift, Engine, Options, Outliers, TimingPlan, measure, speedup,
 };
 use skipbench_machine::{LoadMeter, QUIET, gpu_memory_bytes, peak_memory_bytes, reset_peak_memory};
-use skipbench_metrics::{Hypotheses, References, Resampling, evaluate};
+use skipbench_metrics::{Hypotheses, Resampling, evaluate};
 use skipbench_model::{CausalLm, Tokenize};
 use skipbench_record::{Answer, Executed, Record, Score, Timing};
 use skipbench_strategy::StrategySpec;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// A model in memory with its tokenizer.
@@ -36,6 +39,8 @@ pub(crate) struct CellRun<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) cell: &'a Cell,
     pub(crate) loaded: &'a Loaded,
+    /// The full network's answers to the task, as far as they were asked for.
+    pub(crate) full_answers: &'a RefCell<FullAnswers>,
     /// Hears how far it is.
     pub(crate) part: Part<'a>,
 }
@@ -102,20 +107,21 @@ impl<'a> CellRun<'a> {
         Engine::new(self.loaded.model.as_ref())
     }
 
+    fn prompter(self) -> anyhow::Result<Prompter<'a>> {
+        let model = &self.plan.models[self.cell.model].entry.path;
+        self.task().prompter(model, self.loaded.tokenizer.as_ref())
+    }
+
     /// Token ids of each prompt of the task.
     fn prompts(self) -> anyhow::Result<Vec<Vec<u32>>> {
-        let model = &self.plan.models[self.cell.model].entry.path;
-        let prompter = self
-            .task()
-            .prompter(model, self.loaded.tokenizer.as_ref())?;
-        prompter.all_ids(&self.task().requests)
+        self.prompter()?.all_ids(&self.task().requests)
     }
 
     /// Scores under every metric of the task.
     fn scores(self, answers: &[Answer]) -> anyhow::Result<Vec<Score>> {
         let task = self.task();
-        let hypotheses = Hypotheses::new(answers.iter().map(|answer| answer.text.clone()));
-        let references = References::new(task.references.clone())?;
+        let hypotheses = Hypotheses::new(answers);
+        let references = task.right();
         let resampling = Resampling {
             seed: self.plan.experiment.seed,
             ..Resampling::default()

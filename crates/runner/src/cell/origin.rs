@@ -16,7 +16,10 @@ pub(super) fn blank(plan: &Plan, cell: &Cell) -> Record {
         times_from: None,
         experiment: experiment.name.clone(),
         model: model_record(plan, &plan.models[cell.model]),
-        task: task_record(&plan.tasks[cell.task]),
+        task: task_record(
+            &plan.tasks[cell.task],
+            plan.models[cell.model].max_positions,
+        ),
         strategy: (&cell.strategy).into(),
         search: Search {
             batch_size: cell.batch_size,
@@ -46,8 +49,8 @@ pub(crate) fn model_record(plan: &Plan, model: &ModelPlan) -> ModelRecord {
     }
 }
 
-/// A task, as a record names it.
-pub(crate) fn task_record(task: &TaskData) -> TaskRecord {
+/// A task, as a record names it; of a model with so many positions.
+pub(crate) fn task_record(task: &TaskData, positions: Option<usize>) -> TaskRecord {
     TaskRecord {
         name: task.name.clone(),
         texts: task.texts_digest(),
@@ -55,6 +58,8 @@ pub(crate) fn task_record(task: &TaskData) -> TaskRecord {
         prompts_available: task.available,
         max_new_tokens: task.max_new_tokens,
         metrics: task.metric_names(),
+        metric_settings: task.metric_settings(),
+        scoring: task.scoring(positions),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The quality pass: answers to the natural end of sequence, and what they cost.
 
 use super::{CellRun, beam, natural_end};
+use crate::task::Given;
 use anyhow::{Context, bail};
 use skipbench_engine::{DraftTally, EngineError, Generation, KvAudit, Ledger, Options, RowOutput};
-use skipbench_metrics::{Hypotheses, References, evaluate};
+use skipbench_metrics::{Evidence, Hypotheses, References, evaluate};
 use skipbench_model::HoleReads;
 use skipbench_record::{Answer, KvAuditRecord, Quality, Score};
 use skipbench_strategy::{KvFill, StrategySpec};
@@ -18,9 +19,19 @@ pub(super) struct Pass {
     drafts: DraftTally,
     peak_kv_bytes: u64,
     pub(super) kv_fill: String,
+    /// Nothing was generated: every token was scored.
+    is_given: bool,
 }
 
 impl Pass {
+    /// One over text that is given.
+    pub(super) fn of_given() -> Self {
+        Self {
+            is_given: true,
+            ..Self::default()
+        }
+    }
+
     /// Adds what a batch cost; its rows.
     fn take(&mut self, generation: Generation) -> Vec<Result<RowOutput, EngineError>> {
         self.ledger.add(&generation.ledger);
@@ -60,12 +71,13 @@ impl Pass {
     }
 
     pub(super) fn record(&self, scores: Vec<Score>) -> Quality {
-        // The first token of an answer comes from the prefill.
-        let decoded = self
+        // The first token of an answer comes from the prefill. Of text that is given, every token is scored and none is decoded.
+        let first = usize::from(!self.is_given);
+        let ran = self
             .answers
             .iter()
-            .flat_map(|answer| answer.layers.iter().skip(1));
-        let decoded_tokens = decoded.clone().count();
+            .flat_map(|answer| answer.layers.iter().skip(first));
+        let tokens = ran.clone().count();
         let approximate = self.audit.over_layers(|layer| &layer.approximate);
         let deferred = self.audit.over_layers(|layer| &layer.deferred);
         let audit = KvAuditRecord {
@@ -82,9 +94,8 @@ impl Pass {
                 .iter()
                 .filter(|answer| answer.error.is_some())
                 .count(),
-            decoded_tokens,
-            layers_per_token: (decoded_tokens > 0)
-                .then(|| decoded.sum::<f64>() / decoded_tokens as f64),
+            decoded_tokens: if self.is_given { 0 } else { tokens },
+            layers_per_token: (tokens > 0).then(|| ran.sum::<f64>() / tokens as f64),
             ledger: self.ledger,
             kv_audit: (audit != KvAuditRecord::default()).then_some(audit),
             drafts: (self.drafts.verified > 0).then_some(self.drafts),
@@ -99,11 +110,26 @@ const AUDITED: usize = 16;
 
 impl CellRun<'_> {
     pub(super) fn quality(self, spec: &StrategySpec, prompts: &[Vec<u32>]) -> anyhow::Result<Pass> {
-        let (engine, cell, task) = (self.engine(), self.cell, self.task());
-        let n_layers = engine.model().sizes().n_layers;
+        let n_layers = self.engine().model().sizes().n_layers;
         if let Some(menu) = spec.menu(n_layers) {
             return self.least_depth(&menu, prompts);
         }
+        match &self.task().given {
+            Given::Questions(questions) => self.questions(spec, questions),
+            Given::Texts(texts, windows) => self.texts(spec, texts, *windows),
+            Given::Nothing => {
+                let mut pass = self.answers(spec, prompts)?;
+                if self.task().asks_for_distance() {
+                    self.measure_distance(spec, prompts, &mut pass)?;
+                }
+                Ok(pass)
+            }
+        }
+    }
+
+    fn answers(self, spec: &StrategySpec, prompts: &[Vec<u32>]) -> anyhow::Result<Pass> {
+        let (engine, cell, task) = (self.engine(), self.cell, self.task());
+        let n_layers = engine.model().sizes().n_layers;
         let mut options = Options {
             beam: beam(cell, &self.plan.experiment),
             no_repeat_ngram: self.plan.experiment.no_repeat_ngram,
@@ -143,10 +169,15 @@ impl CellRun<'_> {
                     cell: cell.id.clone(),
                     id: id.clone(),
                     prompt_tokens: prompt.len(),
-                    text: text.trim().to_owned(),
+                    text: match task.samples {
+                        // Code begins with its indentation.
+                        Some(_) => text.to_owned(),
+                        None => text.trim().to_owned(),
+                    },
                     end: failed.is_none().then_some(output.end),
                     tokens: output.tokens,
                     layers: output.layers,
+                    evidence: Evidence::default(),
                     error: failed,
                 });
             }
@@ -166,8 +197,8 @@ impl CellRun<'_> {
             .collect::<anyhow::Result<Vec<Pass>>>()?;
         // Answer by answer: a corpus score cannot tell which of them keep it.
         let score = |pass: &Pass, index: usize| -> anyhow::Result<f64> {
-            let answer = Hypotheses::new([pass.answers[index].text.clone()]);
-            let reference = References::new(vec![task.references[index].clone()])?;
+            let answer = Hypotheses::new([&pass.answers[index]]);
+            let reference = References::of([task.right_of(index)]);
             let score = evaluate(metric, &answer, &reference)?.score();
             Ok(match metric.higher_is_better() {
                 true => score,
@@ -177,6 +208,7 @@ impl CellRun<'_> {
         let full = passes.last().context("a menu holds the full network")?;
         let mut picked = Pass {
             kv_fill: full.kv_fill.clone(),
+            is_given: full.is_given,
             peak_kv_bytes: full.peak_kv_bytes,
             ..Pass::default()
         };

@@ -2,6 +2,7 @@
 
 use crate::load::read_text;
 use crate::progress::{self, Progress};
+use crate::prompter::pair;
 use crate::scoring::{Scorer, ScoringArgs};
 use crate::task::json_objects;
 use anyhow::{Context, bail};
@@ -120,36 +121,14 @@ impl InputLine {
         Ok(line)
     }
 
-    /// Token ids, tokenized together and cut where the context alone ends, as lm-eval does it: a space between the two
-    /// belongs to the continuation.
     fn ids(&self, scorer: &Scorer<'_>) -> anyhow::Result<ScoredText> {
         let tokenizer = &scorer.tokenizer;
-        if self.context.is_empty() {
-            return Ok(ScoredText {
-                context: vec![scorer.beginning()?],
-                continuation: tokenizer.encode_with(&self.continuation, false)?,
-            });
-        }
-        let context = self.context.trim_end();
-        let continuation = format!("{}{}", &self.context[context.len()..], self.continuation);
-        let whole = tokenizer.encode(&format!("{context}{continuation}"))?;
-        let mut context = tokenizer.encode(context)?;
-        if context.is_empty() {
-            context.push(scorer.beginning()?);
-            return Ok(ScoredText {
-                context,
-                continuation: whole,
-            });
-        }
-        match whole.get(context.len()..) {
-            Some(rest) if !rest.is_empty() => Ok(ScoredText {
-                context: whole[..context.len()].to_vec(),
-                continuation: rest.to_vec(),
-            }),
-            _ => bail!(
-                "the continuation {:?} adds no token to its context: both together are tokenized as the context alone; put the border elsewhere",
-                self.continuation
-            ),
-        }
+        pair(
+            &self.context,
+            &self.continuation,
+            |text| Ok(tokenizer.encode(text)?),
+            |text| Ok(tokenizer.encode_with(text, false)?),
+            || scorer.beginning(),
+        )
     }
 }

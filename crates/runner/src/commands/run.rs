@@ -9,6 +9,7 @@ use crate::plan::{Cell, ModelPlan, Plan, Weights};
 use crate::preview;
 use crate::progress::{Progress, end_on_signals};
 use crate::prompter::Request;
+use crate::samples;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
@@ -18,6 +19,7 @@ use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_prompts::Message;
 use skipbench_record::{Answer, Folder, Prompt, Record, Run, Standing};
 use skipbench_report::Report;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
@@ -57,6 +59,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut shown = HashSet::new();
     let failed = run_cells(&plan, &device, &mut folder, &mut shown)?;
     folder.close()?;
+    samples::write(&plan, &dir)?;
     write_report(&dir, &shown)?;
     Ok(match failed {
         0 => ExitCode::SUCCESS,
@@ -147,6 +150,7 @@ fn run_cells(
                 continue;
             }
             folder.add_prompts(&prompts(plan, task))?;
+            let full_answers = RefCell::default();
             let mut calibrator = calibrator(plan, model, task, &loaded, &mut memo, &part)?;
             let mut rest = cells.iter().peekable();
             while let Some((cell, work)) = rest.next() {
@@ -155,6 +159,7 @@ fn run_cells(
                     plan,
                     cell,
                     loaded: &loaded,
+                    full_answers: &full_answers,
                     part: &part,
                 };
                 let outcome = run_cell(run, work, folder, &mut calibrator);
@@ -304,7 +309,8 @@ fn prompts(plan: &Plan, task: usize) -> Vec<Prompt> {
     let texts = task.texts_digest();
     let items = task.ids.iter().zip(&task.requests).zip(&task.references);
     items
-        .map(|((id, request), references)| {
+        .enumerate()
+        .map(|(index, ((id, request), references))| {
             let (prompt, messages) = match request {
                 Request::Text(text) => (text.clone(), None),
                 // The user's turn, and all that was said.
@@ -323,6 +329,8 @@ fn prompts(plan: &Plan, task: usize) -> Vec<Prompt> {
                 prompt,
                 messages,
                 references: references.clone(),
+                choices: task.choices_of(index),
+                right: task.right_of(index).choice,
             }
         })
         .collect()

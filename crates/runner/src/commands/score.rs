@@ -6,8 +6,8 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use skipbench_metrics::{
-    Bleu, Chrf, Evaluation, Hypotheses, Metric, References, Resampling, Rouge, Smoothing, Ter,
-    Tokenizer, evaluate, paired,
+    Bleu, Chrf, Contains, Evaluation, Hypotheses, Metric, RANDOMISATION, References, Resampling,
+    Rouge, Smoothing, Ter, Tokenizer, evaluate, paired, tested,
 };
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::process::ExitCode;
 /// Arguments of `skipbench score`.
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// Metrics, parted by commas: bleu, chrf, chrf++, ter, rouge1 to rouge9, rougeL, rougeLsum
+    /// Metrics, parted by commas: bleu, chrf, chrf++, ter, rouge1 to rouge9, rougeL, rougeLsum, exact-match, contains
     #[arg(long, value_delimiter = ',', default_value = "bleu")]
     metric: Vec<Metric>,
     /// Outputs, a segment a line (`.gz` too); lines end at line feeds only
@@ -82,6 +82,9 @@ pub struct ScoreArgs {
     /// TER: case counts
     #[arg(long)]
     ter_case_sensitive: bool,
+    /// exact-match: regular expression for the part of an output that counts, or `last-number`
+    #[arg(long)]
+    extract: Option<String>,
     /// ROUGE: stem words
     #[arg(long)]
     stemmer: bool,
@@ -124,7 +127,7 @@ pub fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
     let mut json = serde_json::Map::new();
     let mut out = std::io::stdout().lock();
     for named in &args.metric {
-        let metric = args.configured(*named)?;
+        let metric = args.configured(named.clone())?;
         let scored = Scored {
             args: &args,
             system: evaluate(&metric, &hypotheses, &references)?,
@@ -246,7 +249,30 @@ impl ScoreArgs {
                 kind,
                 stemmer: self.stemmer,
             }),
+            Metric::ExactMatch(_) => self.exact_match()?,
+            Metric::Contains(contains) => Metric::Contains(Contains {
+                ignore_case: self.lowercase,
+                ..contains
+            }),
+            other => bail!(
+                "`{other}` is not scored from texts alone; it is for experiments, whose tasks say it under `metrics`"
+            ),
         })
+    }
+}
+
+impl ScoreArgs {
+    fn exact_match(&self) -> anyhow::Result<Metric> {
+        let mut settings = serde_json::Map::new();
+        if let Some(extract) = &self.extract {
+            settings.insert("extract".to_owned(), extract.as_str().into());
+        }
+        if self.lowercase {
+            settings.insert("ignore-case".to_owned(), true.into());
+        }
+        Ok(serde_json::from_value(
+            serde_json::json!({"exact-match": settings}),
+        )?)
     }
 }
 
@@ -304,9 +330,7 @@ impl Scored<'_> {
             "score": system.score(),
             "higher_is_better": system.metric().higher_is_better(),
         });
-        if let Some(signature) = system.signature(self.used().as_ref()) {
-            value["signature"] = signature.into();
-        }
+        value["signature"] = system.signature(self.used().as_ref()).into();
         for (name, part) in system.parts() {
             value[name] = part.into();
         }
@@ -327,6 +351,10 @@ impl Scored<'_> {
                 "bootstrap_p": test.bootstrap_p,
                 "randomisation_p": test.randomisation_p,
             });
+            let change = tested(baseline, system, &self.resampling())?;
+            if change.test != RANDOMISATION {
+                value["paired"]["mcnemar_p"] = change.p.into();
+            }
         }
         if self.args.sentence {
             value["segments"] = system.segment_scores().into();
@@ -346,6 +374,10 @@ impl Scored<'_> {
                 test.bootstrap_p,
                 test.randomisation_p
             )?;
+            let change = tested(baseline, &self.system, &self.resampling())?;
+            if change.test != RANDOMISATION {
+                writeln!(out, "  p = {:.4} ({})", change.p, change.test)?;
+            }
         }
         if self.args.sentence {
             for score in self.system.segment_scores() {

@@ -3,7 +3,7 @@
 use super::estimate::{Bias, Estimate};
 use anyhow::{Context, bail};
 use skipbench_metrics::{
-    Hypotheses, Metric, References, Resampling, Unit, evaluate, mcnemar, paired,
+    Hypotheses, Metric, RANDOMISATION, References, Resampling, Unit, evaluate, mcnemar, paired,
 };
 use skipbench_record::{Answer, Prompt, Record, Run};
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ pub(super) struct QualityChange {
     pub(super) metric: String,
     pub(super) old: f64,
     pub(super) new: f64,
-    /// In points: hundredths of the metric's range, whatever its own scale is.
+    /// In points ([`Metric::points`]), whatever its own scale is.
     pub(super) estimate: Option<Estimate>,
     /// Prompts in common.
     pub(super) prompts: usize,
@@ -29,7 +29,7 @@ struct Common<'a> {
     old: &'a Answer,
     new: &'a Answer,
     /// Of the new run.
-    references: &'a [String],
+    prompt: &'a Prompt,
     /// Its place in either run.
     places: (usize, usize),
 }
@@ -48,9 +48,9 @@ impl QualityChange {
         let metric = old.task.metrics.first().context("the task has no metric")?;
         let changed = common
             .iter()
-            .filter(|prompt| prompt.old.text != prompt.new.text)
+            .filter(|Common { old, new, .. }| old.text != new.text || old.evidence != new.evidence)
             .count();
-        let mut change = match metric.parse::<Metric>() {
+        let mut change = match new.task.metric(metric).or_else(|_| old.task.metric(metric)) {
             Ok(metric) => from_texts(metric, &common, resampling)?,
             Err(_) => from_recorded_scores(metric, (old, new), &common)?,
         };
@@ -77,18 +77,12 @@ fn common<'a>(
         asked.entry(&prompt.prompt).or_default().push(index);
     }
     let mut common = Vec::new();
-    for (
-        index,
-        Prompt {
-            prompt, references, ..
-        },
-    ) in run.prompts(new).iter().enumerate()
-    {
-        if let Some(earlier) = asked.get_mut(prompt.as_str()).and_then(Vec::pop) {
+    for (index, prompt) in run.prompts(new).iter().enumerate() {
+        if let Some(earlier) = asked.get_mut(prompt.prompt.as_str()).and_then(Vec::pop) {
             common.push(Common {
                 old: old_answers[earlier],
                 new: new_answers[index],
-                references,
+                prompt,
                 places: (earlier, index),
             });
         }
@@ -104,17 +98,12 @@ fn from_texts(
     common: &[Common<'_>],
     resampling: &Resampling,
 ) -> anyhow::Result<QualityChange> {
-    let references = References::new(common.iter().map(|p| p.references.to_vec()).collect())?;
-    let old = Hypotheses::new(common.iter().map(|prompt| prompt.old.text.clone()));
-    let new = Hypotheses::new(common.iter().map(|prompt| prompt.new.text.clone()));
+    let references = References::of(common.iter().map(|common| common.prompt.reference()));
+    let old = Hypotheses::new(common.iter().map(|prompt| prompt.old));
+    let new = Hypotheses::new(common.iter().map(|prompt| prompt.new));
     let old = evaluate(&metric, &old, &references)?;
     let new = evaluate(&metric, &new, &references)?;
-    let points = match (metric.unit(), metric.higher_is_better()) {
-        (Unit::Percent, true) => 1.0,
-        (Unit::Percent, false) => -1.0,
-        (Unit::Fraction, true) => 100.0,
-        (Unit::Fraction, false) => -100.0,
-    };
+    let points = |change: f64| metric.points(change, old.score());
     let n = common.len();
     let change = QualityChange {
         metric: metric.to_string(),
@@ -123,7 +112,7 @@ fn from_texts(
         estimate: None,
         prompts: n,
         changed: 0,
-        test: "paired approximate randomisation",
+        test: RANDOMISATION,
     };
     let fraction = metric.unit() == Unit::Fraction;
     if let Some(pairs) = right_or_wrong(&old.segment_scores(), &new.segment_scores())
@@ -133,9 +122,9 @@ fn from_texts(
     }
     let test = paired(&old, &new, resampling)?;
     let estimate = Estimate {
-        gain: points * test.difference,
+        gain: points(test.difference),
         // The bootstrap's is that of a sample of n, which is too small by this.
-        standard_error: points.abs() * test.standard_error * (n as f64 / (n as f64 - 1.0)).sqrt(),
+        standard_error: points(test.standard_error).abs() * (n as f64 / (n as f64 - 1.0)).sqrt(),
         degrees: n as f64 - 1.0,
         units: n,
         p_of_no_change: Some(test.randomisation_p),

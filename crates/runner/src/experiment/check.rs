@@ -29,7 +29,7 @@ pub(super) struct Misfit {
     pub(super) message: String,
 }
 
-type Checked = Result<(), Misfit>;
+pub(super) type Checked = Result<(), Misfit>;
 
 impl Experiment {
     pub(super) fn check(&self) -> Checked {
@@ -119,6 +119,7 @@ impl TaskEntry {
             }
             (None, Some(source), reference) => match (Kind::of(source), reference) {
                 (Kind::Text, Some(_)) => {}
+                (Kind::Text, None) if !self.kind.is_generate() => {}
                 (Kind::Text, None) => {
                     let lacks = "source texts need `reference`, a file of the right answers; JSON lines (`.jsonl`) and `.parquet` have them in a field";
                     return misfit(path, lacks.to_owned());
@@ -139,6 +140,7 @@ impl TaskEntry {
             ("calibration", self.calibration.is_some()),
             ("prompt", self.prompt.is_some()),
             ("few-shot", self.few_shot.is_some()),
+            ("description", self.description.is_some()),
         ];
         if self.builtin.is_some()
             && let Some((key, _)) = of_files.iter().find(|(_, given)| *given)
@@ -175,6 +177,7 @@ impl TaskEntry {
                 "a chat template writes its special tokens itself; leave `special-tokens` out";
             return misfit(at("special-tokens"), own.to_owned());
         }
+        self.check_kind(path)?;
         if let Some(few_shot) = &self.few_shot {
             few_shot.check(&at("few-shot"))?;
         }
@@ -231,7 +234,7 @@ fn check_list(key: &str, values: &[usize], most: usize) -> Checked {
     Ok(())
 }
 
-fn within<T: PartialOrd + Debug>(
+pub(super) fn within<T: PartialOrd + Debug>(
     path: impl Into<String>,
     value: T,
     range: RangeInclusive<T>,
@@ -247,7 +250,7 @@ fn within<T: PartialOrd + Debug>(
     misfit(path, message)
 }
 
-fn misfit(path: impl Into<String>, message: String) -> Checked {
+pub(super) fn misfit(path: impl Into<String>, message: String) -> Checked {
     Err(Misfit {
         path: path.into(),
         message,

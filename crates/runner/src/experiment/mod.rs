@@ -2,14 +2,17 @@
 
 mod args;
 mod check;
+mod kinds;
 mod task;
 
 pub use args::{ExperimentArgs, Shard};
 pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
-pub use task::{ChatEntry, FewShotEntry, Fields, Limit, Names, SpecialTokensRule, TaskEntry};
+pub use kinds::{Choices, SamplesFormat, ScoringMode, TaskKind};
+pub use task::{ChatEntry, Draw, FewShotEntry, Fields, Limit, Names, SpecialTokensRule, TaskEntry};
 
 use crate::yaml::Document;
 use crate::{layer_files, models};
+use check::Misfit;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -273,7 +276,7 @@ impl Experiment {
             for (key, file) in files.into_iter().chain(examples) {
                 if let Some(file) = file {
                     let folder = document.folder_of(&format!("tasks.{index}.{key}"));
-                    *file = folder.join(&*file);
+                    *file = models::join_data(folder, file);
                 }
             }
         }
@@ -383,31 +386,6 @@ fn share_schema(_: &mut SchemaGenerator) -> Schema {
             {"type": "null"},
         ],
     })
-}
-
-/// Metrics by their names.
-mod metric_names {
-    use serde::de::{Deserialize, Deserializer, Error};
-    use serde::ser::Serializer;
-    use skipbench_metrics::Metric;
-
-    struct Named(Metric);
-
-    impl<'de> Deserialize<'de> for Named {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let name = String::deserialize(deserializer)?;
-            name.parse().map(Self).map_err(D::Error::custom)
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Metric>, D::Error> {
-        let names = Vec::<Named>::deserialize(from)?;
-        Ok(names.into_iter().map(|named| named.0).collect())
-    }
-
-    pub(super) fn serialize<S: Serializer>(metrics: &[Metric], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(metrics.iter().map(ToString::to_string))
-    }
 }
 
 /// A file that extends another need not say what the other does.

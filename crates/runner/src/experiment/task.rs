@@ -1,10 +1,10 @@
 //! `tasks:` of an experiment.
 
-use super::metric_names;
+use super::kinds::{Choices, SamplesFormat, ScoringMode, TaskKind};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use skipbench_metrics::Metric;
 use skipbench_prompts::Message;
 use skipbench_tasks::Task;
@@ -15,6 +15,13 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TaskEntry {
+    /// A file with keys of a task, by its path from this file's folder, which the keys here are laid over; ready ones lie in
+    /// `experiments/tasks/`. Paths in it stay relative to its own folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extends: Option<PathBuf>,
+    /// What is asked of a model.
+    #[serde(default, skip_serializing_if = "TaskKind::is_generate")]
+    pub kind: TaskKind,
     /// Name in tables; if not given, that of the built-in task. A task of files needs one.
     #[serde(default)]
     pub name: Option<String>,
@@ -41,6 +48,35 @@ pub struct TaskEntry {
     /// has its own name. If not given, the source itself is the prompt.
     #[serde(default)]
     pub prompt: Option<String>,
+    /// What stands in front of the examples and the prompt, once: a Jinja template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The choices of a question: a Jinja expression that gives a list, such as `endings` or `choices.text`, or a list of
+    /// templates. Behind the prompt each is parted from it by a space, unless one of them has white space there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choices: Option<Choices>,
+    /// Which choice is right: a Jinja expression that gives its number, from 0, such as `label` or
+    /// `choices.label | index(answerKey)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// What is scored where that is not the choice itself but what comes behind it: a Jinja template. The prompt then holds
+    /// `{{ choice }}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuation: Option<String>,
+    /// How given text is scored.
+    #[serde(default, skip_serializing_if = "ScoringMode::is_default")]
+    pub scoring: ScoringMode,
+    /// Tokens of a text that are read at once; if not given, as many as the model has positions, 2048 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// Tokens from the beginning of one window to that of the next, as in the guide of transformers: the first token of a text is
+    /// not scored. If not given, windows are lm-eval's: every token is scored once, the first behind the beginning of sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
+    /// Write every answer for a program that runs code and scores it, into a folder of the program's name in the results; none is run
+    /// here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<SamplesFormat>,
     /// Examples in front of every prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few_shot: Option<FewShotEntry>,
@@ -66,11 +102,11 @@ pub struct TaskEntry {
     /// Longest answer in tokens, at most 1,000,000; prompt and answer together must fit in the model's positions.
     #[serde(default = "default_max_new_tokens")]
     pub max_new_tokens: usize,
-    /// Metrics: bleu, chrf, chrf++, ter, rouge1 to rouge9, rougeL, rougeLsum. The first is the one that plots show. If not
-    /// given, bleu and chrf, or rougeL, rouge1, rouge2 and rougeLsum for `summarization`. Of several references, BLEU, chrF
-    /// and TER take all as sacrebleu does, ROUGE the one with the best F1 as rouge_score does.
-    #[serde(default, with = "metric_names")]
-    #[schemars(with = "Vec<String>")]
+    /// Metrics, by their names or as maps with settings; [tasks](tasks.md#metrics) lists them. The first is the one that plots
+    /// show. If not given, bleu and chrf, or rougeL, rouge1, rouge2 and rougeLsum for `summarization`; acc and acc-norm for
+    /// multiple choice; perplexity, word-perplexity, byte-perplexity and bits-per-byte for perplexity.
+    #[serde(default)]
+    #[schemars(schema_with = "metrics_schema")]
     pub metrics: Vec<Metric>,
 }
 
@@ -96,6 +132,13 @@ pub struct Fields {
 pub struct FewShotEntry {
     /// How many, drawn once for the whole task; at most 1000.
     pub k: usize,
+    /// Which of the items.
+    #[serde(default, skip_serializing_if = "Draw::is_default")]
+    pub draw: Draw,
+    /// Field in which examples are like the item that they stand in front of, such as `subject`; they are then drawn once for
+    /// each of its values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same: Option<String>,
     /// File that they are drawn from, of the form of `source`.
     pub from: PathBuf,
     /// For source texts, the file of their right answers.
@@ -114,6 +157,23 @@ pub struct FewShotEntry {
     /// space.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delimiter: Option<String>,
+}
+
+/// Which items become examples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Draw {
+    /// Some of them, by the seed.
+    #[default]
+    Random,
+    /// The first ones, in order.
+    First,
+}
+
+impl Draw {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Which special tokens stand in front of a prompt that is no chat.
@@ -397,6 +457,35 @@ fn names_schema(_: &mut SchemaGenerator) -> Schema {
             {"type": "string"},
             {"type": "array", "items": {"type": "string"}, "minItems": 1},
         ],
+    })
+}
+
+fn metrics_schema(_: &mut SchemaGenerator) -> Schema {
+    let name = json!({"type": "string", "description": "Name in tables, where a task has the metric twice."});
+    let ignore_case =
+        json!({"type": "boolean", "description": "Letters of either case are the same."});
+    json_schema!({
+        "type": "array",
+        "items": {"anyOf": [
+            {"type": "string"},
+            {"type": "object", "additionalProperties": false, "required": ["exact-match"], "properties": {
+                "exact-match": {"type": "object", "additionalProperties": false, "properties": {
+                    "name": name,
+                    "extract": {"type": "string", "description": "Regular expression for the part of an answer that counts, its first group where it has one; or `last-number`."},
+                    "take": {"enum": ["first", "last"], "description": "Which match of several."},
+                    "ignore": {"type": "array", "items": {"type": "string"}, "description": "Regular expressions for what is deleted from both, in order."},
+                    "ignore-case": ignore_case,
+                    "ignore-punctuation": {"type": "boolean", "description": "ASCII punctuation is deleted from both."},
+                    "ignore-numbers": {"type": "boolean", "description": "ASCII digits are deleted from both."},
+                }},
+            }},
+            {"type": "object", "additionalProperties": false, "required": ["contains"], "properties": {
+                "contains": {"type": "object", "additionalProperties": false, "properties": {
+                    "name": name,
+                    "ignore-case": ignore_case,
+                }},
+            }},
+        ]},
     })
 }
 

@@ -4,7 +4,7 @@ use crate::cell::natural_end;
 use crate::experiment::Experiment;
 use crate::plan::{Cell, ModelPlan, Plan};
 use crate::prompter::Prompter;
-use crate::task::TaskData;
+use crate::task::{Given, TaskData};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use skipbench_engine::{Beam, Engine, Options};
@@ -39,6 +39,8 @@ struct Pace {
     step_s: f64,
     /// Decode steps until the last row of a batch ends.
     steps: f64,
+    /// Batches of the quality pass.
+    batches: usize,
 }
 
 /// Loads each model, runs its first batches under the full network and reckons what the cells take.
@@ -74,27 +76,20 @@ pub(crate) fn estimate(plan: &Plan) -> anyhow::Result<Estimate> {
                     pace
                 }
             };
-            estimate.add(pace, cell, model, task, &plan.experiment);
+            estimate.add(pace, cell, model, &plan.experiment);
         }
     }
     Ok(estimate)
 }
 
 impl Estimate {
-    fn add(
-        &mut self,
-        pace: Pace,
-        cell: &Cell,
-        model: &ModelPlan,
-        task: &TaskData,
-        experiment: &Experiment,
-    ) {
+    fn add(&mut self, pace: Pace, cell: &Cell, model: &ModelPlan, experiment: &Experiment) {
         let passes = cell
             .strategy
             .menu(model.n_layers)
             .map_or(1, |menu| menu.len());
-        let batches = task.requests.len().div_ceil(cell.batch_size) * passes;
-        self.quality_s += batches as f64 * (pace.prefill_s + pace.step_s * pace.steps);
+        let batches = (pace.batches * passes) as f64;
+        self.quality_s += batches * (pace.prefill_s + pace.step_s * pace.steps);
         let timing = &experiment.timing;
         if cell.timed && timing.batches > 0 {
             // Each block runs under the full network and under the strategy.
@@ -125,9 +120,25 @@ impl Pace {
             no_repeat_ngram: experiment.no_repeat_ngram,
             ..natural_end
         };
+        let positions = model.sizes().max_positions;
+        let rows = match &task.given {
+            Given::Nothing => task.requests.len(),
+            Given::Questions(questions) => questions.iter().map(|q| q.choices.len()).sum(),
+            Given::Texts(_, windows) => {
+                let window = windows.window(positions)?;
+                let stride = windows.stride.unwrap_or(window);
+                let lengths = task.requests.iter().map(|request| prompter.ids(request));
+                let windows = lengths.map(|ids| Ok(ids?.len().div_ceil(stride)));
+                windows.sum::<anyhow::Result<usize>>()?
+            }
+        };
         let mut batch = Vec::new();
         for request in &task.requests {
-            let ids = prompter.ids(request)?;
+            let mut ids = prompter.ids(request)?;
+            if let Given::Texts(_, windows) = &task.given {
+                let room = windows.window(positions)?.saturating_sub(limit);
+                ids.truncate(room.max(1));
+            }
             if engine.check(std::slice::from_ref(&ids), &options).is_ok() {
                 batch.push(ids);
             }
@@ -145,10 +156,13 @@ impl Pace {
         Ok(Self {
             prefill_s: generation.prefill_s,
             step_s: generation.step_s.iter().sum::<f64>() / taken.max(1) as f64,
-            steps: match all_ended {
-                true => taken as f64,
-                false => task.max_new_tokens.saturating_sub(1) as f64,
+            steps: match (&task.given, all_ended) {
+                // What is given takes a pass.
+                (Given::Questions(_) | Given::Texts(..), _) => 0.0,
+                (Given::Nothing, true) => taken as f64,
+                (Given::Nothing, false) => task.max_new_tokens.saturating_sub(1) as f64,
             },
+            batches: rows.div_ceil(cell.batch_size),
         })
     }
 }

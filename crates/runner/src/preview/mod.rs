@@ -8,7 +8,7 @@ pub(crate) use texts::of_escapes;
 
 use crate::experiment::TaskEntry;
 use crate::plan::{ModelPlan, Plan};
-use crate::task::TaskData;
+use crate::task::{Given, TaskData};
 use anyhow::Context;
 use serde::Serialize;
 use skipbench_model::{ModelConfig, TextTokenizer, Tokenize};
@@ -103,7 +103,9 @@ impl TaskPreview {
         }
         let stops = task.stop.iter();
         warnings.extend(stops.flat_map(|text| texts::of_escapes("`stop`", text)));
-        warnings.extend(texts::of_endings(&task.requests));
+        if task.given == Given::Nothing {
+            warnings.extend(texts::of_endings(&task.requests));
+        }
         warnings.extend(texts::of_examples(task, entry));
         warnings.extend(prompter.doubled(&ids));
         if prompter.tells_the_date() {
@@ -117,12 +119,15 @@ impl TaskPreview {
                 0 => 0,
                 _ => plan.experiment.timing.new_tokens,
             };
-            warnings.extend(texts::of_lengths(
-                &ids,
-                task.max_new_tokens.max(timed),
-                positions,
-                &model.name,
-            ));
+            let new_tokens = match &task.given {
+                Given::Nothing => Some(task.max_new_tokens.max(timed)),
+                Given::Questions(_) => Some(1),
+                // Texts are cut into windows.
+                Given::Texts(..) => None,
+            };
+            warnings.extend(new_tokens.and_then(|new_tokens| {
+                texts::of_lengths(&ids, new_tokens, positions, &model.name)
+            }));
         }
         for warning in &mut warnings {
             *warning = format!("task `{}`: {warning}", task.name);

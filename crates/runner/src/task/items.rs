@@ -2,7 +2,8 @@
 
 use super::rows::{self, Kind, Row, kind_of};
 use crate::experiment::Fields;
-use crate::load::read_lines;
+use crate::load::{read_lines, read_text};
+use crate::models::fetch_data;
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Map, Value};
 use skipbench_prompts::PromptTemplate;
@@ -22,7 +23,7 @@ pub(super) struct Item {
     /// Its name, where a field has one.
     id: Option<String>,
     /// Every field by its own name, and the source as `source`.
-    fields: Map<String, Value>,
+    pub(super) fields: Map<String, Value>,
     /// The right answers.
     pub(super) references: Vec<String>,
     place: String,
@@ -41,7 +42,7 @@ impl Items {
     ) -> anyhow::Result<Self> {
         let mut items = Self::of(path, fields, most, reference.is_none())?;
         if let Some(reference) = reference {
-            let lines = read_lines(reference)?;
+            let lines = read_lines(&fetch_data(reference)?)?;
             if lines.len() != items.count {
                 bail!(
                     "{} has {} lines, {} has {}; they must pair up",
@@ -64,6 +65,37 @@ impl Items {
     /// As [`Items::read`].
     pub(super) fn sources(path: &Path, fields: &Fields, most: usize) -> anyhow::Result<Self> {
         Self::of(path, &fields.without_id(), most, false)
+    }
+
+    /// The first `most` questions, whose choices are their references.
+    ///
+    /// # Errors
+    /// As [`Items::read`].
+    pub(super) fn asked(path: &Path, fields: &Fields, most: usize) -> anyhow::Result<Self> {
+        Self::of(path, fields, most, false)
+    }
+
+    /// The first `most` texts; a file of plain text is one.
+    ///
+    /// # Errors
+    /// As [`Items::read`].
+    pub(super) fn texts(path: &Path, fields: &Fields, most: usize) -> anyhow::Result<Self> {
+        if Kind::of(path) != Kind::Text {
+            return Self::of(path, fields, most, false);
+        }
+        let text = read_text(&fetch_data(path)?)?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let row = Row {
+            fields: [("source".to_owned(), Value::from(text))]
+                .into_iter()
+                .collect(),
+            place: "the text".to_owned(),
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            items: vec![Item::of(row, &Fields::default(), false)?],
+            count: 1,
+        })
     }
 
     fn of(path: &Path, fields: &Fields, most: usize, scored: bool) -> anyhow::Result<Self> {
@@ -116,20 +148,32 @@ impl Items {
             .collect()
     }
 
-    /// The prompt of an item of these.
+    /// What a template makes of an item of these.
     ///
     /// # Errors
     /// A name that the item does not have.
-    pub(super) fn prompt(&self, template: &PromptTemplate, item: &Item) -> anyhow::Result<String> {
-        let prompt = template.render(&item.fields);
-        prompt.with_context(|| format!("{}: {}", self.path.display(), item.place))
+    pub(super) fn render(&self, template: &PromptTemplate, item: &Item) -> anyhow::Result<String> {
+        self.at(item, template.render(&item.fields).map_err(Into::into))
+    }
+
+    /// Says of an error which item it is about.
+    ///
+    /// # Errors
+    /// The error.
+    pub(super) fn at<T>(&self, item: &Item, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        result.with_context(|| format!("{}: {}", self.path.display(), item.place))
     }
 }
 
 impl Item {
     fn of(row: Row, names: &Fields, scored: bool) -> anyhow::Result<Self> {
         let Row { mut fields, place } = row;
-        let source = text(&fields, &names.source, "source")?;
+        // An item need not have the field that nobody named; a prompt that asks for it says so.
+        let is_named = names.source != Fields::default().source;
+        let source = match is_named || fields.contains_key(&names.source) {
+            true => Some(text(&fields, &names.source, "source")?),
+            false => None,
+        };
         let id = match &names.id {
             None => None,
             Some(name) => Some(match found(&fields, name, "id")? {
@@ -145,7 +189,9 @@ impl Item {
             true => references(&fields, names)?,
             false => Vec::new(),
         };
-        fields.insert("source".to_owned(), Value::from(source));
+        if let Some(source) = source {
+            fields.insert("source".to_owned(), Value::from(source));
+        }
         Ok(Self {
             id,
             fields,
@@ -154,12 +200,9 @@ impl Item {
         })
     }
 
-    /// The source text.
-    pub(super) fn source(&self) -> &str {
-        self.fields
-            .get("source")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+    /// The source text, where it has one.
+    pub(super) fn source(&self) -> Option<&str> {
+        self.fields.get("source")?.as_str()
     }
 }
 
@@ -203,7 +246,11 @@ fn text(fields: &Map<String, Value>, name: &str, role: &str) -> anyhow::Result<S
 }
 
 /// The value of a field: of its name, or within objects by a path such as `translation.de`.
-fn found<'a>(fields: &'a Map<String, Value>, name: &str, role: &str) -> anyhow::Result<&'a Value> {
+pub(super) fn found<'a>(
+    fields: &'a Map<String, Value>,
+    name: &str,
+    role: &str,
+) -> anyhow::Result<&'a Value> {
     let path = || {
         let mut steps = name.split('.');
         let first = fields.get(steps.next()?)?;
@@ -212,7 +259,11 @@ fn found<'a>(fields: &'a Map<String, Value>, name: &str, role: &str) -> anyhow::
     fields.get(name).or_else(path).ok_or_else(|| {
         let there: Vec<String> = fields.keys().map(|key| format!("`{key}`")).collect();
         anyhow!(
-            "no field `{name}`, which `fields.{role}` names; there are {}",
+            "no field `{name}`, which `{}` names; there are {}",
+            match role.contains('.') {
+                true => role.to_owned(),
+                false => format!("fields.{role}"),
+            },
             there.join(", ")
         )
     })

@@ -1,23 +1,29 @@
 //! What a task gives the runner: what is asked, references, and what to calibrate on.
 
 mod few_shot;
+mod given;
 mod items;
 mod parquet;
 mod rows;
 
+pub(crate) use given::{Given, Question, Text, Windows};
 pub(crate) use rows::{Kind, json_objects};
 
 use crate::digest;
-use crate::experiment::{ChatEntry, TaskEntry};
+use crate::experiment::{ChatEntry, SamplesFormat, TaskEntry, TaskKind};
 use crate::prompter::{Form, Prompter, Request};
 use anyhow::anyhow;
 use few_shot::Examples;
+use given::Asker;
 use items::{Item, Items};
-use serde_json::{Map, Value};
-use skipbench_metrics::Metric;
+use serde_json::{Map, Value, json};
+use skipbench_engine::ScoreMode;
+use skipbench_metrics::{Metric, Reads, Reference, References};
 use skipbench_model::Tokenize;
-use skipbench_prompts::{Message, PromptTemplate};
+use skipbench_prompts::Message;
+use skipbench_record::{Scored, Scoring};
 use skipbench_tasks::{DEFAULT_SEED, Split, Task};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The fields of the first `most` rows of a task's file; a text file's have the one field `source`.
@@ -54,6 +60,12 @@ pub struct TaskData {
     pub(crate) form: Form,
     /// Of the examples in front of the prompts, those that are scored as well.
     pub(crate) leaked: usize,
+    /// What is scored, where no answer is made.
+    pub(crate) given: Given,
+    /// How it is.
+    pub(crate) mode: ScoreMode,
+    /// Where its answers are written for another program.
+    pub(crate) samples: Option<SamplesFormat>,
 }
 
 /// What is wrong with a task, and the key of the entry that it is about; empty for the entry itself.
@@ -66,6 +78,12 @@ pub(crate) struct TaskError {
 /// Says which key an error is about.
 trait Keyed<T> {
     fn of(self, key: &'static str) -> Result<T, TaskError>;
+}
+
+impl From<given::Misfit> for TaskError {
+    fn from((key, error): given::Misfit) -> Self {
+        Self { key, error }
+    }
 }
 
 impl<T, E: Into<anyhow::Error>> Keyed<T> for Result<T, E> {
@@ -92,54 +110,84 @@ impl TaskData {
 
     fn files(entry: &TaskEntry, source: &Path) -> Result<Self, TaskError> {
         let fields = entry.fields.clone().unwrap_or_default();
-        let items = Items::read(
-            source,
-            entry.reference.as_deref(),
-            &fields,
-            entry.prompts.most(),
-        );
+        let most = entry.prompts.most();
+        let items = match entry.kind {
+            TaskKind::Generate => Items::read(source, entry.reference.as_deref(), &fields, most),
+            TaskKind::MultipleChoice => Items::asked(source, &fields, most),
+            TaskKind::Perplexity => Items::texts(source, &fields, most),
+        };
         let items = items.of("source")?;
-        let template = PromptTemplate::new(entry.prompt.as_deref().unwrap_or("{{ source }}"));
-        let template = template.of("prompt")?;
-        template.check(items.names()).of("prompt")?;
+        let asker = Asker::new(entry)?;
+        asker.check(&items)?;
+        let is_question = entry.kind == TaskKind::MultipleChoice;
         let examples = match &entry.few_shot {
             None => Examples::default(),
-            Some(few_shot) => Examples::draw(few_shot, &fields, &template).of("few-shot")?,
+            Some(few_shot) => {
+                Examples::draw(few_shot, &fields, is_question, &asker).of("few-shot")?
+            }
         };
-        let asker = Asker {
-            template: &template,
-            examples: &examples,
-            chat: &entry.chat,
-        };
+        let request = |items: &Items, item: &Item| asker.request(items, item, &examples);
         let calibration = match &entry.calibration {
             None => Vec::new(),
             Some(path) => {
                 let items = Items::sources(path, &fields, entry.calibration_prompts);
                 let items = items.of("calibration")?;
-                asker.requests(&items).of("calibration")?
+                let requests = items.items.iter().map(|item| request(&items, item));
+                requests.collect::<anyhow::Result<_>>().of("calibration")?
             }
         };
         let name = entry.name.clone().unwrap_or_default();
-        let requests = asker.requests(&items).of("prompt")?;
-        let leaked = items
-            .items
-            .iter()
-            .filter(|item| examples.hold(item.source()));
+        let mut requests = Vec::new();
+        let mut questions = Vec::new();
+        let mut texts = Vec::new();
+        let mut leaked = 0;
+        for item in &items.items {
+            let prompt = asker.prompt(&items, item).of("prompt")?;
+            leaked += usize::from(examples.hold(&prompt));
+            match asker.question(&items, item, &examples).of("choices")? {
+                None => requests.push(request(&items, item).of("prompt")?),
+                Some(question) => {
+                    // What is in front of the first choice stands for the question.
+                    requests.push(question.choices[0].context.clone());
+                    questions.push(question);
+                }
+            }
+            if entry.kind == TaskKind::Perplexity {
+                let own = item.source().unwrap_or(&prompt);
+                texts.push(Text::of(prompt.clone(), own));
+            }
+        }
+        let ids = items.ids(&name);
+        let metrics = metrics(entry, entry.kind.default_metrics()).of("metrics")?;
+        let references = match entry.kind {
+            TaskKind::MultipleChoice => questions
+                .iter()
+                .map(|question| vec![question.choices[question.right].text.clone()])
+                .collect(),
+            _ => items
+                .items
+                .into_iter()
+                .map(|item| item.references)
+                .collect(),
+        };
         Ok(Self {
-            leaked: leaked.count(),
+            leaked,
             requests,
             calibration,
             available: Some(items.count),
             max_new_tokens: entry.max_new_tokens,
             stop: entry.stop.clone(),
-            metrics: metrics(entry, &["bleu", "chrf"]).of("metrics")?,
+            metrics,
             form: Form::new(&entry.chat, entry.special_tokens),
-            ids: items.ids(&name),
-            references: items
-                .items
-                .into_iter()
-                .map(|item| item.references)
-                .collect(),
+            ids,
+            references,
+            given: match entry.kind {
+                TaskKind::Generate => Given::Nothing,
+                TaskKind::MultipleChoice => Given::Questions(questions),
+                TaskKind::Perplexity => Given::Texts(texts, Windows::of(entry)),
+            },
+            mode: entry.scoring.into(),
+            samples: entry.samples,
             name,
         })
     }
@@ -179,6 +227,9 @@ impl TaskData {
             metrics: metrics(entry, default)?,
             form: Form::new(&entry.chat, entry.special_tokens),
             leaked: 0,
+            given: Given::Nothing,
+            mode: entry.scoring.into(),
+            samples: entry.samples,
             ids: test.iter().map(|example| example.id.clone()).collect(),
             references: test
                 .into_iter()
@@ -204,6 +255,63 @@ impl TaskData {
         self.metrics.iter().map(ToString::to_string).collect()
     }
 
+    /// Of metrics whose name does not say all of them, the rest, by name.
+    pub(crate) fn metric_settings(&self) -> BTreeMap<String, Value> {
+        let settings = self.metrics.iter().filter(|metric| !metric.is_plain());
+        settings
+            .map(|metric| (metric.to_string(), json!(metric)))
+            .collect()
+    }
+
+    /// Whether a metric asks how far tokens are from the full network's.
+    pub(crate) fn asks_for_distance(&self) -> bool {
+        let mut metrics = self.metrics.iter();
+        metrics.any(|metric| metric.reads() == Reads::Distance)
+    }
+
+    /// How text is scored, where some is, by a model with so many positions.
+    pub(crate) fn scoring(&self, positions: Option<usize>) -> Option<Scoring> {
+        let (of, windows) = match &self.given {
+            Given::Nothing if !self.asks_for_distance() => return None,
+            Given::Nothing => (Scored::Answers, None),
+            Given::Questions(_) => (Scored::Choices, None),
+            Given::Texts(_, windows) => (Scored::Texts, Some(windows)),
+        };
+        Some(Scoring {
+            of,
+            mode: self.mode,
+            window: windows.and_then(|windows| windows.window(positions).ok()),
+            stride: windows.and_then(|windows| windows.stride),
+        })
+    }
+
+    /// What is right of each item.
+    pub(crate) fn right(&self) -> References {
+        References::of((0..self.ids.len()).map(|index| self.right_of(index)))
+    }
+
+    /// What is right of one.
+    pub(crate) fn right_of(&self, index: usize) -> Reference {
+        Reference {
+            texts: self.references[index].clone(),
+            choice: match &self.given {
+                Given::Questions(questions) => Some(questions[index].right),
+                _ => None,
+            },
+        }
+    }
+
+    /// The texts of an item's choices.
+    pub(crate) fn choices_of(&self, index: usize) -> Vec<String> {
+        match &self.given {
+            Given::Questions(questions) => {
+                let choices = questions[index].choices.iter();
+                choices.map(|choice| choice.text.clone()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Hash of what is asked and of the right answers.
     pub(crate) fn texts_digest(&self) -> String {
         let requests = self.requests.iter().map(Request::content);
@@ -213,6 +321,13 @@ impl TaskData {
             // Which of them belong together counts.
             false => texts.extend(self.references.iter().map(|texts| format!("{texts:?}"))),
         }
+        match &self.given {
+            Given::Nothing => {}
+            Given::Questions(questions) => {
+                texts.extend(questions.iter().map(|question| format!("{question:?}")));
+            }
+            Given::Texts(given, _) => texts.extend(given.iter().map(|text| format!("{text:?}"))),
+        }
         digest::of_texts(texts.iter().map(String::as_str))
     }
 
@@ -220,31 +335,6 @@ impl TaskData {
     pub(crate) fn calibration_digest(&self) -> String {
         let texts: Vec<String> = self.calibration.iter().map(Request::content).collect();
         digest::of_texts(texts.iter().map(String::as_str))
-    }
-}
-
-/// Makes requests of items.
-struct Asker<'a> {
-    template: &'a PromptTemplate,
-    examples: &'a Examples,
-    chat: &'a ChatEntry,
-}
-
-impl Asker<'_> {
-    fn requests(&self, items: &Items) -> anyhow::Result<Vec<Request>> {
-        items
-            .items
-            .iter()
-            .map(|item| self.request(items, item))
-            .collect()
-    }
-
-    fn request(&self, items: &Items, item: &Item) -> anyhow::Result<Request> {
-        let prompt = items.prompt(self.template, item)?;
-        Ok(match self.chat.is_off() {
-            true => Request::Text(self.examples.in_front_of(prompt)),
-            false => request(prompt, self.chat, &self.examples.turns()),
-        })
     }
 }
 

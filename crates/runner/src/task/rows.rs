@@ -2,6 +2,7 @@
 
 use super::parquet;
 use crate::load::{read_lines, read_text};
+use crate::models::fetch_data;
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -35,7 +36,12 @@ impl Kind {
     /// By the name's ending, in front of `.gz`.
     pub(crate) fn of(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let name = name.strip_suffix(".gz").unwrap_or(&name);
+        // A revision of the hub stands behind the name.
+        let name = match path.to_str().is_some_and(|text| text.starts_with("hub:")) {
+            true => name.split('@').next().unwrap_or_default(),
+            false => &name,
+        };
+        let name = name.strip_suffix(".gz").unwrap_or(name);
         let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
         if ends(&[".jsonl", ".json", ".ndjson"]) {
             Self::JsonLines
@@ -52,10 +58,11 @@ impl Kind {
 /// # Errors
 /// A file that cannot be read, a line that is no JSON object, a table that is none.
 pub(super) fn read(path: &Path, most: usize) -> anyhow::Result<Rows> {
+    let here = fetch_data(path)?;
     let rows = match Kind::of(path) {
-        Kind::Text => text(path, most)?,
-        Kind::JsonLines => json_lines(path, most)?,
-        Kind::Parquet => parquet::read(path, most)?,
+        Kind::Text => text(&here, most)?,
+        Kind::JsonLines => json_lines(&here, most)?,
+        Kind::Parquet => parquet::read(&here, most)?,
     };
     if rows.count == 0 {
         bail!("{} holds nothing", path.display());

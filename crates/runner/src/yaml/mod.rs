@@ -108,31 +108,46 @@ impl Document {
             text,
             has_lines: true,
         })?;
-        if let Some(extends) = node.take("extends") {
-            let Value::Text(name) = &extends.value else {
-                return Err(self.located(
-                    extends.place,
-                    "`extends` takes the path of one file, such as `extends: base.yaml`",
-                ));
-            };
-            let base = folder.join(name);
-            let there = base.canonicalize().map_err(|error| {
-                let what = format!("`extends`: cannot read {}: {error}", base.display());
-                self.located(extends.place, &what)
-            })?;
-            if open.contains(&there) {
-                let what = format!(
-                    "`extends`: {} extends this file in turn; one of them must stand alone",
-                    base.display()
-                );
-                return Err(self.located(extends.place, &what));
-            }
-            let mut whole = self.file(&base, open)?;
-            whole.merge(node);
-            node = whole;
+        for task in node.items_mut("tasks") {
+            self.extend(task, &folder, open)?;
         }
+        self.extend(&mut node, &folder, open)?;
         open.pop();
         Ok(node)
+    }
+
+    /// Lays a map of a file in `folder` over the file that it `extends`, if it does.
+    fn extend(
+        &mut self,
+        node: &mut Node,
+        folder: &Path,
+        open: &mut Vec<PathBuf>,
+    ) -> anyhow::Result<()> {
+        let Some(extends) = node.take("extends") else {
+            return Ok(());
+        };
+        let Value::Text(name) = &extends.value else {
+            return Err(self.located(
+                extends.place,
+                "`extends` takes the path of one file, such as `extends: base.yaml`",
+            ));
+        };
+        let base = folder.join(name);
+        let there = base.canonicalize().map_err(|error| {
+            let what = format!("`extends`: cannot read {}: {error}", base.display());
+            self.located(extends.place, &what)
+        })?;
+        if open.contains(&there) {
+            let what = format!(
+                "`extends`: {} extends this file in turn; one of them must stand alone",
+                base.display()
+            );
+            return Err(self.located(extends.place, &what));
+        }
+        let mut whole = self.file(&base, open)?;
+        whole.merge(std::mem::take(node));
+        *node = whole;
+        Ok(())
     }
 
     fn text(&mut self, source: Source) -> anyhow::Result<Node> {

@@ -212,6 +212,20 @@ impl Node {
         Some(entries.remove(index).value)
     }
 
+    /// The items of a list below a key; none where there is no list.
+    pub(super) fn items_mut(&mut self, key: &str) -> impl Iterator<Item = &mut Node> {
+        let entry = match &mut self.value {
+            Value::Map(entries) => entries.iter_mut().find(|entry| entry.key == key),
+            _ => None,
+        };
+        let items = entry.map(|entry| &mut entry.value.value);
+        let items = items.and_then(|value| match value {
+            Value::List(items) => Some(items),
+            _ => None,
+        });
+        items.into_iter().flatten()
+    }
+
     /// Lays `over` over this value: maps key by key, anything else in its place.
     pub(super) fn merge(&mut self, over: Node) {
         match (&mut self.value, over.value) {
