@@ -9,8 +9,10 @@ mod gate;
 mod generate;
 #[path = "../../../model/tests/it/hub_server.rs"]
 mod hub_server;
+mod kinds;
 mod layers;
 mod likelihood;
+mod lm_eval;
 mod plan;
 mod prune;
 mod records;

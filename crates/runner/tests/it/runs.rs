@@ -100,6 +100,8 @@ impl FakeRun {
                 prompt: prompt.clone(),
                 messages: None,
                 references: vec![reference.clone()],
+                choices: Vec::new(),
+                right: None,
             })
             .collect();
         folder.add_prompts(&prompts).unwrap();
@@ -125,6 +127,7 @@ fn answer(record: &Record, prompt: &Prompt, text: &str) -> Answer {
         layers: vec![16.0, 8.0],
         end: None,
         error: None,
+        evidence: Default::default(),
     }
 }
 
@@ -194,6 +197,8 @@ pub(crate) fn record(strategy: &str, texts: &[(String, String)]) -> Record {
             prompts_available: None,
             max_new_tokens: 64,
             metrics: vec!["bleu".to_owned()],
+            metric_settings: Default::default(),
+            scoring: None,
         },
         strategy: (&spec).into(),
         search: Search {
