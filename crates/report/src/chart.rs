@@ -55,21 +55,29 @@ pub(crate) struct Point {
     pub(crate) link: Option<String>,
     /// Another one is better in everything.
     pub(crate) is_faint: bool,
+    /// Its x is not measured: an oracle at its bound, which may lie beyond the axis and stands at its end then.
+    pub(crate) is_hollow: bool,
 }
 
 impl Series {
     fn is_faint(&self) -> bool {
         self.points.iter().all(|point| point.is_faint)
     }
+
+    fn is_hollow(&self) -> bool {
+        self.points.iter().all(|point| point.is_hollow)
+    }
 }
 
 impl Chart {
     /// The plot as an SVG.
     pub(crate) fn svg(&self, look: Look) -> String {
+        let (entries, below) = legend::draw(&self.legend(), (FILE.0 - legend::WIDTH, 52.0));
         let (width, height) = match look {
             Look::Page => PAGE,
             Look::Small => SMALL,
-            Look::File => (FILE.0 - legend::WIDTH, FILE.1),
+            // As high as its legend, if that is higher.
+            Look::File => (FILE.0 - legend::WIDTH, FILE.1.max(below + 60.0)),
         };
         let frame = self.frame(look, (width, height));
         let mut body = frame.draw();
@@ -89,15 +97,14 @@ impl Chart {
         }
         let middle = (frame.left + frame.width / 2.0, 24.0);
         body += &svg::text("title", middle, Anchor::Middle, &self.title);
-        let (entries, below) = legend::draw(&self.legend(), (width, 52.0));
         body += &entries;
-        let height = height.max(below + 60.0);
         svg::page(look, (FILE.0, height), &self.title, &body)
     }
 
     /// The entries of a legend.
     pub(crate) fn legend(&self) -> Vec<Entry> {
-        let shown = self.series.iter().filter(|series| !series.is_faint());
+        let drawn = self.series.iter();
+        let shown = drawn.filter(|series| !series.is_faint() && !series.is_hollow());
         let mut entries: Vec<Entry> = shown
             .map(|series| {
                 let style = series.style;
@@ -118,6 +125,12 @@ impl Chart {
             entries.push(Entry {
                 key: Box::new(|at| Style::Nth(0).marker("faint", FAINT, at)),
                 name: "grey: another is better in both".to_owned(),
+            });
+        }
+        if self.series.iter().any(Series::is_hollow) {
+            entries.push(Entry {
+                key: Box::new(|at| Style::Nth(0).marker("hollow", "none", at)),
+                name: "hollow: an oracle, which is not timed, at its bound or the edge".to_owned(),
             });
         }
         if !self.band.is_empty() {
@@ -154,10 +167,11 @@ impl Chart {
         let ends = |range: Option<(f64, f64)>| range.into_iter().flat_map(|(lo, hi)| [lo, hi]);
         let mut x = range(
             points()
+                .filter(|p| !p.is_hollow)
                 .map(|p| p.x)
                 .chain(guide().map(|p| p.0))
                 .chain(self.band.iter().map(|&(x, ..)| x)),
-            points().flat_map(|p| ends(p.x_range)),
+            points().flat_map(|p| ends(p.x_range.or(p.is_hollow.then_some((p.x, p.x))))),
         );
         let mut y = range(
             points()
@@ -267,9 +281,12 @@ fn draw_series(series: &Series, frame: &Frame, look: Look, is_faint: bool) -> St
         body += &svg::line(&format!("line {class}{faint}"), &stroke, &places);
     }
     for point in points().filter(|point| point.is_faint == is_faint) {
-        let fill = if is_faint { FAINT } else { color };
-        let class = if is_faint { "faint" } else { class };
-        let stroke = format!("stroke=\"{fill}\"");
+        let (class, fill) = match (is_faint, point.is_hollow) {
+            (true, _) => ("faint", FAINT),
+            (false, true) => ("hollow", "none"),
+            (false, false) => (class, color),
+        };
+        let stroke = format!("stroke=\"{}\"", if is_faint { FAINT } else { color });
         let mut drawn = format!("<title>{}</title>", escape(&point.about));
         let vertical = point.y_range.map(|(lo, hi)| [(point.x, lo), (point.x, hi)]);
         let horizontal = point.x_range.map(|(lo, hi)| [(lo, point.y), (hi, point.y)]);

@@ -145,17 +145,26 @@ fn quality(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
                 100.0 * score.score / full.score
             )
         });
+        // The time of an oracle means nothing, and nothing takes it.
+        let is_oracle = row.record.strategy.is_oracle && row.achieved().is_none();
+        let bound = row.bound().filter(|_| is_oracle);
         Some(Point {
-            x: row.achieved()?,
+            x: row.achieved().or(bound)?,
             y: score.score,
             x_range: row.interval(),
             y_range: Some((score.lo, score.hi)),
+            is_hollow: is_oracle,
             about: format!("{}, {metric} {}{kept}", speed(row), score_text(score)),
             name: (!is_faint).then(|| bare(&row.label())),
             link: Some(row.id()),
             is_faint,
         })
     });
+    // Oracles alone would stand beside nothing.
+    series
+        .iter()
+        .flat_map(|series| &series.points)
+        .find(|point| !point.is_hollow)?;
     let bands = group.iter().filter(|row| row.sets.is_some());
     let band = bands.filter_map(|row| {
         let score = row.score(metric)?;
@@ -163,6 +172,7 @@ fn quality(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
     });
     let band: Vec<(f64, f64, f64)> = band.collect();
     let ends = series.iter().flat_map(|series| &series.points);
+    let ends = ends.filter(|point| !point.is_hollow);
     let ends = ends.fold((1.0, 1.0), |(lo, hi): (f64, f64), point| {
         (lo.min(point.x), hi.max(point.x))
     });
@@ -224,7 +234,11 @@ fn achieved(group: &[Row<'_>], styles: &Styles) -> Option<(String, Chart)> {
 
 /// A row and its speed, in words.
 fn speed(row: &Row<'_>) -> String {
-    let achieved = achieved_text(row).unwrap_or_else(|| "not timed".to_owned());
+    let bound = || match row.bound() {
+        Some(bound) => format!("not timed, bound {bound:.2}x"),
+        None => "not timed".to_owned(),
+    };
+    let achieved = achieved_text(row).unwrap_or_else(bound);
     format!("{}: {achieved}", row.label())
 }
 

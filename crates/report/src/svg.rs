@@ -22,7 +22,7 @@ pub(crate) const FONT: &str = "DejaVu Sans";
 /// How a file looks. Colours of series are attributes, since they are the same everywhere.
 const STYLE: &str = "text{font-size:12px;fill:#1a1a1a}.title{font-size:17px}.axis{font-size:14px}.name{font-size:11px}\
 .grid{stroke:#e6e6e6}.frame{stroke:#1a1a1a}.guide{stroke:#8c8c8c;stroke-dasharray:6 4}\
-.line{stroke-width:2}.bar{opacity:0.6}.faintline{opacity:0.25}";
+.line{stroke-width:2}.bar{opacity:0.6}.faintline{opacity:0.25}.hollow{stroke-width:1.5}polygon.hollow{stroke:#1a1a1a}";
 
 /// The page of a plot; `width` and `height` in pixels.
 pub(crate) fn page(look: Look, (width, height): (f64, f64), label: &str, body: &str) -> String {

@@ -141,6 +141,25 @@ fn a_band_is_drawn_as_one() {
 }
 
 #[test]
+fn an_oracle_stands_hollow_at_its_bound() {
+    let mut cells = cells();
+    cells.push(cell("oracle-exit", None, 1, &answers(0, 0)).untimed());
+    let svg = plot(&cells, "quality-tiny-copying-b1.svg");
+    let texts = Drawing::read(&svg).texts();
+    assert!(texts.contains(&"oracle-exit".to_owned()), "{texts:?}");
+    // The point, and its key in the legend.
+    assert_eq!(
+        svg.matches("<polygon class=\"hollow\" fill=\"none\"")
+            .count(),
+        2
+    );
+    assert!(
+        svg.contains("<title>oracle-exit: not timed, bound 1.00x, bleu 100.0"),
+        "{svg}"
+    );
+}
+
+#[test]
 fn rows_without_timing_have_a_table_and_no_plot() {
     let (_run, runs) = run(&[cell("full", None, 1, &answers(1, 1)).untimed()]);
     let dir = tempfile::tempdir().unwrap();
