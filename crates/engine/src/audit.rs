@@ -1,4 +1,7 @@
-//! The KV cache of a strategy against that of the full network over the same tokens.
+//! The KV cache of a strategy against that of the full network over the same tokens, and exit checks that read a few tokens
+//! against those that read all.
+
+use serde::{Deserialize, Serialize};
 
 /// The entries of one row's cache at generated positions, by how they came to be.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -94,5 +97,31 @@ impl KvAudit {
             sum.merge(of(layer));
         }
         sum
+    }
+}
+
+/// Exit checks that read a list of tokens, against what the same checks would have said of the whole LM head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckAudit {
+    /// Checks, one for each row.
+    pub checks: u64,
+    /// Of these, the ones at which the whole head lets the token go.
+    pub exits: u64,
+    /// Of these, the ones at which the list does not.
+    pub missed: u64,
+    /// Checks at which the list lets the token go and the whole head does not.
+    pub early: u64,
+    /// Checks whose likeliest token is not in the list.
+    pub unlisted: u64,
+}
+
+impl CheckAudit {
+    /// Adds another tally.
+    pub fn add(&mut self, other: &Self) {
+        self.checks += other.checks;
+        self.exits += other.exits;
+        self.missed += other.missed;
+        self.early += other.early;
+        self.unlisted += other.unlisted;
     }
 }

@@ -1,6 +1,7 @@
 //! Beam search, as `generate` of transformers 5 does it with `early_stopping=False`.
 
 use crate::error::{EngineError, Result};
+use crate::laps::Lap;
 use crate::ngram;
 use crate::options::{Beam, Options};
 use crate::run::{Clock, Run};
@@ -82,6 +83,7 @@ impl Run<'_> {
                 break;
             }
             let clock = Clock::start(self.model)?;
+            self.laps.start(self.model);
             let mut ids = Vec::new();
             let mut spans = Vec::new();
             for &prompt in &live {
@@ -94,6 +96,7 @@ impl Run<'_> {
             self.out.ledger.step(self.model.sizes(), &spans);
             let plan = self.strategy.plan(step);
             let decoded = self.decode(&ids, &spans, &plan)?;
+            self.laps.end(Lap::Rows);
             let logits = decoded.logits.to_vec2::<f32>()?;
             let mut parents: Vec<usize> = (0..prompts.len() * beams).collect();
             for (place, &prompt) in live.iter().enumerate() {

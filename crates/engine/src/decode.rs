@@ -1,6 +1,7 @@
 //! One decode step: each row through its layers, exits, and what becomes of the layers that it skips.
 
 use crate::error::{EngineError, Result};
+use crate::laps::Lap;
 use crate::run::Run;
 use crate::signal;
 use crate::skipped::Ghost;
@@ -9,7 +10,7 @@ use crate::tensors::{in_order, part_of, select};
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{Part, Span};
-use skipbench_strategy::{ExitSignal, KvFill, LayerSet, StepPlan, Verdict};
+use skipbench_strategy::{ExitCheck, ExitSignal, KvFill, LayerSet, StepPlan, Verdict};
 
 /// All rows of a step on their way.
 struct Way {
@@ -192,17 +193,21 @@ impl Run<'_> {
         before: &Tensor,
         way: &mut Way,
     ) -> Result<(Vec<usize>, Option<Tensor>)> {
-        let logits = match signal.needs_head() {
-            true => {
-                self.out.ledger.check(self.model.sizes(), way.rows.len());
-                Some(self.model.head(&way.hidden)?)
+        self.laps.end(Lap::Rows);
+        let (values, logits) = match (signal.needs_head(), self.needs.check) {
+            (false, _) => (signal::cosine(before, &way.hidden)?, None),
+            (true, ExitCheck::Candidates) => {
+                let values = self.signals_of_lists(layer, signal, &way.hidden, &mut way.rows)?;
+                (values, None)
             }
-            false => None,
+            (true, ExitCheck::Full) => {
+                self.out.ledger.check(self.model.sizes(), way.rows.len());
+                let logits = self.model.head(&way.hidden)?;
+                let values = signal::from_logits(signal, &logits)?;
+                (values, Some(logits))
+            }
         };
-        let values = match &logits {
-            Some(logits) => signal::from_logits(signal, logits)?,
-            None => signal::cosine(before, &way.hidden)?,
-        };
+        self.laps.end(Lap::Check);
         let mut exits = Vec::new();
         for (index, (row, value)) in way.rows.iter_mut().zip(values).enumerate() {
             // A row that passed the layer by has nothing new to say.

@@ -2,6 +2,7 @@
 
 use crate::error::{EngineError, Result};
 use crate::generation::Generation;
+use crate::laps::Lap;
 use crate::ngram;
 use crate::options::Options;
 use crate::run::{Clock, Run};
@@ -115,6 +116,7 @@ impl Run<'_> {
         let mut step = 1;
         while !live.is_empty() && step < self.options.max_new_tokens {
             let clock = Clock::start(self.model)?;
+            self.laps.start(self.model);
             let chosen = match self.strategy.draft() {
                 Some(limit) => self.speculate(&live, limit)?,
                 None => self.step(&live, step, &mut chooser)?,
@@ -145,6 +147,7 @@ impl Run<'_> {
         self.out.ledger.step(self.model.sizes(), &spans);
         let plan = self.strategy.plan(step);
         let step = self.decode(&ids, &spans, &plan)?;
+        self.laps.end(Lap::Rows);
         let tokens = self.choose(&step.logits, live, chooser)?;
         let chosen = step.rows.into_iter().zip(tokens);
         Ok(chosen

@@ -1,6 +1,7 @@
 //! What generating gives, and what it cost.
 
-use crate::audit::KvAudit;
+use crate::audit::{CheckAudit, KvAudit};
+use crate::laps::Spent;
 use crate::ledger::Ledger;
 use crate::trace::TokenTrace;
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,10 @@ pub struct Generation {
     pub hole_reads: HoleReads,
     /// What became of drafts, where the strategy makes some.
     pub drafts: DraftTally,
+    /// Exit checks that read a list of tokens against those that read all, if an audit was asked for.
+    pub checks: CheckAudit,
+    /// Where the time of the decode steps went.
+    pub spent: Spent,
 }
 
 /// How many drafted tokens stood.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use skipbench_model::{ModelSizes, Part, Span, token_count};
+use skipbench_strategy::ExitCheck;
 use std::ops::{Add, AddAssign};
 
 /// Memory traffic and arithmetic.
@@ -41,7 +42,7 @@ pub struct Ledger {
     pub kv_read: Cost,
     /// The LM head, for tokens.
     pub head: Cost,
-    /// The LM head, for exit checks.
+    /// The LM head, or what of it is read, for exit checks.
     pub checks: Cost,
     /// Keys and values made up for skipped layers.
     pub kv_fill: Cost,
@@ -154,6 +155,29 @@ impl Ledger {
     /// The LM head was read to decide whether so many rows exit.
     pub(crate) fn check(&mut self, sizes: &ModelSizes, rows: usize) {
         let cost = head(sizes, rows);
+        self.checks += cost;
+        self.attribute(cost);
+    }
+
+    /// The LM head, or a coarse copy of it, was read to draw a list of tokens for each of so many rows, and the head's rows of
+    /// these tokens were taken.
+    pub(crate) fn draw_lists(&mut self, sizes: &ModelSizes, rows: usize) {
+        let tokens = (rows * ExitCheck::CANDIDATES) as u64;
+        let cost = Cost {
+            bytes: sizes.screen_bytes + tokens * sizes.head_bytes / sizes.vocab_size as u64,
+            flops: 2 * sizes.head_weights * rows as u64,
+        };
+        self.checks += cost;
+        self.attribute(cost);
+    }
+
+    /// A list of tokens, in the element type of the state, was read to decide whether a row exits, for so many rows.
+    pub(crate) fn check_lists(&mut self, sizes: &ModelSizes, rows: usize) {
+        let weights = (rows * ExitCheck::CANDIDATES * sizes.d_model) as u64;
+        let cost = Cost {
+            bytes: weights * sizes.state_bytes,
+            flops: 2 * weights,
+        };
         self.checks += cost;
         self.attribute(cost);
     }

@@ -12,11 +12,13 @@
 
 mod audit;
 mod beam;
+mod candidates;
 mod decode;
 mod error;
 mod exact;
 mod generate;
 mod generation;
+mod laps;
 mod ledger;
 mod likelihood;
 mod ngram;
@@ -36,10 +38,11 @@ mod tensors;
 mod timing;
 mod trace;
 
-pub use audit::{EntryAudit, KvAudit, LayerAudit};
+pub use audit::{CheckAudit, EntryAudit, KvAudit, LayerAudit};
 pub use error::{EngineError, Result};
 pub use generate::Engine;
 pub use generation::{DraftTally, End, Generation, RowOutput};
+pub use laps::Spent;
 pub use ledger::{Cost, Ledger};
 pub use likelihood::{Likelihood, ScoreMode, ScoreOptions, ScoredText};
 pub use options::{Beam, MAX_LENGTH_PENALTY, Options, Sampling};

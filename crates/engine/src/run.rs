@@ -3,6 +3,7 @@
 use crate::error::{EngineError, Result};
 use crate::exact::Exact;
 use crate::generation::{Generation, RowOutput};
+use crate::laps::{Lap, Laps};
 use crate::options::Options;
 use candle_core::Tensor;
 use skipbench_model::{CausalLm, KvCache};
@@ -30,6 +31,7 @@ pub(crate) struct Run<'a> {
     /// unless rows wait and layers are deferred.
     pub(crate) ahead: Vec<Vec<u64>>,
     pub(crate) exact: Exact,
+    pub(crate) laps: Laps,
     pub(crate) out: Generation,
 }
 
@@ -90,6 +92,7 @@ impl<'a> Run<'a> {
                 _ => Vec::new(),
             },
             exact: Exact::default(),
+            laps: Laps::default(),
             out: Generation {
                 rows: vec![RowOutput::default(); prompts.len()],
                 ..Generation::default()
@@ -110,7 +113,10 @@ impl<'a> Run<'a> {
     pub(crate) fn head(&mut self, hidden: &Tensor) -> Result<Tensor> {
         let rows = hidden.dim(0)?;
         self.out.ledger.head(self.model.sizes(), rows);
-        Ok(self.model.head(hidden)?)
+        self.laps.end(Lap::Rows);
+        let logits = self.model.head(hidden)?;
+        self.laps.end(Lap::Head);
+        Ok(logits)
     }
 
     /// What the logits behind each of `places`, (row of the cache, position), gave, or an error where they were no numbers.
@@ -149,6 +155,7 @@ impl<'a> Run<'a> {
     pub(crate) fn finish(mut self) -> Generation {
         self.out.peak_kv_bytes = self.cache.bytes();
         self.out.hole_reads = self.cache.hole_reads();
+        self.out.spent = self.laps.spent;
         // What was never needed after all.
         self.out.ledger.waste(self.ahead.iter().flatten().sum());
         self.out

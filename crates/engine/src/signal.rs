@@ -1,7 +1,7 @@
 //! The few numbers that a dynamic strategy may ask for after a layer.
 
 use crate::error::Result;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Storage, Tensor};
 use skipbench_model::simd::exp;
 use skipbench_model::vectorised;
 use skipbench_strategy::ExitSignal;
@@ -12,22 +12,105 @@ pub(crate) fn argmax(logits: &Tensor) -> Result<Vec<Option<u32>>> {
     if !logits.device().is_cpu() {
         return argmax_on_device(logits);
     }
-    let vocab = logits.dim(1)?;
-    let values = logits.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values.chunks_exact(vocab).map(likeliest).collect())
+    each_row(logits, likeliest)
 }
 
 pub(crate) fn likeliest(logits: &[f32]) -> Option<u32> {
-    let mut best = (0, f32::NEG_INFINITY);
-    let mut numbers = true;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > best.1 {
-            best = (id, logit);
-        }
-        // No comparison with NaN holds, so it is looked for apart.
-        numbers &= !logit.is_nan();
+    let [largest, _] = two_largest(logits);
+    // No comparison with NaN holds, so it is looked for apart.
+    let found = largest.is_finite() && !has_nan(logits);
+    let at = logits.iter().position(|&logit| logit == largest);
+    at.filter(|_| found).map(|at| at as u32)
+}
+
+/// What `of` makes of each row of `logits`, `[rows, _]`; no copy is made of what lies on the host.
+pub(crate) fn each_row<R>(logits: &Tensor, of: impl FnMut(&[f32]) -> R) -> Result<Vec<R>> {
+    let width = logits.dim(1)?.max(1);
+    let (storage, layout) = logits.storage_and_layout();
+    if let (Storage::Cpu(values), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+        let values = &values.as_slice::<f32>()?[start..end];
+        return Ok(values.chunks_exact(width).map(of).collect());
     }
-    (numbers && best.1.is_finite()).then_some(best.0 as u32)
+    drop(storage);
+    let values = logits.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.chunks_exact(width).map(of).collect())
+}
+
+vectorised! {
+    /// The largest and the second largest value, NaN left out.
+    fn two_largest(values: &[f32]) -> [f32; 2] = two_largest_body
+}
+
+#[inline(always)]
+fn two_largest_body<const FMA: bool>(values: &[f32]) -> [f32; 2] {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let smaller = |a: f32, b: f32| if a > b { b } else { a };
+    let mut first = [f32::NEG_INFINITY; LANES];
+    let mut second = first;
+    let (body, tail) = values.as_chunks::<LANES>();
+    for values in body {
+        for lane in 0..LANES {
+            second[lane] = larger(smaller(values[lane], first[lane]), second[lane]);
+            first[lane] = larger(values[lane], first[lane]);
+        }
+    }
+    let mut two = [f32::NEG_INFINITY; 2];
+    for &value in first.iter().chain(&second).chain(tail) {
+        if value > two[0] {
+            two = [value, two[0]];
+        } else if value > two[1] {
+            two[1] = value;
+        }
+    }
+    two
+}
+
+vectorised! {
+    fn has_nan(values: &[f32]) -> bool = has_nan_body
+}
+
+#[inline(always)]
+fn has_nan_body<const FMA: bool>(values: &[f32]) -> bool {
+    values.iter().fold(false, |nan, value| nan | value.is_nan())
+}
+
+vectorised! {
+    /// Sums of `e^(x - largest)`, and of it times `x - largest`. Not numbers where one is not.
+    fn sums(values: &[f32], largest: f32) -> [f64; 2] = sums_body
+}
+
+/// Values that are summed in f32 before they are added to a sum in f64.
+const SUMMED: usize = 1024;
+
+#[inline(always)]
+fn sums_body<const FMA: bool>(values: &[f32], largest: f32) -> [f64; 2] {
+    let term = |value: f32| {
+        // What is so far below the largest adds nothing to either sum.
+        let below = value - largest;
+        let below = if below < -80.0 { -80.0 } else { below };
+        let exp = exp::<FMA>(below);
+        [exp, exp * below]
+    };
+    let (mut sum, mut weighted) = (0f64, 0f64);
+    for values in values.chunks(SUMMED) {
+        let mut lanes = [[0f32; LANES]; 2];
+        let (body, tail) = values.as_chunks::<LANES>();
+        for values in body {
+            for lane in 0..LANES {
+                let [exp, product] = term(values[lane]);
+                lanes[0][lane] += exp;
+                lanes[1][lane] += product;
+            }
+        }
+        for &value in tail {
+            let [exp, product] = term(value);
+            lanes[0][0] += exp;
+            lanes[1][0] += product;
+        }
+        sum += f64::from(lanes[0].iter().sum::<f32>());
+        weighted += f64::from(lanes[1].iter().sum::<f32>());
+    }
+    [sum, weighted]
 }
 
 /// The same without moving the logits to the host.
@@ -48,12 +131,7 @@ pub(crate) fn from_logits(signal: ExitSignal, logits: &Tensor) -> Result<Vec<f64
         let votes = argmax(logits)?.into_iter();
         return Ok(votes.map(|vote| vote.map_or(f64::NAN, f64::from)).collect());
     }
-    let vocab = logits.dim(1)?;
-    let values = logits.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values
-        .chunks_exact(vocab)
-        .map(|logits| confidence(signal, logits))
-        .collect())
+    each_row(logits, |logits| confidence(signal, logits))
 }
 
 /// Natural logarithm of every token's probability, in the arithmetic of transformers: f32. NaN for all where a logit is NaN or
@@ -173,27 +251,13 @@ fn weighted_differences_body<const FMA: bool>(
 }
 
 fn confidence(signal: ExitSignal, logits: &[f32]) -> f64 {
-    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
-    for &logit in logits {
-        if logit > first {
-            (first, second) = (logit, first);
-        } else if logit > second {
-            second = logit;
-        }
-    }
-    let exps = logits.iter().map(|&logit| f64::from(logit - first).exp());
-    let sum: f64 = exps.clone().sum();
+    let [first, second] = two_largest(logits);
+    let [sum, weighted] = sums(logits, first);
     match signal {
         ExitSignal::MaxProb => 1.0 / sum,
         ExitSignal::SoftmaxMargin => (1.0 - f64::from(second - first).exp()) / sum,
         // H = ln Z - sum p (x - max), over the largest value ln V that it can have.
         ExitSignal::Entropy => {
-            let weighted: f64 = logits
-                .iter()
-                .zip(exps)
-                .filter(|(_, exp)| *exp > 0.0)
-                .map(|(&logit, exp)| exp * f64::from(logit - first))
-                .sum();
             (sum.ln() - weighted / sum) / (logits.len() as f64).ln().max(f64::MIN_POSITIVE)
         }
         ExitSignal::Cosine | ExitSignal::Patience => f64::NAN,
@@ -223,6 +287,34 @@ pub(crate) fn cosine(before: &Tensor, after: &Tensor) -> Result<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// By sums in f64, at lengths that end in and between lanes and blocks.
+        #[test]
+        fn signals_are_those_of_plain_sums(len in 2usize..2100, seed in 1u32..1000, spread in 1f32..40.0) {
+            let mut state = seed;
+            let logits: Vec<f32> = (0..len)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 8) as f32 / (1 << 24) as f32 * spread - 3.0
+                })
+                .collect();
+            let mut sorted = logits.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let exps: Vec<f64> = logits.iter().map(|x| f64::from(x - sorted[0]).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            let p: Vec<f64> = exps.iter().map(|exp| exp / sum).collect();
+            let entropy: f64 = p.iter().map(|p| -p * p.ln()).sum();
+            let second = f64::from(sorted[1] - sorted[0]).exp() / sum;
+            let near = |a: f64, b: f64| (a - b).abs() < 2e-6;
+            prop_assert!(near(confidence(ExitSignal::MaxProb, &logits), 1.0 / sum));
+            prop_assert!(near(confidence(ExitSignal::SoftmaxMargin, &logits), 1.0 / sum - second));
+            prop_assert!(near(confidence(ExitSignal::Entropy, &logits), entropy / (len as f64).ln()));
+            let best = logits.iter().position(|x| *x == sorted[0]).unwrap();
+            prop_assert_eq!(likeliest(&logits), Some(best as u32));
+        }
+    }
 
     /// Against the sums in f64, over a vocabulary that fills no lane and no block.
     #[test]

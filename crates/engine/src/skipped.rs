@@ -2,6 +2,7 @@
 //! others go on.
 
 use crate::error::Result;
+use crate::laps::Lap;
 use crate::run::{Pending, Run};
 use crate::step::Row;
 use crate::tensors::select;
@@ -171,6 +172,7 @@ impl Run<'_> {
         weights_read: bool,
     ) -> Result<()> {
         let sizes = self.model.sizes();
+        self.laps.end(Lap::Rows);
         match self.needs.kv_fill {
             // Under `none` a later read of the hole is refused by the cache.
             KvFill::None | KvFill::Deferred => {}
@@ -185,6 +187,7 @@ impl Run<'_> {
             }
             KvFill::Mask => self.cache.mask(layer, spans)?,
         }
+        self.laps.end(Lap::KvFill);
         Ok(())
     }
 
@@ -208,9 +211,11 @@ impl Run<'_> {
             })
             .collect();
         if waiting.iter().all(|&count| count == 0) {
+            self.laps.end(Lap::Rows);
             let output = self
                 .model
                 .layer_part(layer, part, input, &mut self.cache, spans)?;
+            self.laps.end(Lap::Layers);
             self.out.ledger.layer(sizes, layer, part, spans);
             return Ok((output, waiting));
         }
@@ -227,9 +232,11 @@ impl Run<'_> {
             });
         }
         let states = Tensor::cat(&inputs, 0)?;
+        self.laps.end(Lap::Rows);
         let output = self
             .model
             .layer_part(layer, part, &states, &mut self.cache, &joint)?;
+        self.laps.end(Lap::Layers);
         self.out.ledger.layer(sizes, layer, part, &joint);
         let mut tokens = Vec::with_capacity(spans.len());
         let mut at = 0;

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::exact::Exact;
+use crate::laps::Lap;
 use crate::ledger::Phase;
 use crate::options::Options;
 use crate::run::Run;
@@ -174,7 +175,9 @@ impl Run<'_> {
         let mut hidden = self.model.embed(&last, &spans)?;
         for layer in 0..sizes.n_layers {
             hidden = join(layer, drafts, hidden, &mut spans)?;
+            self.laps.end(Lap::Rows);
             hidden = self.model.layer(layer, &hidden, &mut self.cache, &spans)?;
+            self.laps.end(Lap::Layers);
             self.out.ledger.layer(sizes, layer, Part::Whole, &spans);
         }
         hidden = join(sizes.n_layers, drafts, hidden, &mut spans)?;

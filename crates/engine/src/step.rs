@@ -2,7 +2,7 @@
 
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
-use skipbench_model::Span;
+use skipbench_model::{Shortlist, Span};
 use skipbench_strategy::LayerSet;
 
 /// A row on its way through the layers.
@@ -14,6 +14,8 @@ pub(crate) struct Row {
     /// Layers run for earlier positions of the row, since this one needed them, or ahead of later ones that may.
     pub(crate) made_up: usize,
     pub(crate) confidence: Option<f64>,
+    /// The tokens that checks read, where they do not read all.
+    pub(crate) list: Option<Shortlist>,
 }
 
 impl Row {
@@ -24,6 +26,7 @@ impl Row {
             ran: LayerSet::empty(),
             made_up: 0,
             confidence: None,
+            list: None,
         }
     }
 }

@@ -1,28 +1,34 @@
-//! Attention of one token over the cache, in f32 on the CPU.
+//! Attention over the cache, in f32 on the CPU, for a block of tokens at a time: keys and values come to the processor once for
+//! all of the block. No more scores are held than those of a block, so memory grows with the length and not with its square.
+//!
+//! What a token gets is computed in one order, from the first position that it sees to the last, whatever the block: it is
+//! bit for bit the same decoded alone, in a batch and in a prompt.
 
+use crate::batch::{Span, token_count};
+use crate::cache_layer::{LayerKv, Storage};
 use crate::pointwise::soft_cap_body;
-use crate::simd::{dot, exp, multiply_add};
-use crate::vectorised;
+use crate::simd::{Isa, dot, exp, isa, multiply_add};
+use crate::threads;
+use std::ops::Range;
 
-/// One row's keys and values: `[n_kv_heads, stride, head_dim]`, of which a query reads a range of positions.
-#[derive(Clone, Copy)]
-pub(crate) struct KeysValues<'a> {
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
-    /// Positions allocated per head.
-    pub(crate) stride: usize,
-    /// The first position that the query reads.
-    pub(crate) first: usize,
-    /// The position behind the last one.
-    pub(crate) end: usize,
-    pub(crate) head_dim: usize,
-    /// Of the positions up to `end`, those that the query does not see; empty if it sees all.
-    pub(crate) masked: &'a [bool],
-}
-
-vectorised! {
-    /// Attention of one token. `q`, `out`: `[n_heads, head_dim]`; `scores`: scratch of at least `kv.end`.
-    fn attend(q: &[f32], kv: KeysValues<'_>, how: &Scoring, scores: &mut [f32], out: &mut [f32]) = attend_body
+/// Consecutive tokens of one row, and of their heads those that share a key head.
+struct Block<'a> {
+    /// The queries, from the first of the first token on: a token's stand behind one another, the next token's `stride` further.
+    q: &'a [f32],
+    stride: usize,
+    /// The first of the heads.
+    head: usize,
+    tokens: usize,
+    /// Where the first token stands.
+    start: usize,
+    /// Positions that a token sees, its own among them.
+    window: Option<usize>,
+    /// Keys and values of the row in the key head: `[positions, head_dim]`.
+    k: &'a [f32],
+    v: &'a [f32],
+    head_dim: usize,
+    /// Of the positions up to the last token's, those that nobody sees; empty if all are seen.
+    masked: &'a [bool],
 }
 
 /// How attention makes its scores.
@@ -38,64 +44,566 @@ pub(crate) struct Scoring {
     pub(crate) slopes: Vec<f32>,
 }
 
-#[inline(always)]
-fn attend_body<const FMA: bool>(
+/// Attention of every token of `spans`, whose keys and values lie in `layer`; `q` and the result: `[tokens, n_heads, head_dim]`.
+pub(crate) fn attend(
     q: &[f32],
-    kv: KeysValues<'_>,
+    layer: &LayerKv,
+    spans: &[Span],
+    (n_kv_heads, head_dim): (usize, usize),
     how: &Scoring,
+) -> Vec<f32> {
+    let Storage::Host { k, v } = &layer.storage else {
+        unreachable!("a fused layer is given the cache that its model made");
+    };
+    let (group, capacity) = (how.group * head_dim, layer.capacity);
+    let stride = n_kv_heads * group;
+    let mut out = vec![0.0; token_count(spans) * stride];
+    let blocks = blocks(spans, how.group);
+    let seen = |span: &Span| {
+        let end = span.start + span.len;
+        span.len * (end - layer.first_seen(end - 1))
+    };
+    let products: usize = blocks.iter().map(|(_, span)| seen(span)).sum();
+    let to = Out(out.as_mut_ptr());
+    // The blocks that see most come first, so that no thread is left with them in the end.
+    threads::share(blocks.len() * n_kv_heads, 2 * products * stride, |tasks| {
+        let mut scratch = Scratch::default();
+        for task in tasks {
+            let (first, span) = blocks[blocks.len() - 1 - task / n_kv_heads];
+            let head = task % n_kv_heads;
+            let offset = first * stride + head * group;
+            let keys = (span.row * n_kv_heads + head) * capacity * head_dim..;
+            let block = Block {
+                q: &q[offset..],
+                stride,
+                head: head * how.group,
+                tokens: span.len,
+                start: span.start,
+                window: layer.window,
+                k: &k[keys.clone()],
+                v: &v[keys],
+                head_dim,
+                masked: layer.masked(span.row, span.start + span.len),
+            };
+            let found = attend_block(&block, how, &mut scratch);
+            for (token, found) in found.chunks_exact(group).enumerate() {
+                // SAFETY: these heads of these tokens are in no other task, and they lie in `out`, which is there until all
+                // tasks are done.
+                unsafe {
+                    let to = to.at(offset + token * stride);
+                    std::ptr::copy_nonoverlapping(found.as_ptr(), to, group);
+                }
+            }
+        }
+    });
+    out
+}
+
+/// Where threads write, each elsewhere.
+struct Out(*mut f32);
+
+// SAFETY: no two threads write to the same place.
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// # Safety
+    /// So many values lie behind the first.
+    unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+/// The spans in blocks, each with the place of its first token among all.
+fn blocks(spans: &[Span], group: usize) -> Vec<(usize, Span)> {
+    let mut blocks = Vec::new();
+    let mut place = 0;
+    for span in spans {
+        let (mut start, end) = (span.start, span.start + span.len);
+        while start < end {
+            let room = SCORES / ((start + TOKENS) * group);
+            let len = room.clamp(1, TOKENS).min(end - start);
+            blocks.push((
+                place,
+                Span {
+                    start,
+                    len,
+                    ..*span
+                },
+            ));
+            place += len;
+            start += len;
+        }
+    }
+    blocks
+}
+
+/// Memory that one block after the other uses.
+#[derive(Default)]
+struct Scratch {
+    /// `[tokens, group, positions]`
+    scores: Vec<f32>,
+    /// `[tokens, group]`: what the weights of the values sum to.
+    sums: Vec<f32>,
+    /// `[tokens, group, head_dim]`
+    out: Vec<f32>,
+}
+
+/// Positions whose keys or values stay close while the queries of a block pass over them.
+const NEAR: usize = 64;
+
+/// Scores that a block may have.
+const SCORES: usize = 1 << 16;
+
+/// Tokens of a block at most.
+const TOKENS: usize = 16;
+
+impl Block<'_> {
+    /// The positions that a token sees.
+    fn sight(&self, token: usize) -> Range<usize> {
+        let end = self.start + token + 1;
+        end - self.window.unwrap_or(end).min(end)..end
+    }
+
+    /// The positions that any token sees.
+    fn all_sight(&self) -> Range<usize> {
+        self.sight(0).start..self.start + self.tokens
+    }
+
+    /// Of the positions that a token sees, those in `part`.
+    fn sight_in(&self, token: usize, part: &Range<usize>) -> Range<usize> {
+        let sight = self.sight(token);
+        let from = sight.start.max(part.start);
+        from..sight.end.min(part.end).max(from)
+    }
+}
+
+/// Attention of a block: `[tokens, group, head_dim]`.
+fn attend_block<'s>(block: &Block<'_>, how: &Scoring, scratch: &'s mut Scratch) -> &'s [f32] {
+    match isa() {
+        // SAFETY: the features were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::attend(block, how, scratch) },
+        // SAFETY: the features were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2(block, how, scratch) },
+        Isa::Portable => body::<false, 2, 1>(block, how, scratch, products_body::<false>),
+    }
+    &scratch.out
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2(block: &Block<'_>, how: &Scoring, scratch: &mut Scratch) {
+    body::<true, 2, 2>(block, how, scratch, products_body::<true>);
+}
+
+/// `R` queries and `C` registers of a value at a time; `products`: of a query and keys.
+#[inline(always)]
+fn body<const FMA: bool, const R: usize, const C: usize>(
+    block: &Block<'_>,
+    how: &Scoring,
+    scratch: &mut Scratch,
+    products: impl Fn(&[f32], &[f32], &mut [f32]),
+) {
+    let (group, head_dim, all) = (how.group, block.head_dim, block.all_sight());
+    let queries = block.tokens * group;
+    let Scratch { scores, sums, out } = scratch;
+    scores.resize(queries * all.len(), 0.0);
+    sums.resize(queries, 0.0);
+    out.clear();
+    out.resize(queries * head_dim, 0.0);
+
+    let parts = || {
+        all.clone()
+            .step_by(NEAR)
+            .map(|at| at..all.end.min(at + NEAR))
+    };
+    for part in parts() {
+        for query in 0..queries {
+            let (token, head) = (query / group, query % group);
+            let seen = block.sight_in(token, &part);
+            let q = &block.q[token * block.stride + head * head_dim..][..head_dim];
+            let keys = &block.k[seen.start * head_dim..seen.end * head_dim];
+            let row = &mut scores[query * all.len()..][seen.start - all.start..][..seen.len()];
+            products(q, keys, row);
+        }
+    }
+    for query in 0..queries {
+        let (token, head) = (query / group, block.head + query % group);
+        let seen = block.sight(token);
+        let row = &mut scores[query * all.len()..][seen.start - all.start..][..seen.len()];
+        let masked = block.masked.get(seen.clone()).unwrap_or_default();
+        sums[query] = weigh::<FMA>(row, how, head, seen.start, masked);
+    }
+    for part in parts() {
+        for first in (0..queries).step_by(R) {
+            let rows = first..queries.min(first + R);
+            let weights = |query: usize, positions: &Range<usize>| {
+                let at = query * all.len() + positions.start - all.start;
+                &scores[at..at + positions.len()]
+            };
+            let values = |positions: &Range<usize>| {
+                &block.v[positions.start * head_dim..positions.end * head_dim]
+            };
+            let seen = |query: usize| block.sight_in(query / group, &part);
+            // What all of them see is between what the last begins with and the first ends with.
+            let from = seen(rows.end - 1).start;
+            let to = seen(first).end.max(from);
+            let apart = |query: usize, positions: Range<usize>, out: &mut [f32]| {
+                if !positions.is_empty() {
+                    let out = &mut out[query * head_dim..][..head_dim];
+                    add::<FMA, 1, C>(
+                        [weights(query, &positions)],
+                        values(&positions),
+                        head_dim,
+                        out,
+                    );
+                }
+            };
+            if rows.len() < R || to == from {
+                rows.for_each(|query| apart(query, seen(query), out));
+                continue;
+            }
+            rows.clone()
+                .for_each(|query| apart(query, seen(query).start..from, out));
+            let common = from..to;
+            let all_weights = std::array::from_fn(|row| weights(first + row, &common));
+            let outs = &mut out[first * head_dim..][..R * head_dim];
+            add::<FMA, R, C>(all_weights, values(&common), head_dim, outs);
+            rows.for_each(|query| apart(query, to..seen(query).end, out));
+        }
+    }
+    for (out, sum) in out.chunks_exact_mut(head_dim).zip(sums) {
+        let scale = 1.0 / *sum;
+        out.iter_mut().for_each(|out| *out *= scale);
+    }
+}
+
+/// Products of a query, `[head_dim]`, with keys, `[positions, head_dim]`.
+#[inline(always)]
+fn products_body<const FMA: bool>(q: &[f32], keys: &[f32], out: &mut [f32]) {
+    for (out, key) in out.iter_mut().zip(keys.chunks_exact(q.len())) {
+        *out = dot::<FMA>(q, key);
+    }
+}
+
+const LANES: usize = 16;
+
+/// Turns the products of a query of `head` with the keys from `first` on into weights; gives their sum.
+#[inline(always)]
+fn weigh<const FMA: bool>(
     scores: &mut [f32],
+    how: &Scoring,
+    head: usize,
+    first: usize,
+    masked: &[bool],
+) -> f32 {
+    for score in scores.iter_mut() {
+        *score *= how.scale;
+    }
+    if let Some(cap) = how.cap {
+        soft_cap_body::<FMA>(scores, cap);
+    }
+    if let Some(slope) = how.slopes.get(head) {
+        for (position, score) in (first..).zip(scores.iter_mut()) {
+            *score += slope * position as f32;
+        }
+    }
+    for (score, masked) in scores.iter_mut().zip(masked) {
+        // Its weight comes out as nothing beside any other.
+        if *masked {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (body, tail) = scores.as_chunks::<LANES>();
+    for scores in body {
+        for lane in 0..LANES {
+            lanes[lane] = larger(scores[lane], lanes[lane]);
+        }
+    }
+    let largest = lanes
+        .iter()
+        .chain(tail)
+        .fold(f32::NEG_INFINITY, |max, &score| larger(score, max));
+    let mut lanes = [0f32; LANES];
+    let (body, tail) = scores.as_chunks_mut::<LANES>();
+    for scores in body {
+        for lane in 0..LANES {
+            scores[lane] = exp::<FMA>(scores[lane] - largest);
+            lanes[lane] += scores[lane];
+        }
+    }
+    let mut sum = lanes.iter().sum::<f32>();
+    for score in tail {
+        *score = exp::<FMA>(*score - largest);
+        sum += *score;
+    }
+    if masked.is_empty() {
+        return sum;
+    }
+    sum = 0.0;
+    for (score, masked) in scores.iter_mut().zip(masked) {
+        *score = if *masked { 0.0 } else { *score };
+        sum += *score;
+    }
+    sum
+}
+
+/// Adds weighted values, `[positions, head_dim]`, to `R` rows of `out`, one position after the other.
+#[inline(always)]
+fn add<const FMA: bool, const R: usize, const C: usize>(
+    weights: [&[f32]; R],
+    values: &[f32],
+    head_dim: usize,
     out: &mut [f32],
 ) {
-    let KeysValues {
-        first,
-        end,
-        head_dim,
-        ..
-    } = kv;
-    let masked = kv.masked.get(first..).unwrap_or_default();
-    let heads = q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim));
-    for (head, (q, out)) in heads.enumerate() {
-        let base = head / how.group * kv.stride;
-        let read = (base + first) * head_dim..(base + end) * head_dim;
-        let (keys, values) = (&kv.k[read.clone()], &kv.v[read]);
-        let scores = &mut scores[..end - first];
-        for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head_dim)) {
-            *score = dot::<FMA>(q, key) * how.scale;
-        }
-        if let Some(cap) = how.cap {
-            soft_cap_body::<FMA>(scores, cap);
-        }
-        if let Some(slope) = how.slopes.get(head) {
-            for (position, score) in (first..).zip(scores.iter_mut()) {
-                *score += slope * position as f32;
+    let mut column = 0;
+    while column + C * LANES <= head_dim {
+        add_columns::<FMA, R, C>(weights, values, head_dim, column, out);
+        column += C * LANES;
+    }
+    while column + LANES <= head_dim {
+        add_columns::<FMA, R, 1>(weights, values, head_dim, column, out);
+        column += LANES;
+    }
+    for (row, weights) in weights.iter().enumerate() {
+        let out = &mut out[row * head_dim..(row + 1) * head_dim];
+        for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+            for (out, value) in out[column..].iter_mut().zip(&value[column..]) {
+                *out = multiply_add::<FMA>(*weight, *value, *out);
             }
         }
-        let mut largest = scores
-            .iter()
-            .fold(f32::NEG_INFINITY, |max, score| max.max(*score));
-        if !masked.is_empty() {
-            let seen = scores.iter().zip(masked).filter(|(_, masked)| !**masked);
-            largest = seen.fold(f32::NEG_INFINITY, |max, (score, _)| max.max(*score));
+    }
+}
+
+#[inline(always)]
+fn add_columns<const FMA: bool, const R: usize, const C: usize>(
+    weights: [&[f32]; R],
+    values: &[f32],
+    head_dim: usize,
+    column: usize,
+    out: &mut [f32],
+) {
+    let mut sums = [[[0f32; LANES]; C]; R];
+    for (row, sums) in sums.iter_mut().enumerate() {
+        let out = &out[row * head_dim + column..][..C * LANES];
+        for (sums, out) in sums.iter_mut().zip(out.as_chunks::<LANES>().0) {
+            *sums = *out;
         }
-        let mut sum = 0.0;
-        for score in scores.iter_mut() {
-            *score = exp::<FMA>(*score - largest);
-            sum += *score;
-        }
-        if !masked.is_empty() {
-            sum = 0.0;
-            for (score, masked) in scores.iter_mut().zip(masked) {
-                *score = if *masked { 0.0 } else { *score };
-                sum += *score;
+    }
+    let positions = values.len() / head_dim;
+    let weights = weights.map(|weights| &weights[..positions]);
+    for at in 0..positions {
+        let value = &values[at * head_dim + column..][..C * LANES];
+        let value = value.as_chunks::<LANES>().0;
+        for row in 0..R {
+            let weight = weights[row][at];
+            for register in 0..C {
+                for lane in 0..LANES {
+                    let sum = &mut sums[row][register][lane];
+                    *sum = multiply_add::<FMA>(weight, value[register][lane], *sum);
+                }
             }
         }
-        out.fill(0.0);
-        for (score, value) in scores.iter().zip(values.chunks_exact(head_dim)) {
-            for (out, value) in out.iter_mut().zip(value) {
-                *out = multiply_add::<FMA>(*score, *value, *out);
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        let out = &mut out[row * head_dim + column..][..C * LANES];
+        for (sums, out) in sums.iter().zip(out.as_chunks_mut::<LANES>().0) {
+            *out = *sums;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{Block, LANES, Scoring, Scratch, body, products_body};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(super) fn attend(block: &Block<'_>, how: &Scoring, scratch: &mut Scratch) {
+        body::<true, 4, 4>(block, how, scratch, |q, keys, out| products(q, keys, out));
+    }
+
+    /// As [`products_body`], bit for bit, for 16 keys at a time.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    fn products(q: &[f32], keys: &[f32], out: &mut [f32]) {
+        let width = q.len();
+        if !width.is_multiple_of(LANES) {
+            return products_body::<true>(q, keys, out);
+        }
+        let mut blocks = keys.chunks_exact(LANES * width);
+        let (outs, tail) = out.as_chunks_mut::<LANES>();
+        for (keys, out) in blocks.by_ref().zip(outs) {
+            // The order in which the sums below come out right.
+            const KEYS: [usize; LANES] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+            let mut sums = [_mm512_setzero_ps(); LANES];
+            for at in (0..width).step_by(LANES) {
+                // SAFETY: 16 of the width are left in the query and in each of the 16 keys.
+                unsafe {
+                    let q = _mm512_loadu_ps(q.as_ptr().add(at));
+                    for (sum, key) in sums.iter_mut().zip(KEYS) {
+                        let key = _mm512_loadu_ps(keys.as_ptr().add(key * width + at));
+                        *sum = _mm512_fmadd_ps(q, key, *sum);
+                    }
+                }
+            }
+            let sum = across(sums);
+            // SAFETY: 16 values.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+        }
+        products_body::<true>(q, blocks.remainder(), tail);
+    }
+
+    /// The sum over each register, in the order of [`dot`](crate::simd::dot).
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    fn across(s: [__m512; LANES]) -> __m512 {
+        let mut eight = [_mm512_setzero_ps(); 8];
+        for (i, sum) in eight.iter_mut().enumerate() {
+            let (a, b) = (s[2 * i], s[2 * i + 1]);
+            let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+            *sum = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+        }
+        let mut four = [_mm512_setzero_ps(); 4];
+        for (i, sum) in four.iter_mut().enumerate() {
+            let (a, b) = (eight[2 * i], eight[2 * i + 1]);
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+            *sum = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b));
+        }
+        let mut two = [_mm512_setzero_ps(); 2];
+        for (i, sum) in two.iter_mut().enumerate() {
+            let (a, b) = (four[2 * i], four[2 * i + 1]);
+            let low = _mm512_shuffle_ps::<0b01_00_01_00>(a, b);
+            *sum = _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(a, b));
+        }
+        let low = _mm512_shuffle_ps::<0b10_00_10_00>(two[0], two[1]);
+        _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_01_11_01>(two[0], two[1]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn values(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).max(1);
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    /// What a row of keys and values gives to its last tokens.
+    struct Case {
+        q: Vec<f32>,
+        k: Vec<f32>,
+        v: Vec<f32>,
+        head_dim: usize,
+        positions: usize,
+        window: Option<usize>,
+        masked: Vec<bool>,
+        how: Scoring,
+    }
+
+    impl Case {
+        /// Attention of the tokens from `start` on in one block.
+        fn block(&self, start: usize, tokens: usize) -> Vec<f32> {
+            let width = self.how.group * self.head_dim;
+            let block = Block {
+                q: &self.q[start * width..],
+                stride: width,
+                head: 0,
+                tokens,
+                start,
+                window: self.window,
+                k: &self.k,
+                v: &self.v,
+                head_dim: self.head_dim,
+                masked: self.masked.get(..start + tokens).unwrap_or_default(),
+            };
+            attend_block(&block, &self.how, &mut Scratch::default()).to_vec()
+        }
+
+        /// One query by the definition, in f64.
+        fn plain(&self, token: usize, head: usize) -> Vec<f64> {
+            let d = self.head_dim;
+            let q = &self.q[(token * self.how.group + head) * d..][..d];
+            let first = (token + 1).saturating_sub(self.window.unwrap_or(usize::MAX));
+            let seen: Vec<usize> = (first..=token)
+                .filter(|&at| !self.masked.get(at).is_some_and(|&masked| masked))
+                .collect();
+            let scores: Vec<f64> = seen
+                .iter()
+                .map(|&at| {
+                    let key = &self.k[at * d..][..d];
+                    let product: f64 = q.iter().zip(key).map(|(a, b)| f64::from(a * b)).sum();
+                    let mut score = product * f64::from(self.how.scale);
+                    if let Some(cap) = self.how.cap.map(f64::from) {
+                        score = cap * (score / cap).tanh();
+                    }
+                    let slope = self.how.slopes.get(head).copied().unwrap_or(0.0);
+                    score + f64::from(slope) * at as f64
+                })
+                .collect();
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            (0..d)
+                .map(|channel| {
+                    let values = seen.iter().map(|&at| f64::from(self.v[at * d + channel]));
+                    values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() / sum
+                })
+                .collect()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn blocks_of_any_size_give_a_token_the_same_bits_and_the_right_values(
+            head_dim in prop_oneof![Just(64usize), Just(16), Just(80), Just(12), Just(40)],
+            group in 1usize..4,
+            positions in 1usize..150,
+            window in proptest::option::of(1usize..90),
+            tokens in 1usize..20,
+            cap in proptest::option::of(2f32..20.0),
+            alibi in any::<bool>(),
+            holes in any::<bool>(),
+            seed in 1u32..1000,
+        ) {
+            let tokens = tokens.min(positions);
+            let case = Case {
+                q: values(positions * group * head_dim, seed),
+                k: values(positions * head_dim, seed + 1),
+                v: values(positions * head_dim, seed + 2),
+                head_dim,
+                positions,
+                window,
+                // Every token sees itself.
+                masked: if holes { (0..positions).map(|at| at % 3 == 1 && at + tokens < positions).collect() } else { Vec::new() },
+                how: Scoring {
+                    group,
+                    scale: 0.5,
+                    cap,
+                    slopes: if alibi { (0..group).map(|head| 0.1 * (head + 1) as f32).collect() } else { Vec::new() },
+                },
+            };
+            let start = case.positions - tokens;
+            let together = case.block(start, tokens);
+            let alone: Vec<f32> = (start..positions).flat_map(|at| case.block(at, 1)).collect();
+            prop_assert_eq!(&together, &alone);
+            for (query, found) in together.chunks_exact(head_dim).enumerate() {
+                for (found, wanted) in found.iter().zip(case.plain(start + query / group, query % group)) {
+                    prop_assert!((f64::from(*found) - wanted).abs() < 2e-5, "{found} {wanted}");
+                }
             }
         }
-        let scale = 1.0 / sum;
-        out.iter_mut().for_each(|out| *out *= scale);
     }
 }

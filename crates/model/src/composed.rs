@@ -255,7 +255,7 @@ impl ComposedLayer {
             .reshape((rows, self.n_heads * self.head_dim))?)
     }
 
-    /// Whole spans, one at a time, each attending to its row up to itself.
+    /// Whole spans, some queries at a time, each attending to its row up to itself.
     fn attend_spans(
         &self,
         (q, k, v): (&Tensor, &Tensor, &Tensor),
@@ -266,13 +266,14 @@ impl ComposedLayer {
         let group = self.n_heads / self.n_kv_heads;
         let mut outputs = Vec::with_capacity(spans.len());
         let mut first = 0;
-        for &span in spans {
+        for (span, place) in spans.iter().flat_map(pieces) {
             let len = span.start + span.len;
             let from = kv.first_seen(span.start);
             let seen = len - from;
             let (k, v) = if kv.capacity == 0 {
-                let fresh =
-                    |x: &Tensor| x.narrow(0, first, span.len)?.transpose(0, 1)?.contiguous();
+                // The whole prompt stands here, from its first token on.
+                let begin = first + from - place;
+                let fresh = |x: &Tensor| x.narrow(0, begin, seen)?.transpose(0, 1)?.contiguous();
                 (fresh(k)?, fresh(v)?)
             } else {
                 let Storage::Device { k, v } = &kv.storage else {
@@ -331,6 +332,22 @@ impl ComposedLayer {
         let bias = tables.alibi(slopes)?.narrow(4, keys.start, keys.len())?;
         Ok(scores.broadcast_add(&bias)?)
     }
+}
+
+/// Queries whose scores are there at once.
+pub(crate) const QUERIES: usize = 256;
+
+/// A span in parts of so many queries, each with its place in the span.
+fn pieces(span: &Span) -> impl Iterator<Item = (Span, usize)> + use<> {
+    let span = *span;
+    (0..span.len).step_by(QUERIES).map(move |place| {
+        let piece = Span {
+            row: span.row,
+            start: span.start + place,
+            len: QUERIES.min(span.len - place),
+        };
+        (piece, place)
+    })
 }
 
 /// `cap * tanh(x / cap)`.

@@ -11,6 +11,7 @@ use crate::fused::{FusedHead, FusedLayer, FusedLinear};
 use crate::matrix::Matrix;
 use crate::memory;
 use crate::packed::Packed;
+use crate::shortlist::{Shortlist, largest};
 use crate::sizes::ModelSizes;
 use crate::weight_bytes::WeightBytes;
 use crate::weights::{Frame, LayerWeights, Linear};
@@ -84,6 +85,31 @@ pub trait CausalLm: Send + Sync {
     /// # Errors
     /// A failed tensor operation.
     fn head(&self, hidden: &Tensor) -> Result<Tensor>;
+
+    /// `count` tokens for each row of `hidden`, `[rows, d_model]`, the likeliest by the LM head or by a coarse copy of it,
+    /// whose reading is [`ModelSizes::screen_bytes`].
+    ///
+    /// # Errors
+    /// A failed tensor operation; no memory for the copy.
+    fn shortlists(&self, hidden: &Tensor, count: usize) -> Result<Vec<Shortlist>> {
+        let logits = self.head(hidden)?.to_vec2::<f32>()?;
+        let lists = logits.iter().map(|logits| largest(logits, count));
+        Ok(lists.map(Shortlist::of_ids).collect())
+    }
+
+    /// Final norm and LM head of the tokens of a list alone, one for each row of `hidden`: `[rows, d_model]`. All lists are of
+    /// one length, and so are the rows of what comes back: f32 logits `[rows, count]`.
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    fn head_of(&self, hidden: &Tensor, lists: &[&Shortlist]) -> Result<Tensor> {
+        let logits = self.head(hidden)?;
+        let picked = lists.iter().enumerate().map(|(row, list)| {
+            let ids = Tensor::new(list.ids(), logits.device())?;
+            Ok(logits.get(row)?.index_select(&ids, 0)?)
+        });
+        Ok(Tensor::stack(&picked.collect::<Result<Vec<_>>>()?, 0)?)
+    }
 }
 
 /// What to run of a layer.
@@ -201,6 +227,10 @@ impl Decoder {
             state_bytes: bytes.state,
             layer_bytes: bytes.of_layers()?,
             head_bytes: bytes.of_head()?,
+            screen_bytes: match fused {
+                true => frame.head_elements(&config) as u64,
+                false => bytes.of_head()?,
+            },
             ..sizes(&config, &frame, &layers)
         };
         let layers = match fused {
@@ -255,15 +285,38 @@ impl Decoder {
         Ok(Tensor::new(places, &self.device)?)
     }
 
+    /// What the composed LM head reads of `hidden`.
+    fn before_head(&self, hidden: &Tensor, project: Option<&Linear<Tensor>>) -> Result<Tensor> {
+        let mut state = hidden.clone();
+        if let Some(norm) = &self.frame.final_norm {
+            state = composed::norm(norm, &state)?;
+        }
+        if let Some(project) = project {
+            state = composed::linear(project, &state)?;
+        }
+        Ok(state)
+    }
+
+    /// Logits as the model gives them, in f32.
+    fn capped(&self, logits: &Tensor) -> Result<Tensor> {
+        let logits = logits.to_dtype(DType::F32)?;
+        match self.config.logit_cap {
+            None => Ok(logits),
+            Some(cap) => composed::soft_cap(&logits, cap),
+        }
+    }
+
     /// Refuses `spans` for which a layer's intermediate values do not fit in memory.
     fn require_layer(&self, spans: &[Span]) -> Result<()> {
         let config = &self.config;
         let attention = (2 * config.n_heads + 2 * config.n_kv_heads) * config.head_dim;
         let per_token = 4 * config.d_model + attention + 3 * config.d_ff;
-        let scores =
-            |span: &Span| (span.len as u128).saturating_mul((span.start + span.len) as u128);
+        let scores = |span: &Span| {
+            let queries = span.len.min(composed::QUERIES) as u128;
+            queries.saturating_mul((span.start + span.len) as u128)
+        };
         let scores = match &self.layers {
-            // Scores, their softmax and one copy on the way, of one span at a time.
+            // Scores, their softmax and one copy on the way, of some queries of one span at a time.
             Layers::Composed { .. } => spans.iter().map(scores).max().unwrap_or(0),
             Layers::Fused { .. } => 0,
         };
@@ -345,6 +398,7 @@ fn sizes(config: &ModelConfig, frame: &Frame, layers: &[LayerWeights]) -> ModelS
         head_weights: frame.head_elements(config) as u64,
         layer_bytes: Vec::new(),
         head_bytes: 0,
+        screen_bytes: 0,
         state_bytes: 0,
     }
 }
@@ -464,18 +518,39 @@ impl CausalLm for Decoder {
             Layers::Composed {
                 project_out, head, ..
             } => {
-                let mut state = hidden.clone();
-                if let Some(norm) = &self.frame.final_norm {
-                    state = composed::norm(norm, &state)?;
-                }
-                if let Some(project) = project_out {
-                    state = composed::linear(project, &state)?;
-                }
-                let logits = state.matmul(&head.t()?)?.to_dtype(DType::F32)?;
-                match self.config.logit_cap {
-                    None => Ok(logits),
-                    Some(cap) => composed::soft_cap(&logits, cap),
-                }
+                let logits = self
+                    .before_head(hidden, project_out.as_ref())?
+                    .matmul(&head.t()?)?;
+                self.capped(&logits)
+            }
+        }
+    }
+
+    fn shortlists(&self, hidden: &Tensor, count: usize) -> Result<Vec<Shortlist>> {
+        match &self.layers {
+            Layers::Fused { head, .. } => head.shortlists(hidden, count),
+            Layers::Composed { head, .. } => {
+                let logits = self.head(hidden)?.to_vec2::<f32>()?;
+                let lists = logits.iter().map(|logits| {
+                    let ids = largest(logits, count);
+                    let rows = head.index_select(&Tensor::new(&ids[..], &self.device)?, 0)?;
+                    Ok(Shortlist::of_tensor(ids, rows))
+                });
+                lists.collect()
+            }
+        }
+    }
+
+    fn head_of(&self, hidden: &Tensor, lists: &[&Shortlist]) -> Result<Tensor> {
+        match &self.layers {
+            Layers::Fused { head, .. } => head.forward_of(hidden, lists),
+            Layers::Composed { project_out, .. } => {
+                let rows: Vec<&Tensor> = lists.iter().filter_map(|list| list.tensor()).collect();
+                let rows = Tensor::stack(&rows, 0)?.transpose(1, 2)?;
+                let state = self
+                    .before_head(hidden, project_out.as_ref())?
+                    .unsqueeze(1)?;
+                self.capped(&state.matmul(&rows)?.squeeze(1)?)
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The decoder layer as one piece of plain code for the CPU. Same arithmetic as [`crate::composed`] in f32, without its
 //! allocations, transposes and copies, whatever type the weights are kept in.
 
-use crate::attend::{self, KeysValues, Scoring};
+use crate::attend::{self, Scoring};
 use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
 use crate::checkpoint::Checkpoint;
@@ -12,13 +12,11 @@ use crate::matrix::Matrix;
 use crate::packed::Packed;
 use crate::pointwise;
 use crate::rope::Rope;
+use crate::shortlist::{Screen, Shortlist};
 use crate::tables::SpanTables;
 use crate::weights::{Frame, LayerWeights, Linear, Norm, Norms};
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
-
-/// Query-key products below which attention stays on one thread.
-const PARALLEL_ATTENTION: usize = 1 << 17;
+use std::sync::OnceLock;
 
 pub(crate) struct FusedLayer {
     attention_norms: FusedNorms,
@@ -77,6 +75,8 @@ pub(crate) struct FusedHead {
     norm: Option<FusedNorm>,
     project: Option<FusedLinear>,
     weight: Packed,
+    /// Made when a list of tokens is first asked for.
+    screen: OnceLock<Screen>,
     cap: Option<f32>,
 }
 
@@ -293,44 +293,8 @@ impl Heads {
 
     /// Attention of every token; `q` and the result: `[tokens, q_width]`.
     fn attend(&self, q: &[f32], layer: &LayerKv, spans: &[Span]) -> Vec<f32> {
-        let Storage::Host { k, v } = &layer.storage else {
-            unreachable!("a fused layer is given the cache that its model made");
-        };
-        let q_width = self.q_width();
-        let row_len = self.kv_width() * layer.capacity;
-        let slots: Vec<(usize, usize)> = spans
-            .iter()
-            .flat_map(|span| (span.start..span.start + span.len).map(|at| (span.row, at)))
-            .collect();
-        let mut out = vec![0.0; slots.len() * q_width];
-        let token = |scores: &mut Vec<f32>, index: usize, out: &mut [f32]| {
-            let (row, position) = slots[index];
-            let kv = KeysValues {
-                k: &k[row * row_len..(row + 1) * row_len],
-                v: &v[row * row_len..(row + 1) * row_len],
-                stride: layer.capacity,
-                first: layer.first_seen(position),
-                end: position + 1,
-                head_dim: self.head_dim,
-                masked: layer.masked(row, position + 1),
-            };
-            scores.resize(layer.capacity, 0.0);
-            let q = &q[index * q_width..(index + 1) * q_width];
-            attend::attend(q, kv, &self.scoring, scores, out);
-        };
-        let seen = |position: usize| position + 1 - layer.first_seen(position);
-        let products: usize = slots.iter().map(|&(_, at)| seen(at) * q_width).sum();
-        if products < PARALLEL_ATTENTION {
-            let mut scores = Vec::new();
-            for (index, out) in out.chunks_exact_mut(q_width).enumerate() {
-                token(&mut scores, index, out);
-            }
-        } else {
-            out.par_chunks_exact_mut(q_width)
-                .enumerate()
-                .for_each_init(Vec::new, |scores, (index, out)| token(scores, index, out));
-        }
-        out
+        let heads = (self.n_kv_heads, self.head_dim);
+        attend::attend(q, layer, spans, heads, &self.scoring)
     }
 
     /// Room for `spans` alone, which are whole prompts, and where they stand in it.
@@ -464,6 +428,7 @@ impl FusedHead {
                 .map(|linear| FusedLinear::stack(&[linear], checkpoint))
                 .transpose()?,
             weight: Packed::read(checkpoint, &[&frame.head(config)], true)?,
+            screen: OnceLock::new(),
             cap: config.logit_cap.map(|cap| cap as f32),
         })
     }
@@ -475,7 +440,38 @@ impl FusedHead {
 
     /// Logits `[tokens, vocab_size]` of `hidden`: `[tokens, d_model]`.
     pub(crate) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let tokens = hidden.dim(0)?;
+        let state = self.state(hidden)?;
+        let mut logits = vec![0.0; hidden.dim(0)? * self.weight.out_width()];
+        self.weight.matmul(&state, &mut logits);
+        self.capped(logits, self.weight.out_width())
+    }
+
+    /// As [`CausalLm::shortlists`](crate::CausalLm::shortlists).
+    pub(crate) fn shortlists(&self, hidden: &Tensor, count: usize) -> Result<Vec<Shortlist>> {
+        let screen = match self.screen.get() {
+            Some(screen) => screen,
+            None => {
+                let screen = Screen::of(&self.weight)?;
+                self.screen.get_or_init(|| screen)
+            }
+        };
+        screen.lists(&self.weight, &self.state(hidden)?, count)
+    }
+
+    /// As [`CausalLm::head_of`](crate::CausalLm::head_of).
+    pub(crate) fn forward_of(&self, hidden: &Tensor, lists: &[&Shortlist]) -> Result<Tensor> {
+        let states = self.state(hidden)?;
+        let states = states.chunks_exact(self.weight.in_width());
+        let logits: Vec<f32> = lists
+            .iter()
+            .zip(states)
+            .flat_map(|(list, state)| list.products(state))
+            .collect();
+        self.capped(logits, lists.first().map_or(0, |list| list.ids().len()))
+    }
+
+    /// What the weight is multiplied with, `[tokens, d_embed]`.
+    fn state(&self, hidden: &Tensor) -> Result<Vec<f32>> {
         let mut state = hidden.flatten_all()?.to_vec1::<f32>()?;
         if let Some(norm) = &self.norm {
             let raw = state;
@@ -485,12 +481,15 @@ impl FusedHead {
         if let Some(project) = &self.project {
             state = project.apply(&state);
         }
-        let mut logits = vec![0.0; tokens * self.weight.out_width()];
-        self.weight.matmul(&state, &mut logits);
+        Ok(state)
+    }
+
+    /// `[_, width]`.
+    fn capped(&self, mut logits: Vec<f32>, width: usize) -> Result<Tensor> {
         if let Some(cap) = self.cap {
             pointwise::soft_cap(&mut logits, cap);
         }
-        let shape = (tokens, self.weight.out_width());
+        let shape = (logits.len() / width.max(1), width);
         Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
     }
 }

@@ -42,6 +42,7 @@ impl MockModel {
                     n_layers
                 ],
                 head_bytes: 48,
+                screen_bytes: 48,
                 state_bytes: 4,
             },
         }

@@ -70,6 +70,16 @@ impl Packed {
         Ok(packed)
     }
 
+    /// One weight of one form.
+    #[cfg(test)]
+    pub(crate) fn of<T: Element>(panels: Panels<T>) -> Self {
+        Self {
+            m: panels.m,
+            k: panels.k,
+            parts: vec![(0, Box::new(panels))],
+        }
+    }
+
     /// Inputs of the product.
     pub(crate) fn in_width(&self) -> usize {
         self.k

@@ -33,6 +33,8 @@ pub struct ModelSizes {
     pub mlp_weights: u64,
     /// Weights of the LM head.
     pub head_weights: u64,
+    /// Bytes read to draw a list of the likeliest tokens ([`CausalLm::shortlists`](crate::CausalLm::shortlists)).
+    pub screen_bytes: u64,
     /// Bytes of the weights of each layer, as they are kept in memory.
     pub layer_bytes: Vec<LayerBytes>,
     /// Bytes of the LM head.

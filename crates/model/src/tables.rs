@@ -2,6 +2,7 @@
 
 use crate::batch::Span;
 use crate::cache_layer::LayerKv;
+use crate::composed::QUERIES;
 use crate::error::Result;
 use crate::rope::Rope;
 use candle_core::{DType, Device, Tensor};
@@ -126,29 +127,33 @@ impl SpanTables {
         self.mask(sight, device)
     }
 
-    /// The same for all tokens of one of the spans: `[span.len, span.start + span.len]`.
+    /// The same for the tokens of a part of one of the spans, no more than [`QUERIES`]: `[part.len, part.start + part.len]`.
     pub(crate) fn span_mask(
         &mut self,
-        span: Span,
+        part: Span,
         kv: &LayerKv,
         device: &Device,
     ) -> Result<Tensor> {
-        let len = span.start + span.len;
-        let queries = (span.start..len).map(|at| (span.row, at + 1));
+        let len = part.start + part.len;
+        let queries = (part.start..len).map(|at| (part.row, at + 1));
         let sight = Sight::of(kv, queries.collect());
-        if span.start > 0 || !sight.hidden.is_empty() {
+        if !sight.hidden.is_empty() {
             return self.mask(sight, device);
         }
-        // Prompts are corners of the longest one's triangle.
-        let starts = self.spans.iter().filter(|span| span.start == 0);
-        let longest = starts.map(|span| span.len).max().unwrap_or(len);
-        let triangle = Sight {
-            lens: (1..=longest).collect(),
+        // Without holes it is the distance that counts, so all parts are corners of one band.
+        let ends = self.spans.iter().map(|span| span.start + span.len);
+        let longest = ends.max().unwrap_or(len);
+        let rows = self.spans.iter().map(|span| span.len).max();
+        let rows = rows.unwrap_or(part.len).min(QUERIES);
+        let band = Sight {
+            lens: (longest + 1 - rows..=longest).collect(),
             window: kv.window.filter(|&window| window < longest),
             hidden: Vec::new(),
         };
-        let triangle = self.mask(triangle, device)?;
-        Ok(triangle.narrow(0, 0, len)?.narrow(1, 0, len)?)
+        let band = self
+            .mask(band, device)?
+            .narrow(0, rows - part.len, part.len)?;
+        Ok(band.narrow(1, longest - len, len)?)
     }
 
     fn mask(&mut self, sight: Sight, device: &Device) -> Result<Tensor> {

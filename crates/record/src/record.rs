@@ -3,7 +3,7 @@
 use crate::identity::Identity;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use skipbench_engine::{Block, DraftTally, End, Ledger, ScoreMode};
+use skipbench_engine::{Block, CheckAudit, DraftTally, End, Ledger, ScoreMode};
 use skipbench_machine::Machine;
 use skipbench_metrics::{Evidence, Hypothesis, Metric, MetricError, Reference};
 use skipbench_strategy::StrategySpec;
@@ -304,6 +304,9 @@ pub struct Quality {
     /// Made-up and hidden keys and values that were read, and how far they are from the right ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_audit: Option<KvAuditRecord>,
+    /// Exit checks that read a list of tokens against those that read the whole LM head, over the first prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check_audit: Option<CheckAudit>,
     /// What became of drafts, where the strategy makes some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drafts: Option<DraftTally>,

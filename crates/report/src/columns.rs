@@ -324,6 +324,10 @@ pub const COLUMNS: &[Column] = &[
         .cost("checks", Format::Cell(|row| row.share(|l| l.checks).map(percent))),
     number("kv_fill_mbytes", "MB", |row| row.mbytes(|l| l.kv_fill), "of the bytes, those of making up keys and values (in the table: their share)")
         .cost("KV fill", Format::Cell(|row| row.share(|l| l.kv_fill).map(percent))),
+    number("checks_missed", "share", |row| row.checks(|audit| audit.missed), "of the exit checks of the first prompts, those at which a list of tokens keeps a token that the whole LM head lets go")
+        .cost("missed", Format::Percent),
+    number("checks_early", "share", |row| row.checks(|audit| audit.early), "of the exit checks of the first prompts, those at which a list of tokens lets a token go that the whole LM head keeps")
+        .cost("early", Format::Percent),
     number("draft_mbytes", "MB", |row| row.mbytes(|l| l.draft), "of all bytes, those of drafting"),
     number("verify_mbytes", "MB", |row| row.mbytes(|l| l.verify), "of all bytes, those of verifying drafts (in the table: their share)")
         .cost("verify", Format::Cell(|row| row.share(|l| l.verify).map(percent))),
@@ -347,12 +351,24 @@ pub const COLUMNS: &[Column] = &[
         "tokens that a row gets from one verification, on average",
     ),
     number("draft_time", "share", |row| row.draft_time(), "decode time that drafting took"),
+    number("checks_time", "share", |row| row.time_of(|spent| spent.checks_s), "decode time that exit checks took")
+        .cost("checks time", Format::Cell(|row| row.time_of(|spent| spent.checks_s).filter(|&share| share > 0.0).map(percent))),
+    number("kv_fill_time", "share", |row| row.time_of(|spent| spent.kv_fill_s), "decode time that making up keys and values took")
+        .cost("fill time", Format::Cell(|row| row.time_of(|spent| spent.kv_fill_s).filter(|&share| share > 0.0).map(percent))),
+    number("rows_time", "share", |row| row.time_of(|spent| spent.rows_s), "decode time of embedding, gathering and scattering the rows of a step")
+        .cost("rows time", Format::Percent),
+    number(
+        "products_time",
+        "share",
+        |row| row.products_time(),
+        "decode time of layers and LM head beyond what their bytes explain, were all of the full network's time explained by its own; below zero where a cache serves them faster",
+    )
+    .cost("products time", Format::Percent),
     number(
         "unexplained",
         "share",
         |row| row.unexplained(),
-        "decode time that the bytes read in the timing pass (of fixed length, unlike that of the bound) do not \
-         explain, were all of the full network's time explained by its own; below zero where a cache serves them faster",
+        "decode time that nothing accounts for: neither the bytes of layers and LM head nor any of the parts that are timed apart; where parts were not timed, all that the bytes read do not explain",
     )
     .cost("unexplained", Format::Percent),
     number(

@@ -1,7 +1,9 @@
 //! A record with what is derived from it.
 
 use crate::scores::Scored;
-use skipbench_engine::{Block, Cost, Latency, Ledger, Speedup, Times, energy_per_token};
+use skipbench_engine::{
+    Block, CheckAudit, Cost, Latency, Ledger, Speedup, Spent, Times, energy_per_token,
+};
 use skipbench_record::{Quality, Record, Run, Scored as Given};
 
 /// A record, and what is derived from it and from the records beside it.
@@ -159,13 +161,50 @@ impl Row<'_> {
         Some((interval.lo, interval.hi))
     }
 
+    /// Share of the decode time of the timing pass that nothing accounts for. Where the parts of a step were timed, that is what
+    /// none of them took; elsewhere it is all that the bytes do not explain.
+    pub(crate) fn unexplained(&self) -> Option<f64> {
+        match self.time_of(Spent::total_s) {
+            Some(parts) => Some(1.0 - parts),
+            None => self.beyond_bytes(),
+        }
+    }
+
     /// Share of the decode time of the timing pass that the bytes read there do not explain. That pass goes on behind the
     /// end of an answer, where a dynamic strategy may behave in another way, so it has a bound of its own.
-    pub(crate) fn unexplained(&self) -> Option<f64> {
+    pub(crate) fn beyond_bytes(&self) -> Option<f64> {
+        Some(1.0 - self.achieved()? * self.bytes_of(|block| block.bytes)?)
+    }
+
+    /// Share of the decode time of a part of the steps, where parts were timed.
+    pub(crate) fn time_of(&self, part: fn(&Spent) -> f64) -> Option<f64> {
+        let spent = |of: fn(&Spent) -> f64| -> f64 {
+            let blocks = self.blocks().iter();
+            blocks.map(|block| of(&block.strategy.spent)).sum()
+        };
+        let seconds = self.timed(Times::decode_s).filter(|&s| s > 0.0)?;
+        (spent(Spent::total_s) > 0.0).then(|| spent(part) / seconds)
+    }
+
+    /// Share of the decode time that products of layers and LM head took beyond what their bytes explain, were all of the full
+    /// network's time explained by its own; below zero where a cache serves them faster.
+    pub(crate) fn products_time(&self) -> Option<f64> {
+        let products = self.time_of(|spent| spent.layers_s + spent.head_s)?;
+        let bytes = self.bytes_of(|block| block.bytes - block.extra_bytes)?;
+        Some(products - bytes * self.achieved()?)
+    }
+
+    /// Bytes of the timing pass over those of the full network.
+    fn bytes_of(&self, of: fn(&Block) -> u64) -> Option<f64> {
         let sum = |of: fn(&Block) -> u64| self.blocks().iter().map(of).sum::<u64>() as f64;
-        let (full, strategy) = (sum(|block| block.full_bytes), sum(|block| block.bytes));
-        let bound = (strategy > 0.0).then(|| full / strategy)?;
-        Some(1.0 - self.achieved()? / bound)
+        let full = sum(|block| block.full_bytes);
+        (full > 0.0 && sum(|block| block.bytes) > 0.0).then(|| sum(of) / full)
+    }
+
+    /// A share of the checks that were audited.
+    pub(crate) fn checks(&self, of: fn(&CheckAudit) -> u64) -> Option<f64> {
+        let audit = self.quality()?.check_audit.as_ref()?;
+        Some(of(audit) as f64 / audit.checks.max(1) as f64)
     }
 
     /// Decoded tokens over decode time.

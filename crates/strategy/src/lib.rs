@@ -51,7 +51,7 @@ mod strategy;
 #[cfg(test)]
 mod testing;
 
-pub use axes::{Agreement, BatchMode, ExitSignal, KvFill, Prefill, PromptSignal};
+pub use axes::{Agreement, BatchMode, ExitCheck, ExitSignal, KvFill, Prefill, PromptSignal};
 pub use budget::kept_layers;
 pub use error::{StrategyError, did_you_mean, nearest};
 pub use explain::{Explanation, StepRange};

@@ -1,7 +1,8 @@
 //! The interface between a strategy, which decides, and the engine, which computes.
 
 use crate::{
-    Agreement, BatchMode, ExitSignal, KvFill, LayerSet, Prefill, PromptSignal, StrategyError,
+    Agreement, BatchMode, ExitCheck, ExitSignal, KvFill, LayerSet, Prefill, PromptSignal,
+    StrategyError,
 };
 
 /// What a strategy asks of the engine. The default asks for nothing.
@@ -10,6 +11,8 @@ pub struct Needs {
     /// The signal that the engine computes after each layer of [`StepPlan::checks`]; `None` if
     /// the strategy decides without looking at the tokens.
     pub signal: Option<ExitSignal>,
+    /// What of the LM head a check reads.
+    pub check: ExitCheck,
     /// How holes in the KV cache are filled.
     pub kv_fill: KvFill,
     /// Which layers the prompt runs through.
@@ -118,6 +121,12 @@ pub trait Strategy: Send {
     /// a layer in [`StepPlan::checks`]. The rows of a beam search take each other's places from one step to the next, so a
     /// strategy that remembers rows from step to step cannot run under one.
     fn observe(&mut self, layer: usize, row: usize, signal: f64) -> Verdict {
+        let _ = (layer, row, signal);
+        Verdict::Continue
+    }
+
+    /// What [`observe`](Self::observe) would say, of a strategy that remembers nothing of it.
+    fn verdict(&self, layer: usize, row: usize, signal: f64) -> Verdict {
         let _ = (layer, row, signal);
         Verdict::Continue
     }

@@ -1,6 +1,7 @@
 //! What is kept of a timed block.
 
 use crate::generation::Generation;
+use crate::laps::Spent;
 use serde::{Deserialize, Serialize};
 use skipbench_machine::Energy;
 
@@ -23,6 +24,9 @@ pub struct Block {
     pub decoded_tokens: usize,
     /// Bytes that the strategy's decode steps read.
     pub bytes: u64,
+    /// Of these, the bytes of exit checks and KV fills.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub extra_bytes: u64,
     /// Bytes that the full network reads for the same tokens.
     pub full_bytes: u64,
     /// The full network.
@@ -49,9 +53,16 @@ pub struct Times {
     /// Of all of them, the seconds of drafting.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub draft_s: f64,
+    /// Of all of them, the seconds of each part of a step.
+    #[serde(default, skip_serializing_if = "Spent::is_zero")]
+    pub spent: Spent,
     /// Energy of the whole generation, prefill included.
     #[serde(default, skip_serializing_if = "Energy::is_absent")]
     pub energy: Energy,
+}
+
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 fn is_zero(seconds: &f64) -> bool {
@@ -66,6 +77,7 @@ impl Times {
             prefill_s: round(generation.prefill_s),
             step_s: generation.step_s.iter().map(|&s| round(s)).collect(),
             draft_s: round(generation.drafts.draft_s),
+            spent: generation.spent.map(round),
             energy,
         }
     }
@@ -77,6 +89,7 @@ impl Times {
             prefill_s: 0.0,
             step_s: vec![step_s],
             draft_s: 0.0,
+            spent: Spent::default(),
             energy: Energy::default(),
         }
     }

@@ -204,6 +204,7 @@ pub fn energy_per_token(blocks: &[Block]) -> Energy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::laps::Spent;
     use crate::timing::Times;
     use crate::timing::simulation::{Machine, NOISES, Noise, plan};
     use rand::SeedableRng;
@@ -268,6 +269,7 @@ mod tests {
             prefill_s: prefill_ms / 1e3,
             step_s: steps_ms.iter().map(|ms| ms / 1e3).collect(),
             draft_s: 0.0,
+            spent: Spent::default(),
             energy: Energy {
                 processor_j: Some(6.0),
                 gpu_j: None,

@@ -177,6 +177,7 @@ impl<'a> Bench<'a> {
             prompt_tokens: prompts.iter().map(Vec::len).sum(),
             decoded_tokens: generation.decoded_tokens(),
             bytes: generation.ledger.total().bytes,
+            extra_bytes: (generation.ledger.checks + generation.ledger.kv_fill).bytes,
             full_bytes: generation.ledger.full.bytes,
             full,
             strategy,

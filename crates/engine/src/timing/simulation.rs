@@ -155,6 +155,7 @@ impl Machine {
                 prompt_tokens: 1,
                 decoded_tokens: 1,
                 bytes: 0,
+                extra_bytes: 0,
                 full_bytes: 0,
                 full: Times::decoding(full),
                 strategy: Times::decoding(strategy),

@@ -161,6 +161,7 @@ mod tests {
             prompt_tokens: 1,
             decoded_tokens: 1,
             bytes: 0,
+            extra_bytes: 0,
             full_bytes: 0,
             full: Times::decoding(full_s),
             strategy: Times::decoding(strategy_s),

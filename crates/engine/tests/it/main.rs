@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod beams;
+mod candidates;
 mod exits;
 mod fills;
 mod likelihood;

@@ -92,7 +92,7 @@ pub(super) fn ledger(rows: &[Row<'_>]) -> Option<Bars> {
         let length = length(row)?;
         let total = row.mbytes(Ledger::total)?;
         let unexplained = row
-            .unexplained()
+            .beyond_bytes()
             .filter(|_| is_timed)
             .map_or(0.0, |u| u.clamp(0.0, 1.0));
         let mut left = 0.0;

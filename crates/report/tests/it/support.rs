@@ -1,7 +1,7 @@
 //! A small run, made by hand and written as a run writes its folder.
 
 use serde_json::json;
-use skipbench_engine::{Block, Cost, DraftTally, Ledger, Times};
+use skipbench_engine::{Block, Cost, DraftTally, Ledger, Spent, Times};
 use skipbench_machine::{Energy, Gpu, Machine};
 use skipbench_record::{
     Answer, Binary, Executed, Folder, Identity, KvAuditRecord, Made, ModelRecord, PlannedCell,
@@ -179,6 +179,7 @@ fn quality(speedup: f64) -> Quality {
         layers_per_token: Some(16.0 / speedup),
         ledger,
         kv_audit: None,
+        check_audit: None,
         drafts: None,
         peak_kv_bytes: 4096,
         scores: Vec::new(),
@@ -190,6 +191,13 @@ fn timing(speedup: f64, batch_size: usize) -> Timing {
         prefill_s: 0.004,
         step_s: vec![0.002 * share, 0.002 * share, 0.003 * share, 0.001 * share],
         draft_s: 0.0,
+        spent: Spent {
+            layers_s: 0.005 * share,
+            head_s: 0.001 * share,
+            checks_s: 0.0005 * share,
+            kv_fill_s: 0.0003 * share,
+            rows_s: 0.0004 * share,
+        },
         energy: Energy::default(),
     };
     // Three batches, each with its own noise; the geometric mean of the ratios is the speedup.
@@ -201,6 +209,7 @@ fn timing(speedup: f64, batch_size: usize) -> Timing {
         prompt_tokens: 5 * batch_size,
         decoded_tokens: 4 * batch_size,
         bytes: (18e6 / speedup) as u64,
+        extra_bytes: 1_000_000,
         full_bytes: 18_000_000,
         full: times(1.0),
         strategy: times([0.96, 1.0, 1.0 / 0.96][batch] / speedup),

@@ -3,7 +3,9 @@
 use super::{CellRun, beam, natural_end};
 use crate::task::Given;
 use anyhow::{Context, bail};
-use skipbench_engine::{DraftTally, EngineError, Generation, KvAudit, Ledger, Options, RowOutput};
+use skipbench_engine::{
+    CheckAudit, DraftTally, EngineError, Generation, KvAudit, Ledger, Options, RowOutput,
+};
 use skipbench_metrics::{Evidence, Hypotheses, References, evaluate};
 use skipbench_model::HoleReads;
 use skipbench_record::{Answer, KvAuditRecord, Quality, Score};
@@ -16,6 +18,7 @@ pub(super) struct Pass {
     ledger: Ledger,
     hole_reads: HoleReads,
     audit: KvAudit,
+    checks: CheckAudit,
     drafts: DraftTally,
     peak_kv_bytes: u64,
     pub(super) kv_fill: String,
@@ -38,6 +41,7 @@ impl Pass {
         self.hole_reads.approximate += generation.hole_reads.approximate;
         self.hole_reads.masked += generation.hole_reads.masked;
         self.drafts.add(&generation.drafts);
+        self.checks.add(&generation.checks);
         self.peak_kv_bytes = self.peak_kv_bytes.max(generation.peak_kv_bytes);
         for row in &generation.rows {
             if let Some(audit) = &row.audit {
@@ -98,6 +102,7 @@ impl Pass {
             layers_per_token: (tokens > 0).then(|| ran.sum::<f64>() / tokens as f64),
             ledger: self.ledger,
             kv_audit: (audit != KvAuditRecord::default()).then_some(audit),
+            check_audit: (self.checks.checks > 0).then_some(self.checks),
             drafts: (self.drafts.verified > 0).then_some(self.drafts),
             peak_kv_bytes: self.peak_kv_bytes,
             scores,

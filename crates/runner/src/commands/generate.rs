@@ -13,7 +13,7 @@ use crate::{layer_files, models};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
-use skipbench_engine::{Beam, Engine, KvAudit, Options, Sampling};
+use skipbench_engine::{Beam, CheckAudit, Engine, KvAudit, Options, Sampling};
 use skipbench_model::{CausalLm, HoleReads, ModelConfig, TextTokenizer, Tokenize};
 use skipbench_record::layer_counts;
 use skipbench_strategy::StrategySpec;
@@ -169,6 +169,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     };
     let mut heat = Heat::new(model.sizes().n_layers);
     let (mut audit, mut hole_reads) = (KvAudit::default(), HoleReads::default());
+    let mut checks = CheckAudit::default();
     progress::end_on_signals("stopped; the answers up to here are written");
     let progress = Progress::new(prompts.len() as u64, "prompts");
     let mut out = std::io::stdout().lock();
@@ -199,6 +200,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         }
         hole_reads.approximate += generation.hole_reads.approximate;
         hole_reads.masked += generation.hole_reads.masked;
+        checks.add(&generation.checks);
         if let Some(sampling) = &mut options.sampling {
             sampling.first_row += ids.len() as u64;
         }
@@ -218,6 +220,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
             strategy.needs().kv_fill,
             &audit,
             hole_reads,
+            &checks,
         );
         std::fs::write(path, format!("{json:#}\n")).with_context(|| outputs::failed(path))?;
     }

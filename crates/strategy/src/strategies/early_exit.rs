@@ -5,7 +5,7 @@ use crate::budget::Number;
 use crate::exits::{Exits, check_fill, check_target, knob_of};
 use crate::names::Named;
 use crate::settings::{Asked, Common, Definition, Settings};
-use crate::{ExitSignal, Knob, KvFill, Strategy, StrategyError};
+use crate::{ExitCheck, ExitSignal, Knob, KvFill, Strategy, StrategyError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,8 +36,10 @@ pub(crate) struct EarlyExit {
     /// Layers that run before the first check.
     first_exit: usize,
     /// Layers from one check to the next. Every signal but `cosine` reads the LM head at each check, which can cost
-    /// as much as several layers: a larger interval may be faster though its rows exit later.
+    /// as much as several layers: a larger interval, or `check: candidates`, may be faster.
     check_every: usize,
+    /// What of the LM head a check reads: all of it, or a list of 64 tokens. Not for `cosine`, which reads none.
+    check: ExitCheck,
     /// Lets the threshold fall over the answer, from its value to nine tenths of it: at token t of N it is
     /// threshold (0.9 + 0.1 exp(-decay t / N)), as in CALM's released code, where `decay` is 4. Not for `entropy`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +60,7 @@ impl Default for EarlyExit {
             signal: ExitSignal::default(),
             first_exit: 2,
             check_every: 1,
+            check: ExitCheck::Full,
             decay: None,
             patience: None,
             layer_thresholds: None,
@@ -113,6 +116,7 @@ impl Settings for EarlyExit {
         check_target(asked, thresholds.is_some(), "first-exit", self.first_exit)?;
         let thresholds = thresholds.ok_or(StrategyError::NotCalibrated { strategy })?;
         Ok(Box::new(Exits {
+            check: self.check,
             decay: self.decay,
             ..Exits::new(asked, self.signal, thresholds)
         }))
@@ -148,6 +152,13 @@ impl EarlyExit {
                 n_layers - 1
             );
             return Err(asked.wrong("first-exit", message));
+        }
+        if self.check != ExitCheck::Full && !self.signal.needs_head() {
+            let message = format!(
+                "`{}` reads nothing of the LM head, so there is no list to read instead; leave it out, or use another signal",
+                self.signal
+            );
+            return Err(asked.wrong("check", message));
         }
         match self.check_every {
             0 => Err(asked.wrong(

@@ -235,6 +235,10 @@ impl Strategy for Speculation {
         self.draft.observe(layer, row, signal)
     }
 
+    fn verdict(&self, layer: usize, row: usize, signal: f64) -> Verdict {
+        self.draft.verdict(layer, row, signal)
+    }
+
     fn draft(&self) -> Option<DraftLimit> {
         Some(self.limit)
     }

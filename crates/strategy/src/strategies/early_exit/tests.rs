@@ -1,7 +1,7 @@
 //! Thresholds, checks and published settings.
 
 use crate::testing::begun;
-use crate::{ExitSignal, KvFill, LayerSet, StrategyError, StrategySpec, Verdict};
+use crate::{ExitCheck, ExitSignal, KvFill, LayerSet, StrategyError, StrategySpec, Verdict};
 
 fn spec(text: &str) -> StrategySpec {
     text.parse().unwrap()
@@ -190,4 +190,41 @@ fn holes_that_are_read_must_be_filled() {
         error.contains("use propagate, copy, mask, deferred"),
         "{error}"
     );
+}
+
+#[test]
+fn a_check_may_read_a_list_alone() {
+    let listed = spec("early-exit {check: candidates, threshold: 0.5}");
+    assert_eq!(
+        listed.build(8).unwrap().needs().check,
+        ExitCheck::Candidates
+    );
+    assert_eq!(
+        listed.to_string(),
+        "early-exit {threshold: 0.5, check: candidates}"
+    );
+    let full = spec("early-exit {check: full, threshold: 0.5}");
+    assert_eq!(full.to_string(), "early-exit {threshold: 0.5}");
+    let cosine = error("early-exit:cosine {check: candidates, threshold: 0.5}", 8);
+    assert!(
+        cosine.contains("`cosine` reads nothing of the LM head"),
+        "{cosine}"
+    );
+    let wrong = "early-exit {check: list}"
+        .parse::<StrategySpec>()
+        .unwrap_err()
+        .to_string();
+    assert!(wrong.contains("candidates"), "{wrong}");
+}
+
+/// What a strategy would say changes nothing of what it says.
+#[test]
+fn a_verdict_is_not_remembered() {
+    let mut patient = begun("early-exit:patience {patience: 1}", 8, 100);
+    patient.plan(1);
+    assert_eq!(patient.verdict(1, 0, 7.0), Verdict::Continue);
+    assert_eq!(patient.observe(1, 0, 7.0), Verdict::Continue);
+    assert_eq!(patient.verdict(2, 0, 7.0), Verdict::Exit);
+    assert_eq!(patient.verdict(2, 0, 8.0), Verdict::Continue);
+    assert_eq!(patient.observe(2, 0, 7.0), Verdict::Exit);
 }
