@@ -38,6 +38,13 @@ TOO_WIDE = """() => {
     .map((element) => `${element.tagName}.${element.getAttribute("class")} ${element.textContent.slice(0, 40)}`)
     .slice(0, 5);
 }"""
+# What scrolls on a screen is cut on paper.
+CUT = """() => Array.from(document.querySelectorAll("body *"))
+  .filter((element) => getComputedStyle(element).overflowX !== "visible" && !element.classList.contains("unseen"))
+  .filter((element) => element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1)
+  .filter((element) => element.clientWidth > 0 && !(element instanceof SVGElement) && element.tagName !== "INPUT")
+  .map((element) => `${element.tagName}.${element.className} ${element.textContent.trim().slice(0, 40)}`)
+  .slice(0, 5)"""
 FIRST_ROWS = """(table) => Array.from(table.tBodies[0].rows).filter((row) => !row.hidden)
   .map((row) => [row.className, ...Array.from(row.cells).map((cell) => cell.textContent)])"""
 
@@ -169,7 +176,9 @@ def check_paper(page: Page, shots: Path | None) -> None:
     page.open(1032, 700, media="print")
     page.page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
     wide = page.page.evaluate(TOO_WIDE)
-    page.expect(not wide, f"cut on paper: {wide}")
+    page.expect(not wide, f"wider than paper: {wide}")
+    cut = page.page.evaluate(CUT)
+    page.expect(not cut, f"cut on paper: {cut}")
     folded = page.page.evaluate("() => document.querySelectorAll('details:not([open]):not(.columns)').length")
     page.expect(folded == 0, f"{folded} parts are folded away on paper")
     if shots:
