@@ -17,6 +17,7 @@ mod error;
 mod folder;
 mod identity;
 mod lines;
+mod paper;
 mod record;
 mod run;
 
@@ -24,6 +25,9 @@ pub use error::RecordError;
 pub use folder::{Folder, Standing};
 pub use identity::Identity;
 pub use lines::Log;
+pub use paper::{
+    Beside, Paper, PaperData, PaperHardware, PaperModel, PaperRow, PaperSearch, PaperSetting,
+};
 pub use record::{
     Answer, Binary, Calibration, Executed, KvAuditRecord, Made, ModelRecord, Prompt, Quality,
     Record, Score, Scored, Scoring, Search, StrategyRecord, TaskRecord, Timing, VERSION, grouped,

@@ -2,6 +2,7 @@
 
 use crate::error::{RecordError, Result};
 use crate::lines;
+use crate::paper::Beside;
 use crate::record::{Answer, ModelRecord, Prompt, Record, TaskRecord, VERSION};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,6 +34,9 @@ pub struct RunInfo {
     pub tasks: Vec<TaskRecord>,
     /// Its cells, in order.
     pub cells: Vec<PlannedCell>,
+    /// A paper's table that the report sets beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paper: Option<Beside>,
 }
 
 /// When and by what a `run.json` was written.

@@ -20,6 +20,7 @@ mod image;
 mod legend;
 mod loss;
 mod names;
+mod paper;
 mod plots;
 mod report;
 mod row;

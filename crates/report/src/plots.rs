@@ -3,6 +3,7 @@
 use crate::chart::{Chart, Point, Series};
 use crate::fields::{achieved as achieved_text, score_text};
 use crate::front::is_beaten;
+use crate::paper::Comparison;
 use crate::row::{Row, sorted};
 use crate::series_style::Style;
 
@@ -26,10 +27,12 @@ pub(crate) enum Shows {
     Achieved,
     /// Tokens per second against the batch size.
     Throughput,
+    /// What a paper printed beside what was measured here.
+    Paper,
 }
 
 /// Every plot of a report.
-pub(crate) fn all(groups: &[Vec<Row<'_>>]) -> Vec<Plot> {
+pub(crate) fn all(groups: &[Vec<Row<'_>>], papers: &[Comparison<'_>]) -> Vec<Plot> {
     let groups: Vec<Vec<Row<'_>>> = groups.iter().map(|group| sorted(group)).collect();
     let styles = Styles::new(&groups);
     let mut plots = Vec::new();
@@ -52,6 +55,7 @@ pub(crate) fn all(groups: &[Vec<Row<'_>>]) -> Vec<Plot> {
         group: None,
         chart,
     }));
+    plots.extend(papers.iter().flat_map(Comparison::plots));
     plots.retain(|plot| !plot.chart.series.is_empty());
     plots
 }
@@ -316,7 +320,7 @@ fn file_name(what: &str, row: &Row<'_>) -> String {
 }
 
 /// A name that every file system takes.
-fn safe(name: &str) -> String {
+pub(crate) fn safe(name: &str) -> String {
     let is_safe = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
     name.chars()
         .map(|c| if is_safe(c) { c } else { '_' })

@@ -5,6 +5,7 @@ use crate::findings::is_unsteady;
 use crate::frame::Frame;
 use crate::head::Head;
 use crate::image;
+use crate::paper::{self, Comparison};
 use crate::plots::{self, Plot};
 use crate::row::Row;
 use crate::scores::{Graded, compare};
@@ -78,23 +79,36 @@ impl<'a> Report<'a> {
         text::plain(&self.tables(Kind::Main))
     }
 
-    /// What the tables mean and what a reader must know, for a terminal.
+    /// Papers' tables with the runs' figures beside them, what all tables mean and what a reader must know, for a terminal.
     pub fn terminal_notes(&self) -> String {
-        text::plain_notes(&self.head, &self.tables(Kind::Main))
+        let papers: Vec<Table> = self.papers().iter().map(Comparison::table).collect();
+        text::plain(&papers) + &text::plain_notes(&self.head, &self.tables(Kind::Main))
+    }
+
+    /// What the runs are to be set beside.
+    fn papers(&self) -> Vec<Comparison<'_>> {
+        paper::comparisons(self.runs, &self.groups)
+    }
+
+    /// Tables of scores and speeds, and papers' beside them.
+    fn main_tables(&self) -> Vec<Table> {
+        let papers = self.papers();
+        let papers = papers.iter().map(Comparison::table);
+        self.tables(Kind::Main).into_iter().chain(papers).collect()
+    }
+
+    fn plots(&self) -> Vec<Plot> {
+        plots::all(&self.groups, &self.papers())
     }
 
     /// `table.md`
     pub fn markdown(&self) -> String {
-        text::markdown(
-            &self.head,
-            &self.tables(Kind::Main),
-            &self.tables(Kind::Cost),
-        )
+        text::markdown(&self.head, &self.main_tables(), &self.tables(Kind::Cost))
     }
 
     /// `table.tex`
     pub fn latex(&self) -> String {
-        let mut tables = self.tables(Kind::Main);
+        let mut tables = self.main_tables();
         tables.extend(self.tables(Kind::Cost));
         text::latex(&tables)
     }
@@ -106,7 +120,7 @@ impl<'a> Report<'a> {
     /// A folder that cannot be written.
     pub fn write(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut frame = Frame::of(&self.rows().collect::<Vec<_>>())?;
-        let plots = plots::all(&self.groups);
+        let plots = self.plots();
         let mut paths = self.write_small(dir, &mut frame, &plots)?;
         let more = [
             ("results.parquet", frame.parquet()?),
@@ -128,11 +142,11 @@ impl<'a> Report<'a> {
     /// A folder that cannot be written.
     pub fn write_archive(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut frame = Frame::of(&self.rows().collect::<Vec<_>>())?;
-        self.write_small(dir, &mut frame, &plots::all(&self.groups))
+        self.write_small(dir, &mut frame, &self.plots())
     }
 
     fn write_small(&self, dir: &Path, frame: &mut Frame, plots: &[Plot]) -> Result<Vec<PathBuf>> {
-        let page = html::page(self.runs, &self.head, &self.groups, plots)?;
+        let page = html::page(self.runs, &self.head, &self.groups, plots, &self.papers())?;
         let files = [
             ("results.csv", frame.csv()?),
             ("table.md", self.markdown().into_bytes()),

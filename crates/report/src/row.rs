@@ -215,9 +215,7 @@ impl Row<'_> {
 
     /// Prompt and generated tokens over the whole time, as in the code of arXiv 2404.06954.
     pub(crate) fn paper_tokens_per_s(&self) -> Option<f64> {
-        let all = |block: &Block| block.prompt_tokens + block.rows + block.decoded_tokens;
-        let seconds = self.timed(|times| times.prefill_s + times.decode_s())?;
-        (seconds > 0.0).then(|| self.count(all) / seconds)
+        paper_rate(self.blocks().iter(), |block| &block.strategy)
     }
 
     pub(crate) fn ttft(&self) -> Option<Latency> {
@@ -243,6 +241,19 @@ impl Row<'_> {
         let seconds = self.timed(Times::decode_s).filter(|&s| s > 0.0)?;
         Some(self.timed(|times| times.draft_s)? / seconds)
     }
+}
+
+/// Prompt and generated tokens of some blocks over the whole time of one of their two sides, tokens/s; `None` without any.
+pub(crate) fn paper_rate<'b>(
+    blocks: impl Iterator<Item = &'b Block>,
+    side: impl Fn(&Block) -> &Times,
+) -> Option<f64> {
+    let (mut tokens, mut seconds) = (0, 0.0);
+    for block in blocks {
+        tokens += block.prompt_tokens + block.rows + block.decoded_tokens;
+        seconds += side(block).prefill_s + side(block).decode_s();
+    }
+    (seconds > 0.0).then(|| tokens as f64 / seconds)
 }
 
 /// The full network first, then by target, within one in the order of the experiment, and oracles at the end; one row for

@@ -24,6 +24,8 @@ pub(crate) enum Style {
     Full,
     /// The series of that number.
     Nth(usize),
+    /// What a paper printed of the series of that number: hollow markers of its shape and colour.
+    Printed(usize),
 }
 
 impl Style {
@@ -31,7 +33,7 @@ impl Style {
     pub(crate) fn class(self) -> &'static str {
         match self {
             Self::Full => "full",
-            Self::Nth(_) => "series",
+            Self::Nth(_) | Self::Printed(_) => "series",
         }
     }
 
@@ -39,20 +41,29 @@ impl Style {
     pub(crate) fn color(self) -> &'static str {
         match self {
             Self::Full => "#000000",
-            Self::Nth(index) => PALETTE[index % PALETTE.len()],
+            Self::Nth(index) | Self::Printed(index) => PALETTE[index % PALETTE.len()],
         }
     }
 
     /// A shape that its neighbours do not have, so that colour is not needed to tell them apart.
     pub(crate) fn marker(self, class: &str, fill: &str, (x, y): (f64, f64)) -> String {
-        let corners = self.corners().into_iter();
-        let corners: Vec<(f64, f64)> = corners.map(|(dx, dy)| (x + dx, y + dy)).collect();
-        svg::polygon(class, fill, &corners)
+        let corners = self.corners();
+        let scaled = |scale: f64| -> Vec<(f64, f64)> {
+            let corners = corners.iter();
+            corners
+                .map(|&(dx, dy)| (x + scale * dx, y + scale * dy))
+                .collect()
+        };
+        let marker = svg::polygon(class, fill, &scaled(1.0));
+        match self {
+            Self::Printed(_) => marker + &svg::polygon("hole", "#FFFFFF", &scaled(0.55)),
+            Self::Full | Self::Nth(_) => marker,
+        }
     }
 
     /// Corners of the marker around its centre, pixels.
     fn corners(self) -> Vec<(f64, f64)> {
-        let Self::Nth(index) = self else {
+        let (Self::Nth(index) | Self::Printed(index)) = self else {
             return polygon(10, |i| if i % 2 == 0 { 7.2 } else { 3.0 });
         };
         match index % SHAPES {

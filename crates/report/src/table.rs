@@ -76,6 +76,24 @@ impl Table {
         table
     }
 
+    /// A table whose cells are ready.
+    pub(crate) fn plain(
+        title: String,
+        header: Vec<String>,
+        rows: Vec<Vec<String>>,
+        notes: Vec<String>,
+    ) -> Self {
+        Self {
+            title,
+            header,
+            rows,
+            notes: notes.iter().map(|note| one_line(note)).collect(),
+            columns: Vec::new(),
+            has_tests: false,
+            has_band: false,
+        }
+    }
+
     fn add(&mut self, field: &Field<'_>, shown: Shown, is_main: bool, rows: &[Row<'_>]) {
         let cells = rows
             .iter()

@@ -2,7 +2,7 @@
 
 use crate::cell;
 use crate::digest::CheckpointDigest;
-use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry};
+use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry, PaperEntry};
 use crate::identity::{Asked, CellIdentity, this_machine};
 use crate::models::{self, Download};
 use crate::prompter;
@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use skipbench_machine::Machine;
 use skipbench_model::ModelConfig;
-use skipbench_record::{PlannedCell, RunInfo, VERSION};
+use skipbench_record::{Beside, PlannedCell, RunInfo, VERSION};
 use skipbench_report::BAND;
 use skipbench_strategy::StrategySpec;
 
@@ -26,6 +26,8 @@ pub struct Plan {
     pub tasks: Vec<TaskData>,
     /// The machine that it runs on.
     pub machine: Machine,
+    /// A paper's table that the report sets it beside.
+    pub paper: Option<Beside>,
     /// What to run.
     pub cells: Vec<Cell>,
 }
@@ -131,7 +133,12 @@ impl Plan {
                 }
             }
         }
+        let paper = experiment.paper.as_ref().map(PaperEntry::read);
+        let paper = paper
+            .transpose()
+            .map_err(|error| experiment.fault("paper.figures", error))?;
         let mut plan = Plan {
+            paper,
             machine: this_machine(experiment.device),
             experiment,
             models,
@@ -328,6 +335,7 @@ impl Plan {
                     metrics: self.tasks[cell.task].metric_names(),
                 })
                 .collect(),
+            paper: self.paper.clone(),
         })
     }
 }

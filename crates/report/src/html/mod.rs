@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::findings::{findings, is_unsteady, overview};
 use crate::head::Head;
 use crate::legend::Entry;
+use crate::paper::Comparison;
 use crate::plots::{Plot, Shows};
 use crate::row::{Row, sorted};
 use crate::svg::Look;
@@ -27,6 +28,7 @@ pub(crate) fn page(
     head: &Head,
     groups: &[Vec<Row<'_>>],
     plots: &[Plot],
+    papers: &[Comparison<'_>],
 ) -> Result<String> {
     let mut environment = Environment::new();
     environment.add_template("report.html", TEMPLATE)?;
@@ -72,6 +74,7 @@ pub(crate) fn page(
         groups => sorted.iter().enumerate().map(of_group).collect::<Vec<_>>(),
         legend => code(&legend(Kind::Main, &tables)),
         throughput => throughput,
+        papers => papers.iter().map(beside).collect::<Vec<_>>(),
         maps => maps,
         curves => settings::calibrations(&sorted),
         samples => samples::json(&sorted),
@@ -79,6 +82,19 @@ pub(crate) fn page(
         settings => settings::experiments(runs),
         cite => settings::citation(&all),
     })?)
+}
+
+/// A paper's table with its plots.
+fn beside(paper: &Comparison<'_>) -> Value {
+    let table = paper.table();
+    let plots = paper.plots();
+    context! {
+        title => table.title,
+        header => table.header,
+        rows => table.rows,
+        notes => table.notes,
+        plots => plots.iter().map(|plot| figure(plot, Look::Page)).collect::<Vec<_>>(),
+    }
 }
 
 /// A plot with its legend as a list.

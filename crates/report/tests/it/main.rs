@@ -4,6 +4,7 @@
 mod columns;
 mod files;
 mod page;
+mod paper;
 mod plots;
 mod support;
 mod svg;

@@ -303,6 +303,7 @@ pub(crate) fn info(name: &str, cells: &[Cell]) -> RunInfo {
         models: Vec::new(),
         tasks: Vec::new(),
         cells: planned(cells),
+        paper: None,
     }
 }
 

@@ -139,6 +139,7 @@ impl TaskEntry {
             ("fields", self.fields.is_some()),
             ("calibration", self.calibration.is_some()),
             ("prompt", self.prompt.is_some()),
+            ("instruction", self.instruction.is_some()),
             ("few-shot", self.few_shot.is_some()),
             ("description", self.description.is_some()),
         ];

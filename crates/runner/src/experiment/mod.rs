@@ -3,11 +3,13 @@
 mod args;
 mod check;
 mod kinds;
+mod paper;
 mod task;
 
 pub use args::{ExperimentArgs, Shard};
 pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
 pub use kinds::{Choices, SamplesFormat, ScoringMode, TaskKind};
+pub use paper::PaperEntry;
 pub use task::{ChatEntry, Draw, FewShotEntry, Fields, Limit, Names, SpecialTokensRule, TaskEntry};
 
 use crate::yaml::Document;

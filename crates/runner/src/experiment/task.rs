@@ -77,6 +77,10 @@ pub struct TaskEntry {
     /// here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<SamplesFormat>,
+    /// File of instructions, a line each, whose first one is `{{ instruction }}` in `prompt`: templates that others publish
+    /// stay in their own file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<PathBuf>,
     /// Examples in front of every prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few_shot: Option<FewShotEntry>,

@@ -40,6 +40,7 @@ impl Examples {
             true => Items::sources(&entry.from, &fields, usize::MAX)?,
             false => Items::read(&entry.from, entry.reference.as_deref(), &fields, usize::MAX)?,
         };
+        let items = asker.named(items);
         let mut alike: BTreeMap<String, Vec<&Item>> = BTreeMap::new();
         for item in &items.items {
             let key = key(entry.same.as_deref(), item);

@@ -3,10 +3,12 @@
 use super::few_shot::{Examples, delimiter};
 use super::items::{Item, Items};
 use crate::experiment::{ChatEntry, Choices, TaskEntry};
+use crate::load::read_lines;
 use crate::prompter::Request;
 use anyhow::{anyhow, bail};
 use serde_json::{Map, Value};
 use skipbench_prompts::{Expression, PromptTemplate};
+use std::path::Path;
 
 /// What a task gives a model beside its prompts.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,6 +116,16 @@ pub(super) struct Asker<'a> {
     choices: Option<ChoiceTemplates>,
     chat: &'a ChatEntry,
     delimiter: Option<&'a str>,
+    /// What `{{ instruction }}` stands for.
+    instruction: Option<String>,
+}
+
+fn first_line(path: &Path) -> anyhow::Result<String> {
+    let lines = read_lines(path)?;
+    let first = lines.into_iter().next();
+    first
+        .filter(|line| !line.trim().is_empty())
+        .ok_or_else(|| anyhow!("{} has no instruction in its first line", path.display()))
 }
 
 /// Where choices come from.
@@ -164,7 +176,16 @@ impl<'a> Asker<'a> {
                 .few_shot
                 .as_ref()
                 .and_then(|few_shot| few_shot.delimiter.as_deref()),
+            instruction: of(
+                "instruction",
+                entry.instruction.as_deref().map(first_line).transpose(),
+            )?,
         })
+    }
+
+    /// The items with what has the same name in all of them.
+    pub(super) fn named(&self, items: Items) -> Items {
+        items.with("instruction", self.instruction.as_deref())
     }
 
     /// Refuses names beyond those that the items have.

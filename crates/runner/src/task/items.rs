@@ -134,6 +134,16 @@ impl Items {
         Ok(())
     }
 
+    /// The same items, all of them with one more field, or with another value of it.
+    pub(super) fn with(mut self, name: &str, value: Option<&str>) -> Self {
+        if let Some(value) = value {
+            for item in &mut self.items {
+                item.fields.insert(name.to_owned(), Value::from(value));
+            }
+        }
+        self
+    }
+
     /// The names that a prompt may use.
     pub(super) fn names(&self) -> BTreeSet<&str> {
         let fields = self.items.iter().flat_map(|item| item.fields.keys());

@@ -116,8 +116,8 @@ impl TaskData {
             TaskKind::MultipleChoice => Items::asked(source, &fields, most),
             TaskKind::Perplexity => Items::texts(source, &fields, most),
         };
-        let items = items.of("source")?;
         let asker = Asker::new(entry)?;
+        let items = asker.named(items.of("source")?);
         asker.check(&items)?;
         let is_question = entry.kind == TaskKind::MultipleChoice;
         let examples = match &entry.few_shot {
@@ -131,7 +131,7 @@ impl TaskData {
             None => Vec::new(),
             Some(path) => {
                 let items = Items::sources(path, &fields, entry.calibration_prompts);
-                let items = items.of("calibration")?;
+                let items = asker.named(items.of("calibration")?);
                 let requests = items.items.iter().map(|item| request(&items, item));
                 requests.collect::<anyhow::Result<_>>().of("calibration")?
             }

@@ -91,6 +91,7 @@ impl FakeRun {
             models: vec![first.model.clone()],
             tasks: vec![first.task.clone()],
             cells: planned.collect(),
+            paper: None,
         };
         let mut folder = Folder::open(dir, &info).unwrap();
         let prompts: Vec<Prompt> = std::iter::zip(&self.texts, 0..)

@@ -1,0 +1,563 @@
+//! A paper's table with a run's figures beside it, in the paper's layout. The two are kept apart: a paper's figures are in no
+//! other table and in no file of results.
+
+use crate::chart::{Chart, Point, Series};
+use crate::plots::{Plot, Shows, safe};
+use crate::row::{Row, paper_rate};
+use crate::series_style::Style;
+use crate::table::Table;
+use skipbench_engine::Block;
+use skipbench_record::{Beside, Paper, PaperRow, Run, grouped};
+use std::collections::BTreeSet;
+
+/// A paper's table beside what a run measured with one model and one number of beams.
+pub(crate) struct Comparison<'r> {
+    beside: &'r Beside,
+    run: String,
+    model: String,
+    beams: usize,
+    lines: Vec<Line<'r>>,
+    aspects: Vec<Aspect>,
+}
+
+/// A row of the table.
+struct Line<'r> {
+    batch: usize,
+    /// Of the paper's rows, which, and its place among them.
+    printed: &'r PaperRow,
+    place: usize,
+    /// The strategy here, as its label; none where the run has none for this row.
+    label: Option<String>,
+    /// One for each task, of the same strategy.
+    here: Vec<&'r Row<'r>>,
+}
+
+/// Something in which the paper and the run may differ.
+struct Aspect {
+    name: &'static str,
+    /// It bears on scores, on speeds.
+    score: bool,
+    speed: bool,
+    /// Both in words, where they differ.
+    differs: Option<String>,
+}
+
+/// Every paper's table that a run names, for each of its models and numbers of beams.
+pub(crate) fn comparisons<'r>(
+    runs: &'r [Run],
+    groups: &'r [Vec<Row<'r>>],
+) -> Vec<Comparison<'r>> {
+    let mut comparisons = Vec::new();
+    for run in runs {
+        let Some(beside) = &run.info.paper else {
+            continue;
+        };
+        let rows = || {
+            let rows = groups.iter().flatten();
+            rows.filter(|row| std::ptr::eq(row.source, run))
+        };
+        let mut settings: Vec<(&str, usize)> = Vec::new();
+        for row in rows() {
+            let setting = (row.record.model.name.as_str(), row.record.search.beams);
+            if !settings.contains(&setting) {
+                settings.push(setting);
+            }
+        }
+        for (model, beams) in settings {
+            let rows: Vec<&Row<'_>> = rows()
+                .filter(|row| row.record.model.name == model && row.record.search.beams == beams)
+                .collect();
+            comparisons.push(Comparison::new(beside, &rows));
+        }
+    }
+    comparisons
+}
+
+impl<'r> Comparison<'r> {
+    /// Of rows of the same model and beams, one at least.
+    fn new(beside: &'r Beside, rows: &[&'r Row<'r>]) -> Self {
+        let paper = &beside.paper;
+        let printed = paper.rows.iter();
+        let mut batches: BTreeSet<usize> = printed
+            .flat_map(|row| row.tokens_per_s.keys().copied())
+            .collect();
+        if batches.is_empty() {
+            batches.extend(rows.iter().map(|row| row.record.search.batch_size));
+        }
+        let mut lines = Vec::new();
+        for batch in batches {
+            for (place, printed) in paper.rows.iter().enumerate() {
+                let fitting = rows.iter().copied().filter(|row| {
+                    row.record.search.batch_size == batch && is_of(row, printed)
+                });
+                let fitting: Vec<&Row<'_>> = fitting.collect();
+                let mut labels: Vec<String> = Vec::new();
+                for label in fitting.iter().map(|row| row.label()) {
+                    if !labels.contains(&label) {
+                        labels.push(label);
+                    }
+                }
+                let line = |label: Option<String>| Line {
+                    batch,
+                    printed,
+                    place,
+                    here: fitting
+                        .iter()
+                        .copied()
+                        .filter(|row| Some(row.label()) == label)
+                        .collect(),
+                    label,
+                };
+                match labels.is_empty() {
+                    true => lines.push(line(None)),
+                    false => lines.extend(labels.into_iter().map(|label| line(Some(label)))),
+                }
+            }
+        }
+        let first = rows[0].record;
+        Self {
+            beside,
+            run: rows[0].run.clone(),
+            model: first.model.name.clone(),
+            beams: first.search.beams,
+            lines,
+            aspects: aspects(beside, rows),
+        }
+    }
+
+    fn full(&self, batch: usize) -> Option<&Line<'r>> {
+        let mut lines = self.lines.iter();
+        lines.find(|line| line.batch == batch && line.printed.is_full())
+    }
+
+    /// Share of the full network's score: the paper's, and here.
+    fn kept(&self, line: &Line<'_>) -> (Option<f64>, Option<f64>) {
+        let full = self.full(line.batch);
+        let metric = &self.beside.paper.metric;
+        let printed = full.map(|full| line.printed.score / full.printed.score);
+        let here = full.and_then(|full| Some(line.score(metric)? / full.score(metric)?));
+        (printed, here.filter(|share| share.is_finite()))
+    }
+
+    /// Tokens per second over the full network's, both as the paper counts: the paper's, and here.
+    fn ratio(&self, line: &Line<'_>) -> (Option<f64>, Option<f64>) {
+        let printed = self.full(line.batch).and_then(|full| {
+            let rate = |line: &Line<'_>| line.printed.tokens_per_s.get(&line.batch).copied();
+            Some(rate(line)? / rate(full)?)
+        });
+        (printed, line.ratio())
+    }
+
+    /// The table, in the paper's layout.
+    pub(crate) fn table(&self) -> Table {
+        let paper = &self.beside.paper;
+        let metric = &paper.metric;
+        let header = [
+            "batch",
+            "target",
+            "approach",
+            "strategy here",
+            &format!("{metric}, paper"),
+            &format!("{metric}, here"),
+            "kept, paper",
+            "kept, here",
+            "tokens/s, paper",
+            "tokens/s, here",
+            "decoded/s, here",
+            "speed, paper",
+            "speed, here",
+            "decoding, here",
+            "does it compare?",
+        ];
+        let rows = self.lines.iter().map(|line| {
+            let fixed = |value: Option<f64>, digits: usize| {
+                value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+            };
+            let percent = |share: Option<f64>| {
+                share.map_or_else(|| "-".to_owned(), |share| format!("{:.0}%", 100.0 * share))
+            };
+            let ratio = |ratio: Option<f64>| {
+                ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x"))
+            };
+            let (kept, ratios) = (self.kept(line), self.ratio(line));
+            let printed = line.printed.tokens_per_s.get(&line.batch).copied();
+            vec![
+                line.batch.to_string(),
+                format!("{}x", line.printed.target),
+                line.printed.approach.clone(),
+                line.label.clone().unwrap_or_else(|| "-".to_owned()),
+                format!("{:.2}", line.printed.score),
+                fixed(line.score(metric), 2),
+                percent(kept.0),
+                percent(kept.1),
+                fixed(printed, 0),
+                fixed(line.paper_tokens_per_s(), 0),
+                fixed(line.tokens_per_s(), 0),
+                ratio(ratios.0),
+                ratio(ratios.1),
+                ratio(line.achieved()),
+                self.comparable(line),
+            ]
+        });
+        let rows = rows.collect();
+        let title = format!("Paper against here: {}, {}", paper.title, self.setting());
+        Table::plain(title, header.map(str::to_owned).into(), rows, self.notes())
+    }
+
+    /// Why a row does or does not compare, in a line.
+    fn comparable(&self, line: &Line<'_>) -> String {
+        let mut reasons = Vec::new();
+        if line.here.is_empty() {
+            reasons.push("not in this run".to_owned());
+        } else {
+            let verdict = |what: &str, bears: fn(&Aspect) -> bool| {
+                let differing = self.aspects.iter().filter(|aspect| bears(aspect));
+                let names: Vec<&str> = differing
+                    .filter(|aspect| aspect.differs.is_some())
+                    .map(|aspect| aspect.name)
+                    .collect();
+                match names.is_empty() {
+                    true => format!("{what}: yes"),
+                    false => format!("{what}: no, other {}", names.join(", ")),
+                }
+            };
+            reasons.push(verdict(&self.beside.paper.metric, |aspect| aspect.score));
+            reasons.push(
+                match line.printed.tokens_per_s.contains_key(&line.batch) {
+                    true => verdict("speed", |aspect| aspect.speed),
+                    false => "speed: the paper has none".to_owned(),
+                },
+            );
+        }
+        reasons.extend(line.printed.note.clone());
+        reasons.join("; ")
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let paper = &self.beside.paper;
+        let mut notes = vec![format!(
+            "The columns of the paper are what it printed, {}; nothing of them was measured here.",
+            paper.source
+        )];
+        for aspect in &self.aspects {
+            notes.extend(
+                aspect
+                    .differs
+                    .iter()
+                    .map(|both| format!("{}: {both}.", aspect.name)),
+            );
+        }
+        notes.push(
+            "tokens/s and speed count as the paper does, prompt and output tokens over the whole time; decoded/s and decoding \
+             are decoded tokens over decode time. Speeds are over the full network's, here from blocks that alternate with it; \
+             kept is the share of its score."
+                .to_owned(),
+        );
+        notes
+    }
+
+    fn setting(&self) -> String {
+        match self.beams {
+            1 => self.model.clone(),
+            beams => format!("{}, {beams} beams", self.model),
+        }
+    }
+
+    /// For each batch size a plot of the share of the full network's score against speed.
+    pub(crate) fn plots(&self) -> Vec<Plot> {
+        let batches: BTreeSet<usize> = self.lines.iter().map(|line| line.batch).collect();
+        batches
+            .into_iter()
+            .map(|batch| Plot {
+                name: self.file_name(batch),
+                kind: Shows::Paper,
+                group: None,
+                chart: self.chart(batch),
+            })
+            .collect()
+    }
+
+    fn file_name(&self, batch: usize) -> String {
+        let beams = match self.beams {
+            1 => String::new(),
+            beams => format!("-beams{beams}"),
+        };
+        safe(&format!("paper-{}-{}-b{batch}{beams}", self.run, self.model))
+    }
+
+    fn chart(&self, batch: usize) -> Chart {
+        let metric = &self.beside.paper.metric;
+        let mut lines: Vec<&Line<'_>> = self.lines.iter().collect();
+        lines.retain(|line| line.batch == batch && !line.printed.is_full());
+        let mut approaches: Vec<&str> = Vec::new();
+        for line in &lines {
+            if !approaches.contains(&line.approach()) {
+                approaches.push(line.approach());
+            }
+        }
+        let mut series = vec![Series {
+            name: "full network".to_owned(),
+            style: Style::Full,
+            points: vec![point("full network", (1.0, 1.0))],
+        }];
+        // The paper's rows, each once however many strategies here are of it.
+        for same in lines.chunk_by(|one, other| one.place == other.place) {
+            let place = place_of(&same[0].approach(), &approaches);
+            add(
+                &mut series,
+                format!("{}, paper", same[0].approach()),
+                Style::Printed(place),
+                self.ratio(same[0]).0.zip(self.kept(same[0]).0),
+            );
+        }
+        // Further variants of an approach look like approaches behind all others.
+        let mut variants: Vec<Vec<&str>> = vec![Vec::new(); approaches.len()];
+        for line in lines {
+            let place = place_of(&line.approach(), &approaches);
+            let Some(row) = line.here.first() else {
+                continue;
+            };
+            let name = row.record.strategy.series.as_str();
+            if !variants[place].contains(&name) {
+                variants[place].push(name);
+            }
+            let nth = place_of(&name, &variants[place]);
+            add(
+                &mut series,
+                format!("{name}, here"),
+                Style::Nth(place + nth * approaches.len()),
+                self.ratio(line).1.zip(self.kept(line).1),
+            );
+        }
+        Chart {
+            title: format!("Paper against here: {}, batch {batch}", self.setting()),
+            x_label: "speed over the full network's (prompt and output tokens, whole time)"
+                .to_owned(),
+            y_label: format!("share of the full network's {metric}"),
+            series,
+            ..Chart::default()
+        }
+    }
+}
+
+/// Adds a point, if there is one, to the series of that name.
+fn add(series: &mut Vec<Series>, name: String, style: Style, at: Option<(f64, f64)>) {
+    let Some(at) = at else { return };
+    let point = point(&name, at);
+    match series.iter_mut().find(|series| series.name == name) {
+        Some(series) => series.points.push(point),
+        None => series.push(Series {
+            name,
+            style,
+            points: vec![point],
+        }),
+    }
+}
+
+fn point(name: &str, (x, y): (f64, f64)) -> Point {
+    Point {
+        x,
+        y,
+        about: format!("{name}: {x:.2}x, {:.0}% kept", 100.0 * y),
+        ..Point::default()
+    }
+}
+
+fn place_of<T: PartialEq>(one: &T, all: &[T]) -> usize {
+    all.iter().position(|other| other == one).unwrap_or(0)
+}
+
+/// Whether a row here is of the strategy, variant and target of a row of the paper.
+fn is_of(row: &Row<'_>, printed: &PaperRow) -> bool {
+    let strategy = &row.record.strategy;
+    let same_target = match printed.is_full() {
+        true => strategy.is_full,
+        false => strategy.target_speedup == Some(printed.target),
+    };
+    let variant = printed.variant.as_ref();
+    strategy.name == printed.strategy
+        && same_target
+        && variant.is_none_or(|variant| strategy.variant.as_ref() == Some(variant))
+}
+
+impl Line<'_> {
+    fn approach(&self) -> &str {
+        &self.printed.approach
+    }
+
+    /// Mean over the tasks.
+    fn score(&self, metric: &str) -> Option<f64> {
+        // Chinese has a tokenizer of its own: `bleu-zh` is the BLEU of a task.
+        let is_it = |name: &str| {
+            let rest = name.strip_prefix(metric);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let scores = self.here.iter().map(|row| {
+            let mut scores = row.scores.iter();
+            Some(scores.find(|score| is_it(&score.metric))?.score)
+        });
+        let scores: Option<Vec<f64>> = scores.collect();
+        let scores = scores.filter(|scores| !scores.is_empty())?;
+        Some(scores.iter().sum::<f64>() / scores.len() as f64)
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &Block> {
+        let timings = self.here.iter().filter_map(|row| row.record.timing.as_ref());
+        timings.flat_map(|timing| &timing.blocks)
+    }
+
+    fn paper_tokens_per_s(&self) -> Option<f64> {
+        paper_rate(self.blocks(), |block| &block.strategy)
+    }
+
+    fn tokens_per_s(&self) -> Option<f64> {
+        let tokens: usize = self.blocks().map(|block| block.decoded_tokens).sum();
+        let seconds: f64 = self.blocks().map(|block| block.strategy.decode_s()).sum();
+        (seconds > 0.0).then(|| tokens as f64 / seconds)
+    }
+
+    /// Both from the same blocks, so that a machine that changes its pace does not change the ratio.
+    fn ratio(&self) -> Option<f64> {
+        let strategy = self.paper_tokens_per_s()?;
+        Some(strategy / paper_rate(self.blocks(), |block| &block.full)?)
+    }
+
+    /// Geometric mean over the tasks.
+    fn achieved(&self) -> Option<f64> {
+        let logs = self.here.iter().map(|row| Some(row.achieved()?.ln()));
+        let logs: Option<Vec<f64>> = logs.collect();
+        let logs = logs.filter(|logs| !logs.is_empty())?;
+        Some((logs.iter().sum::<f64>() / logs.len() as f64).exp())
+    }
+}
+
+/// In what the paper and the run may differ, and where they do.
+fn aspects(beside: &Beside, rows: &[&Row<'_>]) -> Vec<Aspect> {
+    let Paper { setting, .. } = &beside.paper;
+    let record = rows[0].record;
+    let aspect = |name, (score, speed), same: bool, paper: &str, here: String| Aspect {
+        name,
+        score,
+        speed,
+        differs: (!same).then(|| format!("the paper has {paper}; here {here}")),
+    };
+    let model = &record.model;
+    let plain = |name: &str| name.to_lowercase();
+    let known = setting.model.known_as.iter().chain([&setting.model.name]);
+    let same_model = known.map(|name| plain(name)).any(|name| name == plain(&model.name))
+        && model.n_layers == setting.model.layers;
+    let layers = |name: &str, layers: usize| format!("{name} ({layers} layers)");
+
+    let fine_tuning = beside.fine_tuning.as_deref().map(str::trim);
+
+    let mut tasks: Vec<(&str, usize, Option<String>)> = Vec::new();
+    for task in rows.iter().map(|row| &row.record.task) {
+        let task = (task.name.as_str(), task.prompts, task.limit());
+        if !tasks.contains(&task) {
+            tasks.push(task);
+        }
+    }
+    let sets: BTreeSet<(&str, usize)> = tasks.iter().map(|task| (task.0, task.1)).collect();
+    let printed = setting.data.prompts.iter();
+    let printed: BTreeSet<(&str, usize)> =
+        printed.map(|(name, count)| (name.as_str(), *count)).collect();
+    let prompts = |name: &str, count: &str| format!("{name} ({count})");
+    let sets_here: Vec<String> = tasks
+        .iter()
+        .map(|(name, count, limit)| {
+            prompts(name, &limit.clone().unwrap_or_else(|| grouped(*count)))
+        })
+        .collect();
+    let sets_printed: Vec<String> = printed
+        .iter()
+        .map(|(name, count)| prompts(name, &grouped(*count)))
+        .collect();
+
+    let search = |beams: usize, ngram: usize, longest: usize| {
+        let beams = match beams {
+            1 => "greedy decoding".to_owned(),
+            beams => format!("{beams} beams"),
+        };
+        let ngram = match ngram {
+            0 => String::new(),
+            ngram => format!(", no {ngram}-gram twice"),
+        };
+        format!("{beams}{ngram}, at most {longest} new tokens")
+    };
+    let printed_search = &setting.search;
+    let printed_search = search(
+        printed_search.beams,
+        printed_search.no_repeat_ngram,
+        printed_search.max_new_tokens,
+    );
+    let search_here = search(
+        record.search.beams,
+        record.search.no_repeat_ngram,
+        record.task.max_new_tokens,
+    );
+
+    let machine = &record.measured().machine;
+    let same_gpu = machine
+        .gpu
+        .as_ref()
+        .is_some_and(|gpu| gpu.name.contains(&setting.hardware.gpu));
+    let timing = rows.iter().find_map(|row| row.record.timing.as_ref());
+
+    let (both, score, speed) = ((true, true), (true, false), (false, true));
+    vec![
+        aspect(
+            "model",
+            both,
+            same_model,
+            &layers(&setting.model.name, setting.model.layers),
+            layers(&model.name, model.n_layers),
+        ),
+        aspect(
+            "fine-tuning",
+            score,
+            fine_tuning == Some(setting.fine_tuning.trim()),
+            &setting.fine_tuning,
+            fine_tuning
+                .unwrap_or("nobody said how the checkpoint was trained")
+                .to_owned(),
+        ),
+        aspect(
+            "data",
+            score,
+            sets == printed,
+            &format!("{}: {}", setting.data.name, sets_printed.join(", ")),
+            sets_here.join(", "),
+        ),
+        aspect(
+            "search",
+            both,
+            printed_search == search_here,
+            &printed_search,
+            search_here,
+        ),
+        aspect(
+            "weights",
+            both,
+            model.dtype == setting.dtype,
+            &setting.dtype,
+            model.dtype.clone(),
+        ),
+        aspect(
+            "hardware",
+            speed,
+            same_gpu,
+            &setting.hardware.name,
+            machine.to_string(),
+        ),
+        aspect(
+            "length",
+            speed,
+            false,
+            &setting.length,
+            timing.map_or_else(
+                || "nothing was timed".to_owned(),
+                |timing| format!("every row is timed over {} new tokens", timing.new_tokens),
+            ),
+        ),
+    ]
+}
