@@ -14,6 +14,7 @@ mod audit;
 mod beam;
 mod candidates;
 mod decode;
+mod draw;
 mod error;
 mod exact;
 mod generate;

@@ -1,30 +1,16 @@
 //! From logits to tokens: the most likely one, or a drawn one.
 
+use crate::draw::Draw;
 use crate::error::Result;
 use crate::options::Sampling;
 use candle_core::Tensor;
-use candle_transformers::generation::{LogitsProcessor, Sampling as Draw};
-
-fn processor(sampling: &Sampling, row: u64) -> LogitsProcessor {
-    let temperature = sampling.temperature;
-    let draw = match (sampling.top_k, sampling.top_p) {
-        (None, None) => Draw::All { temperature },
-        (Some(k), None) => Draw::TopK { k, temperature },
-        (None, Some(p)) => Draw::TopP { p, temperature },
-        // Of the k likeliest, whose probabilities then sum to 1.
-        (Some(_), Some(p)) => Draw::TopP { p, temperature },
-    };
-    // Neighbouring seeds and rows must not share a stream.
-    let stream = (sampling.first_row + row).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    LogitsProcessor::from_sampling(sampling.seed ^ stream, draw)
-}
 
 /// Chooses each row's next token.
 pub(crate) enum Chooser {
     Greedy,
     Drawn {
         /// One for each row.
-        processors: Vec<LogitsProcessor>,
+        draws: Vec<Draw>,
         /// Keep so many likeliest tokens before one is drawn.
         top_k: Option<usize>,
     },
@@ -35,9 +21,7 @@ impl Chooser {
         match sampling {
             None => Self::Greedy,
             Some(sampling) => Self::Drawn {
-                processors: (0..rows as u64)
-                    .map(|row| processor(sampling, row))
-                    .collect(),
+                draws: (0..rows as u64).map(|row| Draw::new(sampling, row)).collect(),
                 top_k: sampling.top_k.filter(|_| sampling.top_p.is_some()),
             },
         }
@@ -50,7 +34,7 @@ impl Chooser {
         likeliest: Vec<u32>,
         logits: &Tensor,
     ) -> Result<Vec<u32>> {
-        let Self::Drawn { processors, top_k } = self else {
+        let Self::Drawn { draws, top_k } = self else {
             return Ok(likeliest);
         };
         rows.iter()
@@ -61,7 +45,7 @@ impl Chooser {
                     Some(k) => only_likeliest(&logits, *k)?,
                     None => logits,
                 };
-                Ok(processors[row].sample(&logits)?)
+                draws[row].token(&logits)
             })
             .collect()
     }
