@@ -2,6 +2,7 @@
 //! other table and in no file of results.
 
 use crate::chart::{Chart, Point, Series};
+use crate::columns::METRIC;
 use crate::plots::{Plot, Shows, safe};
 use crate::row::{Row, paper_rate};
 use crate::series_style::Style;
@@ -157,8 +158,8 @@ impl<'r> Comparison<'r> {
             "target",
             "approach",
             "strategy here",
-            &format!("{metric}, paper"),
-            &format!("{metric}, here"),
+            "{metric}, paper",
+            "{metric}, here",
             "kept, paper",
             "kept, here",
             "tokens/s, paper",
@@ -168,7 +169,8 @@ impl<'r> Comparison<'r> {
             "speed, here",
             "decoding, here",
             "does it compare?",
-        ];
+        ]
+        .map(|name| name.replace(METRIC, metric));
         let rows = self.lines.iter().map(|line| {
             let fixed = |value: Option<f64>, digits: usize| {
                 value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
@@ -201,7 +203,7 @@ impl<'r> Comparison<'r> {
         });
         let rows = rows.collect();
         let title = format!("Paper against here: {}, {}", paper.title, self.setting());
-        Table::plain(title, header.map(str::to_owned).into(), rows, self.notes())
+        Table::plain(title, header.into(), rows, self.notes())
     }
 
     /// Why a row does or does not compare, in a line.

@@ -13,6 +13,7 @@ mod kinds;
 mod layers;
 mod likelihood;
 mod lm_eval;
+mod paper;
 mod plan;
 mod prune;
 mod records;
