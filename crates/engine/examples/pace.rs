@@ -16,7 +16,7 @@ use candle_transformers::models::llama::{Cache, Config, Llama, LlamaConfig};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use serde::{Deserialize, Serialize};
 use skipbench_engine::{Engine, Options};
-use skipbench_model::{Backend, Decoder};
+use skipbench_model::{Backend, Decoder, WeightType};
 use skipbench_strategy::StrategySpec;
 use std::fs::File;
 use std::io::BufRead;
@@ -51,9 +51,15 @@ impl Model {
             _ => DType::F32,
         };
         match (engine, path.is_file()) {
-            ("skipbench", _) => Self::Ours(Box::new(
-                Decoder::load(path, &Device::Cpu, Some(named), Backend::Auto).unwrap(),
-            )),
+            ("skipbench", _) => {
+                let weights = match dtype {
+                    "stored" => WeightType::Stored,
+                    "bf16" => WeightType::Bf16,
+                    _ => WeightType::F32,
+                };
+                let model = Decoder::load(path, &Device::Cpu, Some(weights), Backend::Auto);
+                Self::Ours(Box::new(model.unwrap()))
+            }
             (_, true) => {
                 let mut file = File::open(path).unwrap();
                 let content = gguf_file::Content::read(&mut file).unwrap();
@@ -77,9 +83,7 @@ impl Model {
     fn run(&mut self, request: &Request) -> Answer {
         match self {
             Self::Ours(model) => {
-                let mut full = StrategySpec::full()
-                    .build(model.config().n_layers)
-                    .unwrap();
+                let mut full = StrategySpec::full().build(model.config().n_layers).unwrap();
                 let options = Options {
                     max_new_tokens: request.new_tokens,
                     ..Options::default()

@@ -95,15 +95,38 @@ mod tests {
 
     #[test]
     fn tokens_are_those_of_the_peer() {
-        let logits: Vec<f32> = (0..300).map(|id| ((id * 7919) % 613) as f32 / 40.0).collect();
+        let logits: Vec<f32> = (0..300)
+            .map(|id| ((id * 7919) % 613) as f32 / 40.0)
+            .collect();
         let logits = Tensor::new(logits, &Device::Cpu).unwrap();
         let temperature = 1.3;
         for (top_k, top_p, peer) in [
             (None, None, Peer::All { temperature }),
             (Some(20), None, Peer::TopK { k: 20, temperature }),
-            (Some(900), None, Peer::TopK { k: 900, temperature }),
-            (None, Some(0.8), Peer::TopP { p: 0.8, temperature }),
-            (None, Some(1.0), Peer::TopP { p: 1.0, temperature }),
+            (
+                Some(900),
+                None,
+                Peer::TopK {
+                    k: 900,
+                    temperature,
+                },
+            ),
+            (
+                None,
+                Some(0.8),
+                Peer::TopP {
+                    p: 0.8,
+                    temperature,
+                },
+            ),
+            (
+                None,
+                Some(1.0),
+                Peer::TopP {
+                    p: 1.0,
+                    temperature,
+                },
+            ),
         ] {
             let sampling = Sampling {
                 temperature,

@@ -21,7 +21,9 @@ impl Chooser {
         match sampling {
             None => Self::Greedy,
             Some(sampling) => Self::Drawn {
-                draws: (0..rows as u64).map(|row| Draw::new(sampling, row)).collect(),
+                draws: (0..rows as u64)
+                    .map(|row| Draw::new(sampling, row))
+                    .collect(),
                 top_k: sampling.top_k.filter(|_| sampling.top_p.is_some()),
             },
         }

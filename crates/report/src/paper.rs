@@ -44,10 +44,7 @@ struct Aspect {
 }
 
 /// Every paper's table that a run names, for each of its models and numbers of beams.
-pub(crate) fn comparisons<'r>(
-    runs: &'r [Run],
-    groups: &'r [Vec<Row<'r>>],
-) -> Vec<Comparison<'r>> {
+pub(crate) fn comparisons<'r>(runs: &'r [Run], groups: &'r [Vec<Row<'r>>]) -> Vec<Comparison<'r>> {
     let mut comparisons = Vec::new();
     for run in runs {
         let Some(beside) = &run.info.paper else {
@@ -88,9 +85,10 @@ impl<'r> Comparison<'r> {
         let mut lines = Vec::new();
         for batch in batches {
             for (place, printed) in paper.rows.iter().enumerate() {
-                let fitting = rows.iter().copied().filter(|row| {
-                    row.record.search.batch_size == batch && is_of(row, printed)
-                });
+                let fitting = rows
+                    .iter()
+                    .copied()
+                    .filter(|row| row.record.search.batch_size == batch && is_of(row, printed));
                 let fitting: Vec<&Row<'_>> = fitting.collect();
                 let mut labels: Vec<String> = Vec::new();
                 for label in fitting.iter().map(|row| row.label()) {
@@ -224,12 +222,10 @@ impl<'r> Comparison<'r> {
                 }
             };
             reasons.push(verdict(&self.beside.paper.metric, |aspect| aspect.score));
-            reasons.push(
-                match line.printed.tokens_per_s.contains_key(&line.batch) {
-                    true => verdict("speed", |aspect| aspect.speed),
-                    false => "speed: the paper has none".to_owned(),
-                },
-            );
+            reasons.push(match line.printed.tokens_per_s.contains_key(&line.batch) {
+                true => verdict("speed", |aspect| aspect.speed),
+                false => "speed: the paper has none".to_owned(),
+            });
         }
         reasons.extend(line.printed.note.clone());
         reasons.join("; ")
@@ -284,7 +280,10 @@ impl<'r> Comparison<'r> {
             1 => String::new(),
             beams => format!("-beams{beams}"),
         };
-        safe(&format!("paper-{}-{}-b{batch}{beams}", self.run, self.model))
+        safe(&format!(
+            "paper-{}-{}-b{batch}{beams}",
+            self.run, self.model
+        ))
     }
 
     fn chart(&self, batch: usize) -> Chart {
@@ -404,7 +403,10 @@ impl Line<'_> {
     }
 
     fn blocks(&self) -> impl Iterator<Item = &Block> {
-        let timings = self.here.iter().filter_map(|row| row.record.timing.as_ref());
+        let timings = self
+            .here
+            .iter()
+            .filter_map(|row| row.record.timing.as_ref());
         timings.flat_map(|timing| &timing.blocks)
     }
 
@@ -446,7 +448,9 @@ fn aspects(beside: &Beside, rows: &[&Row<'_>]) -> Vec<Aspect> {
     let model = &record.model;
     let plain = |name: &str| name.to_lowercase();
     let known = setting.model.known_as.iter().chain([&setting.model.name]);
-    let same_model = known.map(|name| plain(name)).any(|name| name == plain(&model.name))
+    let same_model = known
+        .map(|name| plain(name))
+        .any(|name| name == plain(&model.name))
         && model.n_layers == setting.model.layers;
     let layers = |name: &str, layers: usize| format!("{name} ({layers} layers)");
 
@@ -461,8 +465,9 @@ fn aspects(beside: &Beside, rows: &[&Row<'_>]) -> Vec<Aspect> {
     }
     let sets: BTreeSet<(&str, usize)> = tasks.iter().map(|task| (task.0, task.1)).collect();
     let printed = setting.data.prompts.iter();
-    let printed: BTreeSet<(&str, usize)> =
-        printed.map(|(name, count)| (name.as_str(), *count)).collect();
+    let printed: BTreeSet<(&str, usize)> = printed
+        .map(|(name, count)| (name.as_str(), *count))
+        .collect();
     let prompts = |name: &str, count: &str| format!("{name} ({count})");
     let sets_here: Vec<String> = tasks
         .iter()

@@ -394,8 +394,7 @@ impl<'a> MapAccess<'a> for Entries<'a> {
         let Some(entry) = self.value else {
             return Ok(None);
         };
-        let key: StrDeserializer<'_, Fault> = entry.key.as_str().into_deserializer();
-        seed.deserialize(key)
+        seed.deserialize(Key(&entry.key))
             .map(Some)
             .map_err(|fault| fault.of(&self.map.path).at(entry.key_place))
     }
@@ -406,5 +405,47 @@ impl<'a> MapAccess<'a> for Entries<'a> {
         };
         seed.deserialize(self.map.below(&entry.value, &entry.key))
             .map_err(|fault| fault.at(entry.value.place))
+    }
+}
+
+/// A key of a map, which is a number where one is asked for.
+struct Key<'a>(&'a str);
+
+impl<'a> Deserializer<'a> for Key<'a> {
+    type Error = Fault;
+
+    fn deserialize_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
+        visitor.visit_borrowed_str(self.0)
+    }
+
+    fn deserialize_u64<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.0.parse() {
+            Ok(number) => visitor.visit_u64(number),
+            Err(_) => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'a>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        let text: StrDeserializer<'_, Fault> = self.0.into_deserializer();
+        text.deserialize_enum(name, variants, visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'a>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    forward_to_deserialize_any! {
+        <V: Visitor<'a>>
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u128 f32 f64 char str string bytes byte_buf option unit unit_struct seq tuple
+        tuple_struct map struct identifier ignored_any
     }
 }

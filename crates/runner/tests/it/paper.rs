@@ -43,7 +43,10 @@ fn table_4_stands_beside_a_run_of_the_shipped_checkpoint() {
     assert_eq!(info["paper"]["paper"]["rows"][0]["score"], 23.81);
     let again = stdout(skipbench().arg("report").arg(&out));
     assert_names(&again, &["Paper against here"]);
-    assert!(out.join("plots/paper-paper-table4-shipped-adapted-b1.png").is_file());
+    assert!(
+        out.join("plots/paper-paper-table4-shipped-adapted-b1.png")
+            .is_file()
+    );
 }
 
 #[test]
@@ -56,7 +59,12 @@ fn figures_that_cannot_be_used_are_refused_where_they_stand() {
     let wrong = |text: &str| {
         std::fs::write(&figures, text).unwrap();
         let set = format!("paper.figures={}", figures.display());
-        refused(skipbench().arg("plan").arg(&experiment).args(["--set", &set]))
+        refused(
+            skipbench()
+                .arg("plan")
+                .arg(&experiment)
+                .args(["--set", &set]),
+        )
     };
     let unsourced = wrong(&good.replace("source: >-", "sauce: >-"));
     assert_names(&unsourced, &["figures.yaml:", "sauce"]);
@@ -66,7 +74,12 @@ fn figures_that_cannot_be_used_are_refused_where_they_stand() {
     assert_names(&negative, &["`score` of Early Exit at 2x is -1"]);
     std::fs::remove_file(&figures).unwrap();
     let set = format!("paper.figures={}", figures.display());
-    let missing = refused(skipbench().arg("plan").arg(&experiment).args(["--set", &set]));
+    let missing = refused(
+        skipbench()
+            .arg("plan")
+            .arg(&experiment)
+            .args(["--set", &set]),
+    );
     assert_names(&missing, &["cannot read", "figures.yaml"]);
 }
 
