@@ -8,6 +8,7 @@ use crate::gguf::{self, Gguf, Order};
 use crate::matrix::Matrix;
 use crate::memory;
 use crate::safetensors_file::{Place, SafetensorsFile};
+use crate::shape::{Made, Shape};
 use crate::stored::Stored;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -30,6 +31,8 @@ pub(crate) struct Checkpoint {
 enum Weights {
     Safetensors(Vec<SafetensorsFile>),
     Gguf(Gguf),
+    /// Of a model that is a shape alone.
+    Made,
 }
 
 /// Rows of a tensor, in Hugging Face's order, wherever they lie.
@@ -49,9 +52,10 @@ impl Checkpoint {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let weights = match gguf::is_gguf(model) {
-            true => Weights::Gguf(Gguf::open(model)?),
-            false => Weights::open(model)?,
+        let weights = match (Shape::of(model)?, gguf::is_gguf(model)) {
+            (Some(_), _) => Weights::Made,
+            (None, true) => Weights::Gguf(Gguf::open(model)?),
+            (None, false) => Weights::open(model)?,
         };
         Ok(Self {
             path: model.to_path_buf(),
@@ -66,11 +70,15 @@ impl Checkpoint {
         match &self.weights {
             Weights::Safetensors(files) => files.iter().any(|file| file.has(name)),
             Weights::Gguf(gguf) => gguf.has(name),
+            Weights::Made => Made::has(name),
         }
     }
 
     /// The tensor `name`, checked against the shape that the config implies.
     pub(crate) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
+        if self.makes_on_device() {
+            return Made::of(name, expected).tensor(expected, self.dtype, &self.device);
+        }
         let source = self.source(name, expected)?;
         let values: usize = expected.iter().product();
         let rows = values / source.columns.max(1);
@@ -79,9 +87,17 @@ impl Checkpoint {
 
     /// A matrix as a tensor.
     pub(crate) fn matrix(&self, matrix: &Matrix) -> Result<Tensor> {
-        let source = self.source_of(matrix)?;
         let shape = [matrix.rows(), matrix.columns()];
+        if self.makes_on_device() {
+            return Made::of(&matrix.name, &shape).tensor(&shape, self.dtype, &self.device);
+        }
+        let source = self.source_of(matrix)?;
         self.read(&source, matrix.rows(), |row| matrix.place(row), &shape)
+    }
+
+    /// Random weights need not come from the host.
+    fn makes_on_device(&self) -> bool {
+        matches!(self.weights, Weights::Made) && !self.device.is_cpu()
     }
 
     fn read(
@@ -154,6 +170,7 @@ impl Checkpoint {
                 self.check(name, gguf.shape(name).ok_or_else(missing)?, expected)?;
                 gguf.place(name)?.ok_or_else(missing)?
             }
+            Weights::Made => (Made::of(name, expected).place(), Order::Same, 0.0),
         };
         let columns = match (expected, order) {
             ([], _) => 1,

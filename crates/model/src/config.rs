@@ -4,6 +4,7 @@ use crate::error::{ModelError, Result};
 use crate::families::Family;
 use crate::gguf::{self, Gguf};
 use crate::rope::{Beyond, Rope, RopeDefaults};
+use crate::shape::Shape;
 use candle_core::DType;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -357,11 +358,14 @@ impl ModelConfig {
         Self::of(&ConfigFile::read(path)?)
     }
 
-    /// The configuration of a model: `config.json` of a Hugging Face folder, or the metadata of a `.gguf` file.
+    /// The configuration of a model: `config.json` of a Hugging Face folder, the metadata of a `.gguf` file, or a [`Shape`].
     ///
     /// # Errors
     /// A path that holds no model; as [`read`](Self::read).
     pub fn open(model: &Path) -> Result<Self> {
+        if let Some(shape) = Shape::of(model)? {
+            return Self::of(&shape.config_file());
+        }
         if gguf::is_gguf(model) {
             let gguf = Gguf::open(model)?;
             return Self::of(&ConfigFile::of(model, gguf.config()?));

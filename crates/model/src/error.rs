@@ -209,6 +209,14 @@ pub enum ModelError {
         /// What was asked for.
         dtype: WeightType,
     },
+    /// A shape that has no name.
+    #[error("there is no shape `{name}`; there are {known}, or give the keys of a config.json")]
+    UnknownShape {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
     /// A model that is larger than memory.
     #[error(
         "the weights of {} take {} as `{dtype}`{}; {}",

@@ -1,6 +1,7 @@
 //! A safetensors file. It is read and not mapped: pages of a map stay in memory beside what was made of them.
 
 use crate::error::{ModelError, Result};
+use crate::shape::Made;
 use crate::stored::Stored;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
@@ -85,9 +86,11 @@ impl SafetensorsFile {
             other => Err(format!("{other:?}")),
         };
         let place = stored.map(|stored| Place {
-            file: &self.file,
-            path: &self.path,
-            at: self.data + info.data_offsets.0 as u64,
+            origin: Origin::File {
+                file: &self.file,
+                path: &self.path,
+                at: self.data + info.data_offsets.0 as u64,
+            },
             stored,
         });
         Some((&info.shape, place))
@@ -97,11 +100,21 @@ impl SafetensorsFile {
 /// Where the numbers of a tensor lie.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
-    pub(crate) file: &'a Mutex<File>,
-    pub(crate) path: &'a Path,
-    /// Byte of the file at which they begin.
-    pub(crate) at: u64,
+    pub(crate) origin: Origin<'a>,
     pub(crate) stored: Stored,
+}
+
+/// Where the bytes of a tensor come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    File {
+        file: &'a Mutex<File>,
+        path: &'a Path,
+        /// Byte of the file at which they begin.
+        at: u64,
+    },
+    /// They are made as they are asked for.
+    Made(Made),
 }
 
 impl Place<'_> {
@@ -110,7 +123,13 @@ impl Place<'_> {
     /// # Errors
     /// A file that can no longer be read.
     pub(crate) fn read(&self, from: usize, bytes: &mut [u8]) -> Result<()> {
-        read_at(self.file, self.path, self.at + from as u64, bytes)
+        match self.origin {
+            Origin::File { file, path, at } => read_at(file, path, at + from as u64, bytes),
+            Origin::Made(made) => {
+                made.fill(from, bytes);
+                Ok(())
+            }
+        }
     }
 }
 

@@ -226,6 +226,8 @@ impl Folder {
         };
         records.retain(|record| match &record.quality {
             None => true,
+            // Nothing was kept of what a model says that is a shape alone.
+            Some(quality) if quality.answers == 0 => true,
             Some(quality) => {
                 let answered = of(&answered, &record.id);
                 // Answers belong to prompts by their ids.

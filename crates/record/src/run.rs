@@ -255,7 +255,12 @@ impl Run {
         for cell in self.info.cells.clone() {
             let mut records = by_cell.remove(&cell.content).unwrap_or_default();
             records.retain(|record| {
-                let whole = record.quality.is_none() || self.answers(record).is_some();
+                // The answers of a model that is a shape alone are not kept.
+                let has_answers = record
+                    .quality
+                    .as_ref()
+                    .is_some_and(|quality| quality.answers > 0);
+                let whole = !has_answers || self.answers(record).is_some();
                 if !whole {
                     self.warnings.push(format!(
                         "{} has lost answers and is left out; `skipbench run` makes them again",

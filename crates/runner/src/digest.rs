@@ -4,6 +4,7 @@ use crate::models::DownloadFile;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use skipbench_model::Shape;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -37,6 +38,15 @@ impl CheckpointDigest {
     /// # Errors
     /// As [`of`](Self::of).
     pub(crate) fn with(model: &Path, absent: &[DownloadFile]) -> anyhow::Result<Self> {
+        if let Some(shape) = Shape::of(model)? {
+            // Its weights follow from its sizes.
+            let digest = of_texts([serde_json::to_string(shape.settings())?.as_str()]);
+            return Ok(Self {
+                weights: digest.clone(),
+                tokenizer: digest.clone(),
+                config: digest,
+            });
+        }
         let mut memory = Memory::load();
         if model.is_file() {
             let digest = memory.file(model)?;

@@ -3,7 +3,7 @@
 use crate::progress;
 use anyhow::Context;
 use serde::Serialize;
-use skipbench_model::{Hub, HubDataFile, HubFile, ModelSource, Snapshot, human};
+use skipbench_model::{Hub, HubDataFile, HubFile, ModelSource, Shape, Snapshot, human};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -97,6 +97,9 @@ fn locate(model: &Path, wanted: impl Fn(&HubFile) -> bool) -> anyhow::Result<Loc
 
 /// The name of a folder, or of a file without its ending, which says nothing of the model.
 fn name_of(path: &Path) -> String {
+    if let Ok(Some(shape)) = Shape::of(path) {
+        return shape.name().to_owned();
+    }
     let name = match path.is_file() {
         true => path.file_stem(),
         false => path.file_name(),

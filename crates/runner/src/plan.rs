@@ -2,18 +2,22 @@
 
 use crate::cell;
 use crate::digest::CheckpointDigest;
-use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry, PaperEntry};
+use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry, PaperEntry, TaskKind};
 use crate::identity::{Asked, CellIdentity, this_machine};
 use crate::models::{self, Download};
 use crate::prompter;
 use crate::task::{Given, TaskData, TaskError};
 use anyhow::{Context, anyhow, bail};
+use candle_core::Device;
 use serde::Serialize;
 use skipbench_machine::Machine;
-use skipbench_model::ModelConfig;
+use skipbench_model::{
+    Backend, CausalLm, Decoder, ModelConfig, ShapeTokenizer, TextTokenizer, Tokenize,
+};
 use skipbench_record::{Beside, PlannedCell, RunInfo, VERSION};
 use skipbench_report::BAND;
 use skipbench_strategy::StrategySpec;
+use std::sync::Arc;
 
 /// Everything that an experiment runs, in order.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ pub struct ModelPlan {
     pub(crate) digest: CheckpointDigest,
     /// What of it is yet to be downloaded.
     pub(crate) download: Option<Download>,
+    /// Its weights are random numbers, so that nothing it says can be scored.
+    pub(crate) is_shape: bool,
 }
 
 /// Whether the weights of a model of the hub are downloaded.
@@ -122,8 +128,27 @@ impl Plan {
         let tasks = tasks.collect::<anyhow::Result<Vec<_>>>()?;
         told_apart("models", models.iter().map(|model| &model.name))?;
         told_apart("tasks", tasks.iter().map(|task| &task.name))?;
+        for (index, strategy) in experiment.strategies.iter().enumerate() {
+            if let (true, Some(shape)) = (
+                strategy.is_oracle(),
+                models.iter().find(|model| model.is_shape),
+            ) {
+                let error = anyhow!(
+                    "an oracle is about what a model says, and `{}` says nothing; leave it out, or run a checkpoint",
+                    shape.name
+                );
+                return Err(experiment.fault(&at("strategies", index), error));
+            }
+        }
         for model in &models {
             for (index, task) in tasks.iter().enumerate() {
+                if model.is_shape && experiment.tasks[index].kind != TaskKind::Generate {
+                    let error = anyhow!(
+                        "`{}` says nothing that could be scored; it takes tasks of `kind: generate`",
+                        model.name
+                    );
+                    return Err(experiment.fault(&format!("tasks.{index}.kind"), error));
+                }
                 model
                     .check_room(task, &experiment)
                     .map_err(|error| experiment.fault(&at("tasks", index), error))?;
@@ -208,6 +233,14 @@ impl Plan {
             }
         }
         Ok(cells)
+    }
+
+    /// Names of the metrics that a model is scored by on a task; none where what it says means nothing.
+    pub(crate) fn metric_names(&self, model: usize, task: usize) -> Vec<String> {
+        match self.models[model].is_shape {
+            true => Vec::new(),
+            false => self.tasks[task].metric_names(),
+        }
     }
 
     /// What a strategy has to find on calibration text, if anything.
@@ -332,7 +365,7 @@ impl Plan {
                     name: cell.name(),
                     model: cell.model_name.clone(),
                     task: cell.task_name.clone(),
-                    metrics: self.tasks[cell.task].metric_names(),
+                    metrics: self.metric_names(cell.model, cell.task),
                 })
                 .collect(),
             paper: self.paper.clone(),
@@ -381,10 +414,18 @@ impl ModelPlan {
             Weights::LookedAt => models::look(&entry.path)?,
         };
         let config = ModelConfig::open(&located.path)?;
+        let shape = entry.shape.as_ref().map(|shape| shape.name().to_owned());
+        let is_shape = shape.is_some();
+        let name = entry.name.clone().or(shape).unwrap_or(located.name);
         let absent = located.download.as_ref();
         let absent = absent.map_or(&[][..], |download| &download.files);
         Ok(Self {
-            name: entry.name.clone().unwrap_or(located.name),
+            // Wherever the row goes, it says what it is.
+            name: match is_shape {
+                true => format!("{name} (random weights)"),
+                false => name,
+            },
+            is_shape,
             n_layers: config.n_layers,
             max_positions: config.max_positions,
             digest: CheckpointDigest::with(&located.path, absent)?,
@@ -393,6 +434,33 @@ impl ModelPlan {
                 ..entry.clone()
             },
             download: located.download,
+        })
+    }
+
+    /// Reads the model with its tokenizer, or makes it where it is a shape alone.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be used, or one that the memory does not hold.
+    pub(crate) fn load(
+        &self,
+        experiment: &Experiment,
+        device: &Device,
+    ) -> anyhow::Result<(Decoder, Arc<dyn Tokenize>)> {
+        let weights = experiment.dtype_of(&self.entry).map(Into::into);
+        let decoder = Decoder::load(&self.entry.path, device, weights, Backend::Auto);
+        let decoder = decoder.with_context(|| format!("model `{}`", self.name))?;
+        let tokenizer = self.tokenizer(decoder.sizes().vocab_size)?;
+        Ok((decoder, tokenizer))
+    }
+
+    /// What turns texts into ids for a vocabulary of this size.
+    ///
+    /// # Errors
+    /// A checkpoint without a tokenizer, or one of another model.
+    pub(crate) fn tokenizer(&self, vocab_size: usize) -> anyhow::Result<Arc<dyn Tokenize>> {
+        Ok(match self.is_shape {
+            true => Arc::new(ShapeTokenizer::new(vocab_size)),
+            false => Arc::new(TextTokenizer::load(&self.entry.path, vocab_size)?),
         })
     }
 

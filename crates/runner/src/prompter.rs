@@ -4,7 +4,7 @@ use crate::experiment::{ChatEntry, SpecialTokensRule};
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 use skipbench_engine::{ScoredText, StopTexts};
-use skipbench_model::{ModelError, Tokenize};
+use skipbench_model::{ModelError, Shape, Tokenize};
 use skipbench_prompts::{ChatTemplate, Message, SpecialTokens};
 use std::path::Path;
 use std::sync::Arc;
@@ -67,6 +67,9 @@ pub(crate) fn chat_template(model: &Path) -> anyhow::Result<ChatTemplate> {
 
 /// The special tokens that a model's files name.
 fn special_tokens(model: &Path) -> anyhow::Result<SpecialTokens> {
+    if Shape::of(model)?.is_some() {
+        return Ok(SpecialTokens::default());
+    }
     Ok(match skipbench_model::SpecialTokens::of_gguf(model)? {
         Some(gguf) => named(gguf),
         None => SpecialTokens::of_folder(model)?,

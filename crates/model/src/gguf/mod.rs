@@ -11,7 +11,7 @@ mod tokens;
 mod types;
 
 use crate::error::{ModelError, Result};
-use crate::safetensors_file::{Place, read_at};
+use crate::safetensors_file::{Origin, Place, read_at};
 use header::{Array, Header, Kind, TensorInfo, Value};
 use names::{Architecture, Layout};
 use std::fs::File;
@@ -131,9 +131,11 @@ impl Gguf {
 
     fn lies(&self, info: &TensorInfo) -> Place<'_> {
         Place {
-            file: &self.file,
-            path: &self.path,
-            at: info.at,
+            origin: Origin::File {
+                file: &self.file,
+                path: &self.path,
+                at: info.at,
+            },
             stored: info.blocks.stored(),
         }
     }

@@ -55,8 +55,13 @@ impl<'a> CellRun<'a> {
         self,
         calibrated: &Calibrated,
     ) -> anyhow::Result<(Record, Vec<Answer>)> {
-        let prompts = self.prompts()?;
-        let pass = self.quality(&calibrated.spec, &prompts)?;
+        let mut prompts = self.prompts()?;
+        let is_shape = self.plan.models[self.cell.model].is_shape;
+        if is_shape {
+            // A batch shows what a token costs; there is nothing else to learn of it.
+            prompts.truncate(self.cell.batch_size);
+        }
+        let mut pass = self.quality(&calibrated.spec, &prompts)?;
         let mut record = blank(self.plan, self.cell);
         record.notes.extend(calibrated.note.clone());
         record.notes.extend(pass.failures()?);
@@ -67,7 +72,15 @@ impl<'a> CellRun<'a> {
             kv_fill: pass.kv_fill.clone(),
             calibration: calibrated.trace.clone(),
         });
-        record.quality = Some(pass.record(self.scores(&pass.answers)?));
+        let scores = match is_shape {
+            true => Vec::new(),
+            false => self.scores(&pass.answers)?,
+        };
+        let mut quality = pass.record(scores);
+        if is_shape {
+            (quality.answers, pass.answers) = (0, Vec::new());
+        }
+        record.quality = Some(quality);
         if self.cell.timed {
             self.time(&mut record, &calibrated.spec)?;
         }

@@ -16,10 +16,13 @@ pub(super) fn blank(plan: &Plan, cell: &Cell) -> Record {
         times_from: None,
         experiment: experiment.name.clone(),
         model: model_record(plan, &plan.models[cell.model]),
-        task: task_record(
-            &plan.tasks[cell.task],
-            plan.models[cell.model].max_positions,
-        ),
+        task: TaskRecord {
+            metrics: plan.metric_names(cell.model, cell.task),
+            ..task_record(
+                &plan.tasks[cell.task],
+                plan.models[cell.model].max_positions,
+            )
+        },
         strategy: (&cell.strategy).into(),
         search: Search {
             batch_size: cell.batch_size,

@@ -140,6 +140,11 @@ impl CellRun<'_> {
             no_repeat_ngram: self.plan.experiment.no_repeat_ngram,
             ..natural_end(&self.loaded.tokenizer, task)?
         };
+        if self.plan.models[cell.model].is_shape {
+            // Nothing ends its answers.
+            let timed = self.plan.experiment.timing.new_tokens;
+            options.max_new_tokens = options.max_new_tokens.min(timed);
+        }
         let mut strategy = spec.build(n_layers)?;
         let kv_fill = strategy.needs().kv_fill;
         let mut pass = Pass {

@@ -10,12 +10,10 @@ use crate::preview;
 use crate::progress::{Progress, end_on_signals};
 use crate::prompter::Request;
 use crate::samples;
-use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
 use skipbench_engine::{Engine, Options, TimingPlan};
 use skipbench_machine::{Checkup, Finding};
-use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer};
 use skipbench_prompts::Message;
 use skipbench_record::{Answer, Folder, Prompt, Record, Run, Standing};
 use skipbench_report::Report;
@@ -24,7 +22,6 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Arguments of `skipbench run`.
 #[derive(Debug, Args)]
@@ -337,12 +334,9 @@ fn prompts(plan: &Plan, task: usize) -> Vec<Prompt> {
 }
 
 fn load(plan: &Plan, model: &ModelPlan, device: &Device) -> anyhow::Result<Loaded> {
-    let dtype = plan.experiment.dtype_of(&model.entry).map(Into::into);
-    let decoder = Decoder::load(&model.entry.path, device, dtype, Backend::Auto)
-        .with_context(|| format!("model `{}`", model.name))?;
-    let tokenizer = TextTokenizer::load(&model.entry.path, decoder.sizes().vocab_size)?;
+    let (decoder, tokenizer) = model.load(&plan.experiment, device)?;
     Ok(Loaded {
         model: Box::new(decoder),
-        tokenizer: Arc::new(tokenizer),
+        tokenizer,
     })
 }

@@ -69,6 +69,11 @@ impl Experiment {
             let needs = "`match: wallclock` needs a timing pass; `timing.batches` is 0";
             return misfit("match", needs.to_owned());
         }
+        for (index, model) in self.models.iter().enumerate() {
+            if let Some(fault) = model.fault() {
+                return misfit(format!("models.{index}"), fault.to_owned());
+            }
+        }
         let mut tasks = self.tasks.iter().enumerate();
         tasks.try_for_each(|(index, task)| task.check(&format!("tasks.{index}")))
     }

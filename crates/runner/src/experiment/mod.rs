@@ -3,12 +3,14 @@
 mod args;
 mod check;
 mod kinds;
+mod model;
 mod paper;
 mod task;
 
 pub use args::{ExperimentArgs, Shard};
 pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
 pub use kinds::{Choices, SamplesFormat, ScoringMode, TaskKind};
+pub use model::{ModelEntry, ShapeEntry};
 pub use paper::PaperEntry;
 pub use task::{ChatEntry, Draw, FewShotEntry, Fields, Limit, Names, SpecialTokensRule, TaskEntry};
 
@@ -40,7 +42,7 @@ pub struct Experiment {
     /// What a reader of the report must know, a sentence or two each; the report prints them above its tables.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// Checkpoints to run, one after another.
+    /// Models to run, one after another.
     pub models: Vec<ModelEntry>,
     /// Tasks to run each of them on.
     pub tasks: Vec<TaskEntry>,
@@ -80,27 +82,15 @@ pub struct Experiment {
     /// How the timing pass goes.
     #[serde(default)]
     pub timing: TimingEntry,
+    /// A paper's table that the report sets the run beside, row by row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paper: Option<PaperEntry>,
     /// Folder of the results; the default is `runs/<name>` in the current folder.
     #[serde(default)]
     pub out: Option<PathBuf>,
     /// Where each value was written.
     #[serde(skip)]
     document: Document,
-}
-
-/// A checkpoint.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct ModelEntry {
-    /// Name in tables; if not given, the folder's, the file's without its ending, or the repository's.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// Hugging Face folder (`config.json`, `model.safetensors` or its parts, `tokenizer.json`), `.gguf` file, or
-    /// `hub:owner/name[@revision]`.
-    pub path: PathBuf,
-    /// What its weights are kept in; if not given, what the experiment says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<DtypeName>,
 }
 
 /// How the timing pass goes.
@@ -255,18 +245,25 @@ impl Experiment {
             .map_err(|misfit| document.fault(&misfit.path, misfit.message))?;
         for (index, model) in experiment.models.iter_mut().enumerate() {
             let folder = document.folder_of(&format!("models.{index}.path"));
-            model.path = models::join(folder, &model.path);
+            model.path = match &model.shape {
+                Some(shape) => shape.path(),
+                None => models::join(folder, &model.path),
+            };
         }
         for (index, strategy) in experiment.strategies.iter_mut().enumerate() {
             let key = format!("strategies.{index}");
             *strategy = layer_files::read(strategy, document.folder_of(&key))
                 .map_err(|error| document.fault(&key, format!("{error:#}")))?;
         }
+        if let Some(paper) = &mut experiment.paper {
+            paper.figures = document.folder_of("paper.figures").join(&paper.figures);
+        }
         for (index, task) in experiment.tasks.iter_mut().enumerate() {
             let files = [
                 ("source", &mut task.source),
                 ("reference", &mut task.reference),
                 ("calibration", &mut task.calibration),
+                ("instruction", &mut task.instruction),
             ];
             let files = files.map(|(key, file)| (key, file.as_mut()));
             let examples = task.few_shot.iter_mut().flat_map(|few_shot| {

@@ -8,10 +8,9 @@ use crate::task::{Given, TaskData};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use skipbench_engine::{Beam, Engine, Options};
-use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize};
+use skipbench_model::CausalLm;
 use skipbench_strategy::StrategySpec;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// Decode steps that are timed; an answer that goes on beyond counts as the longest that the task allows.
 const STEPS: usize = 32;
@@ -54,11 +53,7 @@ pub(crate) fn estimate(plan: &Plan) -> anyhow::Result<Estimate> {
     let mut estimate = Estimate::default();
     let device = plan.experiment.device.open()?;
     for (index, model) in plan.models.iter().enumerate() {
-        let dtype = plan.experiment.dtype_of(&model.entry).map(Into::into);
-        let decoder = Decoder::load(&model.entry.path, &device, dtype, Backend::Auto)
-            .with_context(|| format!("model `{}`", model.name))?;
-        let tokenizer = TextTokenizer::load(&model.entry.path, decoder.sizes().vocab_size)?;
-        let tokenizer: Arc<dyn Tokenize> = Arc::new(tokenizer);
+        let (decoder, tokenizer) = model.load(&plan.experiment, &device)?;
         let mut paces: HashMap<(usize, usize, usize), Pace> = HashMap::new();
         for cell in plan.cells.iter().filter(|cell| cell.model == index) {
             let task = &plan.tasks[cell.task];

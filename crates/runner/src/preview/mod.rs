@@ -11,7 +11,8 @@ use crate::plan::{ModelPlan, Plan};
 use crate::task::{Given, TaskData};
 use anyhow::Context;
 use serde::Serialize;
-use skipbench_model::{ModelConfig, TextTokenizer, Tokenize};
+use skipbench_model::{ModelConfig, Tokenize};
+use std::sync::Arc;
 
 /// What a task asks of a model.
 #[derive(Debug, Serialize)]
@@ -47,7 +48,7 @@ pub(crate) fn tasks(plan: &Plan) -> anyhow::Result<Vec<TaskPreview>> {
     for model in &plan.models {
         let tokenizer = tokenizer(model)?;
         for (task, entry) in plan.tasks.iter().zip(&plan.experiment.tasks) {
-            let preview = TaskPreview::of(plan, model, task, entry, &tokenizer)
+            let preview = TaskPreview::of(plan, model, task, entry, tokenizer.as_ref())
                 .with_context(|| format!("task `{}` with model `{}`", task.name, model.name))?;
             previews.push(preview);
         }
@@ -74,10 +75,9 @@ pub(crate) fn all_warnings(previews: &[TaskPreview]) -> Vec<String> {
     all
 }
 
-fn tokenizer(model: &ModelPlan) -> anyhow::Result<TextTokenizer> {
-    let folder = &model.entry.path;
-    let config = ModelConfig::open(folder)?;
-    Ok(TextTokenizer::load(folder, config.vocab_size)?)
+fn tokenizer(model: &ModelPlan) -> anyhow::Result<Arc<dyn Tokenize>> {
+    let config = ModelConfig::open(&model.entry.path)?;
+    model.tokenizer(config.vocab_size)
 }
 
 impl TaskPreview {

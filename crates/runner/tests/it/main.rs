@@ -22,6 +22,7 @@ mod run;
 mod runs;
 mod schema;
 mod score;
+mod shapes;
 mod sources;
 mod strategies;
 mod support;
