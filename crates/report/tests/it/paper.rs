@@ -60,10 +60,11 @@ fn cells() -> Vec<Cell> {
     cells
 }
 
-/// From the table's heading to the notes of the run.
+/// From the table's heading to its last note.
 fn section(text: &str) -> &str {
     let from = text.find("Paper against here").unwrap();
-    &text[from..]
+    let rest = &text[from..];
+    &rest[..rest.find("\n\n").unwrap_or(rest.len())]
 }
 
 #[test]
