@@ -392,12 +392,13 @@ struct Read {
 
 impl Read {
     fn of(logits: &[f32], token: u32, full: Option<&[f32]>) -> Self {
-        let likeliest = signal::likeliest(logits);
+        // What is no number shows in the probability.
+        let likeliest = signal::first_of_largest(logits);
         Self {
             log_probability: signal::fast_log_probability(logits, token),
-            is_likeliest: likeliest == Some(token),
+            is_likeliest: likeliest == Some(token as usize),
             divergence: full.map_or(0.0, |full| signal::divergence(full, logits)),
-            same_choice: full.is_none_or(|full| signal::likeliest(full) == likeliest),
+            same_choice: full.is_none_or(|full| signal::first_of_largest(full) == likeliest),
         }
     }
 }
