@@ -1,7 +1,7 @@
 //! Prefill and decode, to the end of every row.
 
 use crate::error::{EngineError, Result};
-use crate::generation::Generation;
+use crate::generation::{Generation, RowOutput, TokenScore};
 use crate::laps::Lap;
 use crate::ngram;
 use crate::options::Options;
@@ -13,6 +13,7 @@ use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{CausalLm, ModelError, Span};
 use skipbench_strategy::Strategy;
+use std::ops::ControlFlow;
 
 /// Runs a model under a strategy.
 #[derive(Clone, Copy)]
@@ -52,6 +53,44 @@ impl<'a> Engine<'a> {
         Ok(run.finish())
     }
 
+    /// Continues `prompts`, each with options of its own, as when several people ask. `listener` takes what a row has so far
+    /// after each of its tokens, and says whether the row goes on; one that does not has [`End::Length`](crate::End::Length).
+    /// A schedule by position is laid over the longest of the rows, unless `planned_tokens` says otherwise:
+    /// [`Engine::lengths_mix`] tells whether rows of other lengths may share a batch.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`]; options that are not one for each prompt, or that a row cannot have for itself.
+    pub fn generate_each(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &[Options],
+        strategy: &mut dyn Strategy,
+        listener: &mut dyn FnMut(usize, &RowOutput) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        if prompts.len() != options.len() {
+            return Err(EngineError::Search {
+                option: "options",
+                message: format!("{} for {} prompts", options.len(), prompts.len()),
+            });
+        }
+        if prompts.is_empty() {
+            return Err(EngineError::EmptyBatch);
+        }
+        let mut batch = Options::default();
+        for (row, (prompt, options)) in prompts.iter().zip(options).enumerate() {
+            options.check_row()?;
+            options.check(strategy)?;
+            self.check_row(row, prompt, options)?;
+            batch.max_new_tokens = batch.max_new_tokens.max(options.max_new_tokens);
+            batch.planned_tokens = batch.planned_tokens.max(options.planned_tokens);
+        }
+        let mut run = Run::new(self.model, prompts, strategy, &batch)?;
+        run.rows = Some(options);
+        run.listener = Some(listener);
+        run.continue_each()?;
+        Ok(run.finish())
+    }
+
     /// Whether [`Engine::generate`] can take these prompts.
     ///
     /// # Errors
@@ -60,15 +99,18 @@ impl<'a> Engine<'a> {
         if prompts.is_empty() {
             return Err(EngineError::EmptyBatch);
         }
+        for (row, prompt) in prompts.iter().enumerate() {
+            self.check_row(row, prompt, options)?;
+        }
+        Ok(())
+    }
+
+    fn check_row(&self, row: usize, prompt: &[u32], options: &Options) -> Result<()> {
         if options.max_new_tokens == 0 {
             return Err(EngineError::NoTokens);
         }
-        for (row, prompt) in prompts.iter().enumerate() {
-            // The last generated token is never fed back, so it needs no position.
-            let fed_behind = options.max_new_tokens - 1;
-            self.check_length(row, prompt.len(), fed_behind)?;
-        }
-        Ok(())
+        // The last generated token is never fed back, so it needs no position.
+        self.check_length(row, prompt.len(), options.max_new_tokens - 1)
     }
 
     /// Whether the model has positions for a prompt and the tokens that are fed behind it, one by one.
@@ -99,15 +141,23 @@ impl Run<'_> {
     /// Greedy or drawn tokens: one continuation for each prompt.
     fn continue_each(&mut self) -> Result<()> {
         let rows: Vec<usize> = (0..self.prompts.len()).collect();
-        let mut chooser = Chooser::new(self.options.sampling.as_ref(), rows.len());
+        // What has options of its own draws from its own stream, whatever its place in the batch.
+        let own = self.rows.is_some();
+        let mut chooser = Chooser::new(rows.iter().map(|&row| {
+            let stream = if own { 0 } else { row as u64 };
+            (self.asked(row).sampling.as_ref(), stream)
+        }));
         let clock = Clock::start(self.model)?;
         let logits = self.prefill()?;
         let tokens = self.choose(&logits, &rows, &mut chooser)?;
+        let scores = self.scores(&rows, &tokens, &logits)?;
         self.out.prefill_s = clock.stop(self.model)?;
         let ran = self.prompt_layers();
-        let first = rows.into_iter().zip(tokens).map(|(row, token)| Chosen {
+        let chosen = rows.into_iter().zip(tokens).zip(scores);
+        let first = chosen.map(|((row, token), score)| Chosen {
             row,
             token,
+            score,
             layers: ran.sub_layers() as f64 / 2.0,
             trace: TokenTrace::new(ran),
         });
@@ -149,10 +199,30 @@ impl Run<'_> {
         let step = self.decode(&ids, &spans, &plan)?;
         self.laps.end(Lap::Rows);
         let tokens = self.choose(&step.logits, live, chooser)?;
-        let chosen = step.rows.into_iter().zip(tokens);
+        let scores = self.scores(live, &tokens, &step.logits)?;
+        let chosen = step.rows.into_iter().zip(tokens).zip(scores);
         Ok(chosen
-            .map(|(decoded, token)| Chosen::new(decoded, token))
+            .map(|((decoded, token), score)| Chosen::new(decoded, token, score))
             .collect())
+    }
+
+    /// The log-probability of each of `tokens` in `logits`, `[rows.len(), vocab_size]`, where its row asks for it.
+    pub(crate) fn scores(
+        &self,
+        rows: &[usize],
+        tokens: &[u32],
+        logits: &Tensor,
+    ) -> Result<Vec<Option<TokenScore>>> {
+        let chosen = rows.iter().zip(tokens).enumerate();
+        chosen
+            .map(|(index, (&row, &token))| {
+                let Some(likeliest) = self.asked(row).log_probabilities else {
+                    return Ok(None);
+                };
+                let logits = logits.get(index)?.to_vec1::<f32>()?;
+                Ok(Some(signal::score(&logits, token, likeliest)))
+            })
+            .collect()
     }
 
     /// A token of each of `rows` from `logits`: `[rows.len(), vocab_size]`.
@@ -187,15 +257,21 @@ impl Run<'_> {
     fn accept(&mut self, chosen: Vec<Chosen>) -> Result<Vec<usize>> {
         let mut live = Vec::with_capacity(chosen.len());
         for chosen in chosen {
+            let asked = self.asked(chosen.row);
             let output = &mut self.out.rows[chosen.row];
             output.tokens.push(chosen.token);
             output.layers.push(chosen.layers);
+            output.scores.extend(chosen.score);
             if self.options.trace {
                 output.trace.push(chosen.trace);
             }
-            let end = self.options.end(&output.tokens)?;
+            let end = asked.end(&output.tokens)?;
             output.end = end.unwrap_or_default();
-            match (end.is_some(), live.last() == Some(&chosen.row)) {
+            let left = match &mut self.listener {
+                Some(listener) => listener(chosen.row, output).is_break(),
+                None => false,
+            };
+            match (end.is_some() || left, live.last() == Some(&chosen.row)) {
                 (true, true) => drop(live.pop()),
                 (false, false) => live.push(chosen.row),
                 _ => {}

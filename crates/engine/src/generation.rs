@@ -20,6 +20,15 @@ pub enum End {
     Stop,
 }
 
+/// What the model thought of a token: natural logarithms of probabilities, before any temperature.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenScore {
+    /// Of the token itself.
+    pub log_probability: f64,
+    /// Of the likeliest tokens, the likeliest first; of equal ones the lower id.
+    pub likeliest: Vec<(u32, f64)>,
+}
+
 /// What one row got.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
@@ -31,6 +40,8 @@ pub struct RowOutput {
     /// Layers run for each generated token, half a layer for a sub-layer; those that made up for an earlier token's count
     /// for the token that needed them.
     pub layers: Vec<f64>,
+    /// The log-probability of each token, if that was asked for.
+    pub scores: Vec<TokenScore>,
     /// How each token came to be, if that was asked for.
     pub trace: Vec<TokenTrace>,
     /// The KV cache against that of a full-depth replay, if that was asked for.

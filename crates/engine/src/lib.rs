@@ -7,6 +7,8 @@
 //! comes from the full network, as in arXiv 2404.06954, unless the strategy cuts layers out of the prefill as well. Rows leave the batch when they end, and leave a step when
 //! they exit early; nothing is padded, so a row's tokens are the same alone and in any batch.
 //!
+//! [`Engine::generate_each`] does the same for rows that are asked for one by one, and tells their tokens as they come.
+//!
 //! [`measure`] times a strategy against the full network in randomised, interleaved blocks, and [`Ledger`] says
 //! which speedup the bytes read would allow. [`removal_order`] scores layers on calibration text.
 
@@ -42,7 +44,7 @@ mod trace;
 pub use audit::{CheckAudit, EntryAudit, KvAudit, LayerAudit};
 pub use error::{EngineError, Result};
 pub use generate::Engine;
-pub use generation::{DraftTally, End, Generation, RowOutput};
+pub use generation::{DraftTally, End, Generation, RowOutput, TokenScore};
 pub use laps::Spent;
 pub use ledger::{Cost, Ledger};
 pub use likelihood::{Likelihood, ScoreMode, ScoreOptions, ScoredText};

@@ -2,6 +2,7 @@
 
 use crate::error::{EngineError, Result};
 use crate::generate::Engine;
+use crate::generation::TokenScore;
 use crate::options::Options;
 use crate::run::Run;
 use crate::signal;
@@ -52,6 +53,8 @@ pub struct ScoreOptions {
     /// Whether each token's distribution is compared with the full network's, which takes a pass of it. Its states are held for
     /// the batch, its distributions for some tokens at a time.
     pub against_full: bool,
+    /// Give so many likeliest tokens beside each token.
+    pub likeliest: usize,
 }
 
 /// A text and what stands in front of it, as token ids; neither is empty.
@@ -134,6 +137,8 @@ pub struct Likelihood {
     pub log_probabilities: Vec<f64>,
     /// Whether each token was the most likely one.
     pub is_likeliest: Vec<bool>,
+    /// The likeliest tokens in each token's place with their log-probabilities, as many as were asked for.
+    pub likeliest: Vec<Vec<(u32, f64)>>,
     /// Layers run for each token, half a layer for a sub-layer.
     pub layers: Vec<f64>,
     /// Kullback-Leibler divergence of the full network's distribution from the one that each token got, in nats; empty unless it
@@ -180,7 +185,7 @@ impl Engine<'_> {
             max_new_tokens: how.planned_tokens.unwrap_or(longest),
         };
         let fixed = fixed_layers(strategy, &shape)?;
-        let mut reader = Reader::new(self.model(), texts, how.against_full)?;
+        let mut reader = Reader::new(self.model(), texts, how)?;
         if how.mode == ScoreMode::OnePass {
             let layers = fixed.ok_or(EngineError::NoFixedLayers)?;
             reader.read_in_one_pass(&layers)?;
@@ -198,6 +203,24 @@ impl Engine<'_> {
             None => run.score_rest_stepwise(&mut reader)?,
         }
         Ok(reader.found)
+    }
+
+    /// Whether rows that generate, or are scored over, different numbers of tokens can share a batch without any of them
+    /// noticing: the strategy's decode steps run the same layers whatever those are. `max_new_tokens`: the most of any row.
+    ///
+    /// # Errors
+    /// A strategy that does not suit the model.
+    pub fn lengths_mix(&self, strategy: &mut dyn Strategy, max_new_tokens: usize) -> Result<bool> {
+        let mut layers = |max_new_tokens| {
+            let shape = BatchShape {
+                prompt_lens: vec![1],
+                n_layers: self.model().sizes().n_layers,
+                max_new_tokens,
+            };
+            fixed_layers(strategy, &shape)
+        };
+        let (some, more) = (layers(max_new_tokens)?, layers(2 * max_new_tokens + 64)?);
+        Ok(some.is_some() && some == more)
     }
 
     /// Whether [`Engine::score`] can take these texts; gives the length of the longest continuation.
@@ -258,18 +281,21 @@ struct Reader<'a> {
     texts: &'a [ScoredText],
     /// What the full network has in front of each scored token, `[scored tokens, d_model]`, and where those of each row begin.
     full: Option<(Tensor, Vec<usize>)>,
+    /// So many likeliest tokens are wanted beside each.
+    likeliest: usize,
     found: Vec<Likelihood>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(model: &'a dyn CausalLm, texts: &'a [ScoredText], against_full: bool) -> Result<Self> {
+    fn new(model: &'a dyn CausalLm, texts: &'a [ScoredText], how: ScoreOptions) -> Result<Self> {
         let mut reader = Self {
             model,
             texts,
             full: None,
+            likeliest: how.likeliest,
             found: vec![Likelihood::default(); texts.len()],
         };
-        if against_full {
+        if how.against_full {
             let layers = LayerSet::full(model.sizes().n_layers);
             let (hidden, places) = reader.in_one_pass(&layers)?;
             let positions: Vec<u32> = places.iter().map(|place| place.position as u32).collect();
@@ -343,11 +369,16 @@ impl<'a> Reader<'a> {
                 .map(|(nth, &(row, index))| {
                     let logits = &values[(at + nth) * vocab..][..vocab];
                     let full = full.as_ref().map(|full| &full[nth * vocab..][..vocab]);
-                    Read::of(logits, self.texts[row].continuation[index], full)
+                    Read::of(
+                        logits,
+                        self.texts[row].continuation[index],
+                        self.likeliest,
+                        full,
+                    )
                 })
                 .collect();
             for ((&(row, index), read), &layers) in some.iter().zip(read).zip(&ran[at..]) {
-                if read.log_probability.is_nan() || read.divergence.is_nan() {
+                if read.score.log_probability.is_nan() || read.divergence.is_nan() {
                     return Err(EngineError::NotNumbers {
                         what: "logits",
                         row,
@@ -356,7 +387,8 @@ impl<'a> Reader<'a> {
                     });
                 }
                 let found = &mut self.found[row];
-                found.log_probabilities.push(read.log_probability);
+                found.log_probabilities.push(read.score.log_probability);
+                found.likeliest.push(read.score.likeliest);
                 found.is_likeliest.push(read.is_likeliest);
                 found.layers.push(layers);
                 if self.full.is_some() {
@@ -384,18 +416,18 @@ impl<'a> Reader<'a> {
 
 /// What one token gets.
 struct Read {
-    log_probability: f64,
+    score: TokenScore,
     is_likeliest: bool,
     divergence: f64,
     same_choice: bool,
 }
 
 impl Read {
-    fn of(logits: &[f32], token: u32, full: Option<&[f32]>) -> Self {
+    fn of(logits: &[f32], token: u32, most: usize, full: Option<&[f32]>) -> Self {
         // What is no number shows in the probability.
         let likeliest = signal::first_of_largest(logits);
         Self {
-            log_probability: signal::fast_log_probability(logits, token),
+            score: signal::score(logits, token, most),
             is_likeliest: likeliest == Some(token as usize),
             divergence: full.map_or(0.0, |full| signal::divergence(full, logits)),
             same_choice: full.is_none_or(|full| signal::first_of_largest(full) == likeliest),

@@ -29,6 +29,8 @@ pub struct Options {
     pub beam: Option<Beam>,
     /// No n-gram of this length, prompt included, occurs twice; 0 for no such rule.
     pub no_repeat_ngram: usize,
+    /// Give each token's log-probability, and those of so many likeliest tokens.
+    pub log_probabilities: Option<usize>,
     /// Keep a [`TokenTrace`](crate::TokenTrace) of each token.
     pub trace: bool,
     /// Compare the KV cache with that of a full-depth replay at the end.
@@ -83,6 +85,23 @@ impl Options {
         Ok(is_full.then_some(End::Length))
     }
 
+    /// Refuses what a row cannot have for itself.
+    pub(crate) fn check_row(&self) -> Result<()> {
+        let for_all = [
+            ("beams", self.beam.is_some()),
+            ("no-repeat-ngram", self.no_repeat_ngram > 0),
+            ("trace", self.trace),
+            ("audit", self.audit),
+        ];
+        match for_all.into_iter().find(|(_, is_set)| *is_set) {
+            None => Ok(()),
+            Some((option, _)) => wrong(
+                option,
+                "it is for a batch whose rows are asked for alike; leave it out",
+            ),
+        }
+    }
+
     /// Refuses options that do not go together or with the strategy.
     pub(crate) fn check(&self, strategy: &dyn Strategy) -> Result<()> {
         if let Some(sampling) = &self.sampling {
@@ -96,6 +115,12 @@ impl Options {
         }
         if let Some(beam) = self.beam {
             beam.check()?;
+            if self.log_probabilities.is_some() {
+                return wrong(
+                    "log-probabilities",
+                    "a beam search gives none of its tokens; use one beam",
+                );
+            }
             if self.trace || self.audit {
                 return wrong(
                     "trace",

@@ -8,11 +8,15 @@ use crate::options::Options;
 use candle_core::Tensor;
 use skipbench_model::{CausalLm, KvCache};
 use skipbench_strategy::{BatchMode, BatchShape, KvFill, LayerSet, Needs, Prefill, Strategy};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// Generated tokens for which the KV cache has room from the start. Beyond, it grows as rows do: answers may end long before
 /// the tokens that they may have.
 const FIRST_TOKENS: usize = 512;
+
+/// Takes what a row has so far, its newest token last.
+pub(crate) type Listener<'a> = &'a mut dyn FnMut(usize, &RowOutput) -> ControlFlow<()>;
 
 /// One call of [`Engine::generate`](crate::Engine::generate).
 pub(crate) struct Run<'a> {
@@ -21,6 +25,10 @@ pub(crate) struct Run<'a> {
     /// Prompt `i` is row `i` of the cache, or its beams are the rows from `i * beams` on.
     pub(crate) prompts: &'a [Vec<u32>],
     pub(crate) options: &'a Options,
+    /// Of each row, where rows have options of their own.
+    pub(crate) rows: Option<&'a [Options]>,
+    /// Hears of each token, and says whether the row goes on.
+    pub(crate) listener: Option<Listener<'a>>,
     pub(crate) needs: Needs,
     /// The layers that the strategy has announced.
     pub(crate) reachable: LayerSet,
@@ -84,6 +92,8 @@ impl<'a> Run<'a> {
             strategy,
             prompts,
             options,
+            rows: None,
+            listener: None,
             needs,
             reachable,
             pending: vec![Vec::new(); rows],
@@ -99,6 +109,11 @@ impl<'a> Run<'a> {
             },
             cache,
         })
+    }
+
+    /// What was asked of a row.
+    pub(crate) fn asked(&self, row: usize) -> &'a Options {
+        self.rows.map_or(self.options, |rows| &rows[row])
     }
 
     /// The layers that the prompts run through.

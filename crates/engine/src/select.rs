@@ -6,26 +6,29 @@ use crate::options::Sampling;
 use candle_core::Tensor;
 
 /// Chooses each row's next token.
-pub(crate) enum Chooser {
-    Greedy,
-    Drawn {
-        /// One for each row.
-        draws: Vec<Draw>,
-        /// Keep so many likeliest tokens before one is drawn.
-        top_k: Option<usize>,
-    },
+pub(crate) struct Chooser {
+    /// One for each row; `None` for the likeliest token.
+    draws: Vec<Option<Drawn>>,
+}
+
+/// How a row's tokens are drawn.
+struct Drawn {
+    draw: Draw,
+    /// Keep so many likeliest tokens before one is drawn.
+    top_k: Option<usize>,
 }
 
 impl Chooser {
-    pub(crate) fn new(sampling: Option<&Sampling>, rows: usize) -> Self {
-        match sampling {
-            None => Self::Greedy,
-            Some(sampling) => Self::Drawn {
-                draws: (0..rows as u64)
-                    .map(|row| Draw::new(sampling, row))
-                    .collect(),
+    /// For rows with these samplings and these numbers of their streams.
+    pub(crate) fn new<'s>(rows: impl Iterator<Item = (Option<&'s Sampling>, u64)>) -> Self {
+        let draw = |(sampling, stream): (Option<&Sampling>, u64)| {
+            sampling.map(|sampling| Drawn {
+                draw: Draw::new(sampling, stream),
                 top_k: sampling.top_k.filter(|_| sampling.top_p.is_some()),
-            },
+            })
+        };
+        Self {
+            draws: rows.map(draw).collect(),
         }
     }
 
@@ -36,18 +39,19 @@ impl Chooser {
         likeliest: Vec<u32>,
         logits: &Tensor,
     ) -> Result<Vec<u32>> {
-        let Self::Drawn { draws, top_k } = self else {
-            return Ok(likeliest);
-        };
         rows.iter()
+            .zip(likeliest)
             .enumerate()
-            .map(|(index, &row)| {
+            .map(|(index, (&row, likeliest))| {
+                let Some(draw) = &mut self.draws[row] else {
+                    return Ok(likeliest);
+                };
                 let logits = logits.get(index)?;
-                let logits = match top_k {
-                    Some(k) => only_likeliest(&logits, *k)?,
+                let logits = match draw.top_k {
+                    Some(k) => only_likeliest(&logits, k)?,
                     None => logits,
                 };
-                draws[row].token(&logits)
+                draw.draw.token(&logits)
             })
             .collect()
     }
@@ -92,7 +96,7 @@ mod tests {
                 seed: 3,
                 first_row: 0,
             };
-            let mut chooser = Chooser::new(Some(&sampling), 1);
+            let mut chooser = Chooser::new([(Some(&sampling), 0)].into_iter());
             let tokens = (0..400).map(|_| chooser.choose(&[0], vec![0], &logits).unwrap()[0]);
             tokens.max().unwrap()
         };

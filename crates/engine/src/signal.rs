@@ -1,6 +1,7 @@
 //! The few numbers that a dynamic strategy may ask for after a layer.
 
 use crate::error::Result;
+use crate::generation::TokenScore;
 use candle_core::{D, DType, Storage, Tensor};
 use skipbench_model::simd::exp;
 use skipbench_model::vectorised;
@@ -154,14 +155,38 @@ pub(crate) fn log_probability(logits: &[f32], token: u32) -> f64 {
     f64::from(own - largest) - sum.ln()
 }
 
-/// The same within 1e-6, and many times as fast. NaN where a logit is NaN or positive infinity.
-pub(crate) fn fast_log_probability(logits: &[f32], token: u32) -> f64 {
+/// The same within 1e-6 and many times as fast, and likewise those of so many likeliest tokens. NaN where a logit is NaN or
+/// positive infinity.
+pub(crate) fn score(logits: &[f32], token: u32, likeliest: usize) -> TokenScore {
     let largest = largest(logits);
-    let own = logits
-        .get(token as usize)
-        .copied()
-        .unwrap_or(f32::NEG_INFINITY);
-    f64::from(own) - f64::from(largest) - sum_of_exps(logits, largest).ln()
+    let log_sum = sum_of_exps(logits, largest).ln();
+    let log_probability = |token: u32| {
+        let own = logits.get(token as usize).copied();
+        f64::from(own.unwrap_or(f32::NEG_INFINITY)) - f64::from(largest) - log_sum
+    };
+    let likeliest = largest_of(logits, likeliest).into_iter();
+    TokenScore {
+        log_probability: log_probability(token),
+        likeliest: likeliest.map(|id| (id, log_probability(id))).collect(),
+    }
+}
+
+/// Ids of the `most` largest values, the largest first; of equal ones the lower id.
+fn largest_of(values: &[f32], most: usize) -> Vec<u32> {
+    let mut ids: Vec<u32> = Vec::new();
+    if most == 0 {
+        return ids;
+    }
+    for (id, &value) in values.iter().enumerate() {
+        let least = ids.last().map(|&last| values[last as usize]);
+        if ids.len() == most && least.is_some_and(|least| value <= least) {
+            continue;
+        }
+        let place = ids.partition_point(|&other| values[other as usize] >= value);
+        ids.insert(place, id as u32);
+        ids.truncate(most);
+    }
+    ids
 }
 
 /// Kullback-Leibler divergence of the distribution of `full` from that of `logits`, in nats; NaN where a logit of either is NaN or
@@ -395,7 +420,7 @@ mod tests {
             let (full, other) = (logits(1, scale), logits(2, scale));
             let (p, q) = (log_probabilities(&full), log_probabilities(&other));
             for token in [0, 7, 99_999, 100_002] {
-                let found = fast_log_probability(&full, token as u32);
+                let found = score(&full, token as u32, 0).log_probability;
                 assert!(
                     (found - p[token]).abs() < 1e-6,
                     "{scale}: {found} {}",
@@ -479,7 +504,8 @@ mod tests {
                 wanted.is_none(),
                 "{logits:?}"
             );
-            for log_probability in [log_probability, fast_log_probability] {
+            let fast = |logits: &[f32], token| score(logits, token, 0).log_probability;
+            for log_probability in [&log_probability as &dyn Fn(&[f32], u32) -> f64, &fast] {
                 assert_eq!(
                     log_probability(logits, 0).is_nan(),
                     wanted.is_none(),
@@ -487,6 +513,22 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn the_likeliest_come_in_order_and_of_equal_ones_the_first() {
+        let logits = [0.5, 2.0, -1.0, 2.0, 3.0];
+        let ids = |most| -> Vec<u32> { largest_of(&logits, most) };
+        assert_eq!(ids(0), [] as [u32; 0]);
+        assert_eq!(ids(1), [4]);
+        assert_eq!(ids(2), [4, 1]);
+        assert_eq!(ids(9), [4, 1, 3, 0, 2]);
+        let score = score(&logits, 3, 3);
+        assert_eq!(score.likeliest[2], (3, score.log_probability));
+        assert!((score.log_probability - log_probability(&logits, 3)).abs() < 1e-6);
+        let all: f64 = (0..5).map(|id| log_probability(&logits, id).exp()).sum();
+        assert!((all - 1.0).abs() < 1e-12);
+        assert_eq!(largest_of(&[f32::NAN, 1.0, f32::NAN], 2).len(), 2);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::exact::Exact;
+use crate::generation::TokenScore;
 use crate::laps::Lap;
 use crate::ledger::Phase;
 use crate::options::Options;
@@ -31,6 +32,9 @@ struct Draft {
     /// state behind them, `[1, d_model]`.
     exact: Vec<(usize, Tensor)>,
 }
+
+/// The full network's choice, with its log-probability where the row asks for it.
+type Vote = (u32, Option<TokenScore>);
 
 impl Draft {
     fn drafted(&self) -> usize {
@@ -63,7 +67,7 @@ impl Run<'_> {
                     start: self.prompts[row].len() + done - 1,
                     ids: vec![self.last_token(row)],
                     layers: Vec::new(),
-                    room: limit.tokens.min(self.options.max_new_tokens - done - 1),
+                    room: limit.tokens.min(self.asked(row).max_new_tokens - done - 1),
                     doubtful: false,
                     exact: Vec::new(),
                 }
@@ -86,17 +90,17 @@ impl Run<'_> {
         let mut decoded = Vec::new();
         let mut votes = votes.into_iter();
         for draft in &drafts {
-            let votes: Vec<u32> = votes.by_ref().take(draft.ids.len()).collect();
+            let votes: Vec<Vote> = votes.by_ref().take(draft.ids.len()).collect();
             let standing = draft.ids[1..]
                 .iter()
                 .zip(&votes)
-                .take_while(|(draft, vote)| draft == vote)
+                .take_while(|(draft, (vote, _))| *draft == vote)
                 .count();
             outcome.drafted += draft.drafted();
             outcome.accepted += standing;
             // The last token that stands is not fed yet; what the cache holds from it on goes.
             self.cache.truncate(draft.row, draft.start + standing + 1);
-            decoded.extend(self.standing(draft, &votes, standing)?);
+            decoded.extend(self.standing(draft, votes, standing)?);
         }
         self.strategy.verified(outcome);
         self.out.drafts.verified += outcome.rows as u64;
@@ -112,7 +116,7 @@ impl Run<'_> {
             let open: Vec<(usize, Span)> = drafts
                 .iter()
                 .enumerate()
-                .filter_map(|(index, draft)| Some((index, draft.next(self.options)?)))
+                .filter_map(|(index, draft)| Some((index, draft.next(self.asked(draft.row))?)))
                 .collect();
             if open.is_empty() {
                 break;
@@ -162,7 +166,7 @@ impl Run<'_> {
 
     /// The full network's choice after each token of each draft. A token comes in at the layer up to which drafting has
     /// computed it already, as LayerSkip verifies from its cached exit states (arXiv 2404.16710).
-    fn verify(&mut self, drafts: &[Draft]) -> Result<Vec<u32>> {
+    fn verify(&mut self, drafts: &[Draft]) -> Result<Vec<Vote>> {
         let sizes = self.model.sizes();
         let last: Vec<u32> = drafts
             .iter()
@@ -181,27 +185,33 @@ impl Run<'_> {
             self.out.ledger.layer(sizes, layer, Part::Whole, &spans);
         }
         hidden = join(sizes.n_layers, drafts, hidden, &mut spans)?;
-        let votes = signal::argmax(&self.head(&hidden)?)?;
-        let places = spans
+        let logits = self.head(&hidden)?;
+        let places: Vec<(usize, usize)> = spans
             .iter()
-            .flat_map(|span| (span.start..span.start + span.len).map(|at| (span.row, at)));
-        self.numbers(votes, places, None)
+            .flat_map(|span| (span.start..span.start + span.len).map(|at| (span.row, at)))
+            .collect();
+        let rows: Vec<usize> = places.iter().map(|&(row, _)| row).collect();
+        let votes = self.numbers(signal::argmax(&logits)?, places, None)?;
+        let scores = self.scores(&rows, &votes, &logits)?;
+        Ok(votes.into_iter().zip(scores).collect())
     }
 
     /// The tokens that a row gets. The layers of all that was drafted and verified are counted, those that led to no token
     /// with the last one.
-    fn standing(&self, draft: &Draft, votes: &[u32], standing: usize) -> Result<Vec<Chosen>> {
+    fn standing(&self, draft: &Draft, votes: Vec<Vote>, standing: usize) -> Result<Vec<Chosen>> {
         let n_layers = self.model.sizes().n_layers;
         let layers = |index: usize| {
             let drafting = draft.layers.get(index).copied().unwrap_or(0.0);
             drafting + draft.verified_layers(index, n_layers) as f64
         };
-        let mut decoded: Vec<Chosen> = votes[..=standing]
-            .iter()
+        let mut decoded: Vec<Chosen> = votes
+            .into_iter()
+            .take(standing + 1)
             .enumerate()
-            .map(|(index, &token)| Chosen {
+            .map(|(index, (token, score))| Chosen {
                 row: draft.row,
                 token,
+                score,
                 layers: layers(index),
                 trace: TokenTrace {
                     drafted: Some(index < standing),
@@ -210,11 +220,12 @@ impl Run<'_> {
             })
             .collect();
         // Nothing follows the end of an answer.
+        let asked = self.asked(draft.row);
         let mut answer = self.out.rows[draft.row].tokens.clone();
         let mut end = standing;
-        for (index, &token) in votes[..=standing].iter().enumerate() {
-            answer.push(token);
-            if self.options.end(&answer)?.is_some() {
+        for (index, chosen) in decoded.iter().enumerate() {
+            answer.push(chosen.token);
+            if asked.end(&answer)?.is_some() {
                 end = index;
                 break;
             }

@@ -1,5 +1,6 @@
 //! What goes into a decode step and what comes out of it.
 
+use crate::generation::TokenScore;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
 use skipbench_model::{Shortlist, Span};
@@ -50,15 +51,17 @@ pub(crate) struct Decoded {
 pub(crate) struct Chosen {
     pub(crate) row: usize,
     pub(crate) token: u32,
+    pub(crate) score: Option<TokenScore>,
     pub(crate) layers: f64,
     pub(crate) trace: TokenTrace,
 }
 
 impl Chosen {
-    pub(crate) fn new(decoded: Decoded, token: u32) -> Self {
+    pub(crate) fn new(decoded: Decoded, token: u32, score: Option<TokenScore>) -> Self {
         Self {
             row: decoded.row,
             token,
+            score,
             layers: decoded.layers,
             trace: decoded.trace,
         }

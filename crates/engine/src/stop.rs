@@ -23,6 +23,34 @@ impl StopTexts {
         }
     }
 
+    /// Texts that end an answer as the options take them: ids that end it, and texts to look for. A text that is a special
+    /// token never shows in what is decoded, so it is an id.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses.
+    pub fn with_ids(
+        tokenizer: &Arc<dyn Tokenize>,
+        texts: &[String],
+    ) -> Result<(Vec<u32>, Option<Self>)> {
+        let (mut ids, mut shown) = (Vec::new(), Vec::new());
+        for text in texts {
+            match tokenizer.encode_with(text, false)?[..] {
+                [id] if tokenizer.decode(&[id])?.is_empty() => ids.push(id),
+                _ => shown.push(text.clone()),
+            }
+        }
+        let stop = (!shown.is_empty()).then(|| Self::new(tokenizer.clone(), shown));
+        Ok((ids, stop))
+    }
+
+    /// The part of the text that stands whatever comes behind it: up to the first stop, or to where one may have begun.
+    pub fn settled<'t>(&self, text: &'t str) -> &'t str {
+        let end = first(text, &self.texts).unwrap_or(text.len());
+        let begun = |&(from, _): &(usize, char)| may_begin_at(text, from, &self.texts);
+        let open = text[..end].char_indices().find(begun);
+        &text[..open.map_or(end, |(from, _)| from)]
+    }
+
     /// The text up to the first stop.
     pub fn cut<'t>(&self, text: &'t str) -> &'t str {
         first(text, &self.texts).map_or(text, |at| &text[..at])
@@ -71,13 +99,16 @@ fn first(text: &str, stops: &[String]) -> Option<usize> {
 
 /// Whether a longer stop may have begun in front of `at` and still lack its end.
 fn may_begin_earlier(text: &str, at: usize, stops: &[String]) -> bool {
-    let begun = |(from, _): (usize, char)| {
-        let rest = &text[from..];
-        stops
-            .iter()
-            .any(|stop| stop.len() > rest.len() && stop.starts_with(rest))
-    };
-    text[..at].char_indices().any(begun)
+    let mut places = text[..at].char_indices();
+    places.any(|(from, _)| may_begin_at(text, from, stops))
+}
+
+/// Whether all of the text from `from` on is the beginning of a longer stop.
+fn may_begin_at(text: &str, from: usize, stops: &[String]) -> bool {
+    let rest = &text[from..];
+    stops
+        .iter()
+        .any(|stop| stop.len() > rest.len() && stop.starts_with(rest))
 }
 
 #[cfg(test)]
@@ -133,6 +164,12 @@ mod tests {
                 None => &text,
             };
             prop_assert_eq!(stops.cut(ended), stops.cut(&text));
+            // What settles on the way is never taken back, and only the beginning of a stop is waited for.
+            for length in 0..=text.len() {
+                let settled = stops.settled(&text[..length]);
+                prop_assert!(stops.cut(&text).starts_with(settled));
+                prop_assert!(stops.cut(&text[..length]).len() - settled.len() < 4);
+            }
         }
     }
 }

@@ -67,6 +67,8 @@ pub enum Command {
     Perplexity(commands::perplexity::PerplexityArgs),
     /// Write the smaller checkpoint that a strategy's layers make
     Prune(commands::prune::PruneArgs),
+    /// Answer OpenAI's HTTP API with a model under every strategy
+    Serve(Box<commands::serve::ServeArgs>),
     /// Score outputs against references (BLEU, chrF, TER, ROUGE)
     Score(commands::score::ScoreArgs),
     /// Train or fine-tune a small model from a YAML config
@@ -100,6 +102,7 @@ impl Command {
             Command::Loglikelihood(args) => commands::loglikelihood::run(&args),
             Command::Perplexity(args) => commands::perplexity::run(&args),
             Command::Prune(args) => commands::prune::run(&args),
+            Command::Serve(args) => commands::serve::run(&args),
             Command::Score(args) => commands::score::run(args),
             Command::Train(args) => commands::train::run(args),
             Command::Report(args) => commands::report::run(args),

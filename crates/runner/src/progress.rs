@@ -229,30 +229,52 @@ impl Write for Stderr {
 
 /// From here on, Ctrl-C and a request to terminate clear the bar, say `words` and end the process with 130 or 143.
 pub(crate) fn end_on_signals(words: &'static str) {
+    on_signals(move |signal| {
+        clear();
+        let _ = writeln!(io::stderr(), "{words}");
+        end(signal);
+    });
+}
+
+/// From here on, the first Ctrl-C or request to terminate says `words` and calls `stop`, and the second ends the process with
+/// 130 or 143.
+pub(crate) fn stop_on_signals(words: &'static str, stop: impl FnOnce() + Send + 'static) {
+    let mut stop = Some(stop);
+    on_signals(move |signal| match stop.take() {
+        Some(stop) => {
+            let _ = writeln!(io::stderr(), "{words}");
+            stop();
+        }
+        None => end(signal),
+    });
+}
+
+/// Calls `each` with SIGINT and SIGTERM. Without a handler a signal ends the process all the same, without a word.
+fn on_signals(mut each: impl FnMut(i32) + Send + 'static) {
     #[cfg(unix)]
     {
         use signal_hook::consts::{SIGINT, SIGTERM};
-        let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]) else {
-            // Without a handler a signal ends the process all the same, without a word.
-            return;
-        };
-        std::thread::spawn(move || {
-            if let Some(signal) = signals.forever().next() {
-                if let Some(bar) = lock(&SHOWN).take() {
-                    bar.finish_and_clear();
-                    bar.set_draw_target(ProgressDrawTarget::hidden());
-                }
-                let _ = writeln!(io::stderr(), "{words}");
-                #[expect(
-                    clippy::exit,
-                    reason = "a signal ends the process from whatever it does"
-                )]
-                std::process::exit(128 + signal);
-            }
-        });
+        if let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]) {
+            std::thread::spawn(move || signals.forever().for_each(&mut each));
+        }
     }
     #[cfg(not(unix))]
-    let _ = words;
+    let _ = &mut each;
+}
+
+fn clear() {
+    if let Some(bar) = lock(&SHOWN).take() {
+        bar.finish_and_clear();
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+}
+
+fn end(signal: i32) -> ! {
+    #[expect(
+        clippy::exit,
+        reason = "a signal ends the process from whatever it does"
+    )]
+    std::process::exit(128 + signal)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,11 +3,10 @@
 use crate::experiment::{ChatEntry, SpecialTokensRule};
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
-use skipbench_engine::{ScoredText, StopTexts};
+use skipbench_engine::ScoredText;
 use skipbench_model::{ModelError, Shape, Tokenize};
 use skipbench_prompts::{ChatTemplate, Message, SpecialTokens};
 use std::path::Path;
-use std::sync::Arc;
 
 /// What is asked, before a model's chat template is laid over it.
 #[derive(Debug, Clone, PartialEq)]
@@ -307,24 +306,4 @@ pub(crate) fn day(model: &Path, form: &Form) -> Option<String> {
     form.chat.as_ref()?;
     let template = chat_template(model).ok();
     tells_the_date(template.as_ref(), form).then(|| jiff::Zoned::now().date().to_string())
-}
-
-/// Stop texts as the engine takes them. One that is a special token never shows in a text, so it is an id that ends a
-/// sequence.
-///
-/// # Errors
-/// A text that the tokenizer refuses.
-pub(crate) fn stops(
-    tokenizer: &Arc<dyn Tokenize>,
-    texts: &[String],
-) -> anyhow::Result<(Vec<u32>, Option<StopTexts>)> {
-    let (mut ids, mut shown) = (Vec::new(), Vec::new());
-    for text in texts {
-        match tokenizer.encode_with(text, false)?[..] {
-            [id] if tokenizer.decode(&[id])?.is_empty() => ids.push(id),
-            _ => shown.push(text.clone()),
-        }
-    }
-    let stop = (!shown.is_empty()).then(|| StopTexts::new(tokenizer.clone(), shown));
-    Ok((ids, stop))
 }

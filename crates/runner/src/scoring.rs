@@ -139,8 +139,7 @@ impl<'a> Scorer<'a> {
     ) -> anyhow::Result<()> {
         let how = ScoreOptions {
             mode: self.args.mode.into(),
-            planned_tokens: None,
-            against_full: false,
+            ..ScoreOptions::default()
         };
         for batch in texts.chunks(self.args.batch_size as usize) {
             let scored = Engine::new(&self.model).score(batch, strategy, how);

@@ -256,6 +256,7 @@ const ONE_PASS: ScoreOptions = ScoreOptions {
     mode: ScoreMode::OnePass,
     planned_tokens: None,
     against_full: false,
+    likeliest: 0,
 };
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod beams;
 mod candidates;
+mod each;
 mod exits;
 mod fills;
 mod likelihood;

@@ -224,6 +224,7 @@ impl CellRun<'_> {
             mode: self.task().mode,
             planned_tokens: Some(planned_tokens),
             against_full: self.task().asks_for_distance(),
+            ..ScoreOptions::default()
         }
     }
 

@@ -10,12 +10,12 @@ pub(crate) use origin::{model_record, task_record, written};
 use crate::calibrate::{Calibrated, Part};
 use crate::experiment::Experiment;
 use crate::plan::{Cell, Plan};
-use crate::prompter::{Prompter, stops};
+use crate::prompter::Prompter;
 use crate::task::TaskData;
 use anyhow::Context;
 use origin::{blank, made};
 use skipbench_engine::{
-    Beam, Block, Drift, Engine, Options, Outliers, TimingPlan, measure, speedup,
+    Beam, Block, Drift, Engine, Options, Outliers, StopTexts, TimingPlan, measure, speedup,
 };
 use skipbench_machine::{LoadMeter, QUIET, gpu_memory_bytes, peak_memory_bytes, reset_peak_memory};
 use skipbench_metrics::{Hypotheses, Resampling, evaluate};
@@ -251,7 +251,7 @@ pub(crate) fn natural_end(
     tokenizer: &Arc<dyn Tokenize>,
     task: &TaskData,
 ) -> anyhow::Result<Options> {
-    let (ids, stop) = stops(tokenizer, &task.stop)?;
+    let (ids, stop) = StopTexts::with_ids(tokenizer, &task.stop)?;
     Ok(Options {
         max_new_tokens: task.max_new_tokens,
         eos_ids: [tokenizer.eos_ids(), &ids].concat(),

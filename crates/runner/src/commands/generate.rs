@@ -7,13 +7,13 @@ use crate::load::ComputeArgs;
 use crate::outputs::{self, Named};
 use crate::preview::of_escapes;
 use crate::progress::{self, Progress};
-use crate::prompter::{Form, Prompter, stops};
+use crate::prompter::{Form, Prompter};
 use crate::trace::{Heat, audit_json, trace_line};
 use crate::{layer_files, models};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
-use skipbench_engine::{Beam, CheckAudit, Engine, KvAudit, Options, Sampling};
+use skipbench_engine::{Beam, CheckAudit, Engine, KvAudit, Options, Sampling, StopTexts};
 use skipbench_model::{CausalLm, HoleReads, ModelConfig, TextTokenizer, Tokenize};
 use skipbench_record::layer_counts;
 use skipbench_strategy::StrategySpec;
@@ -298,7 +298,7 @@ fn beam_of(args: &GenerateArgs) -> Option<Beam> {
 }
 
 fn options(args: &GenerateArgs, tokenizer: &Arc<dyn Tokenize>) -> anyhow::Result<Options> {
-    let (ids, stop) = stops(tokenizer, &args.stop)?;
+    let (ids, stop) = StopTexts::with_ids(tokenizer, &args.stop)?;
     Ok(Options {
         max_new_tokens: args.max_new_tokens as usize,
         eos_ids: match args.ignore_eos {

@@ -14,6 +14,7 @@ pub mod prune;
 pub mod report;
 pub mod run;
 pub mod score;
+pub mod serve;
 pub mod train;
 
 use std::io::Write;

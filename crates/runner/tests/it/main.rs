@@ -7,6 +7,7 @@ mod compare;
 mod first_steps;
 mod gate;
 mod generate;
+mod http;
 #[path = "../../../model/tests/it/hub_server.rs"]
 mod hub_server;
 mod kinds;
@@ -22,6 +23,7 @@ mod run;
 mod runs;
 mod schema;
 mod score;
+mod serve;
 mod shapes;
 mod sources;
 mod strategies;
