@@ -33,7 +33,10 @@ impl Detokenizer {
         if now.ends_with(NO_CHARACTER) {
             return Ok(String::new());
         }
-        let gained = now.strip_prefix(&before).unwrap_or(&now);
+        let gained = now
+            .strip_prefix(&before)
+            .or(now.get(before.len()..))
+            .unwrap_or_default();
         // A decoder looks no further back than to the last token that has a text.
         if !gained.is_empty() {
             self.ids.drain(..self.given);
