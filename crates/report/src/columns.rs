@@ -171,7 +171,7 @@ pub const COLUMNS: &[Column] = &[
         .where_varied("run", Format::Plain),
     text(
         "machine",
-        |row| Some(row.record.measured().machine.to_string()),
+        |row| Some(row.machine_name.clone()),
         "machine that timed it, or made its answers where nothing was timed; in the tables its number in the head",
     )
     .where_varied("machine", Format::Cell(|row| Some(row.machine.to_string()))),

@@ -1,6 +1,7 @@
 //! The head of a report: what was run, where, when and with what.
 
 use crate::fields::short;
+use crate::report::spelled;
 use crate::row::Row;
 use skipbench_machine::Machine;
 use skipbench_record::Run;
@@ -45,9 +46,9 @@ impl Head {
             1 => "machine".to_owned(),
             _ => format!("machine {}", index + 1),
         };
-        let machines = machines.iter().enumerate();
-        let machines: Vec<(String, String)> = machines
-            .map(|(index, machine)| (name(index), machine.to_string()))
+        let numbered = machines.iter().enumerate();
+        let machines: Vec<(String, String)> = numbered
+            .map(|(index, machine)| (name(index), spelled(machine, machines)))
             .collect();
         facts.extend(machines.iter().cloned());
         facts.extend([

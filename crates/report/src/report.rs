@@ -177,10 +177,7 @@ fn row<'a>(
     (name, number): (&str, usize),
     machines: &[&Machine],
 ) -> Row<'a> {
-    let machine = &record.measured().machine;
-    let index = machines
-        .iter()
-        .position(|other| other.differences(machine).is_empty());
+    let index = machines.iter().position(|machine| is_of(record, machine));
     let timing = record.timing.as_ref();
     let timing_notes = timing.iter().flat_map(|timing| &timing.notes);
     let mut row = Row {
@@ -189,6 +186,8 @@ fn row<'a>(
         source,
         number,
         machine: index.map_or(0, |index| index + 1),
+        machine_name: spelled(&record.measured().machine, machines),
+        repeat: 0,
         speedup: timing.and_then(|timing| speedup(&timing.blocks)),
         scores: Vec::new(),
         same_as_full: None,
@@ -219,19 +218,38 @@ fn run_name(run: &Run, runs: &[Run]) -> String {
     }
 }
 
-/// Every machine that something was measured on, in order of appearance.
+/// Every machine that something was measured on, in order of appearance; those that have only made answers come last.
 fn machines(runs: &[Run]) -> Vec<&Machine> {
     let mut machines: Vec<&Machine> = Vec::new();
-    for record in runs.iter().flat_map(|run| &run.records) {
-        let machine = &record.measured().machine;
-        if !machines
-            .iter()
-            .any(|other| other.differences(machine).is_empty())
-        {
-            machines.push(machine);
+    let all = || runs.iter().flat_map(|run| &run.records);
+    let timed = all().filter(|record| record.timing.is_some());
+    for record in timed.chain(all()) {
+        if !machines.iter().any(|machine| is_of(record, machine)) {
+            machines.push(&record.measured().machine);
         }
     }
     machines
+}
+
+/// A machine in words, with its name in the network where the report has machines of several names.
+pub(crate) fn spelled(machine: &Machine, machines: &[&Machine]) -> String {
+    match machines.iter().any(|other| other.host != machine.host) {
+        true => format!("{}: {machine}", machine.host),
+        false => machine.to_string(),
+    }
+}
+
+/// Whether a record counts as this machine's: threads matter for its times alone.
+fn is_of(record: &Record, machine: &Machine) -> bool {
+    let own = &record.measured().machine;
+    let gpu = |machine: &Machine| machine.gpu.as_ref().map(|gpu| gpu.name.clone());
+    match record.timing {
+        Some(_) => own.differences(machine).is_empty(),
+        None => {
+            (&own.host, &own.instruction_set) == (&machine.host, &machine.instruction_set)
+                && gpu(own) == gpu(machine)
+        }
+    }
 }
 
 fn plot_path(dir: &Path, plot: &Plot) -> PathBuf {

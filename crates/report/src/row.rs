@@ -19,6 +19,10 @@ pub struct Row<'a> {
     pub(crate) number: usize,
     /// Number of the machine among those of the report, from 1.
     pub machine: usize,
+    /// That machine in words.
+    pub machine_name: String,
+    /// Which of the records of its cell it is, from 0: several machines may have measured the same cell.
+    pub repeat: usize,
     /// Speedup over the full network; `None` where nothing was timed.
     pub speedup: Option<Speedup>,
     /// Scores, the main metric first.

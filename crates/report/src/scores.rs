@@ -136,8 +136,9 @@ fn failures(answers: &[&Answer]) -> Option<String> {
     ))
 }
 
-/// Compares the rows of a table: each with the full network of the same run and machine.
+/// Compares the rows of a table: each with the full network of the same run.
 pub(crate) fn compare(rows: &mut [Graded<'_>]) -> Result<()> {
+    number_repeats(rows);
     for family in families(rows) {
         mark_bands(rows, &family);
         let is_full = |&index: &usize| rows[index].row.is_full() && !rows[index].answers.is_empty();
@@ -152,13 +153,28 @@ pub(crate) fn compare(rows: &mut [Graded<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Rows of the same run and machine.
+/// Of a cell that several machines have measured, each record gets its number.
+fn number_repeats(rows: &mut [Graded<'_>]) {
+    for index in 0..rows.len() {
+        let (earlier, rest) = rows.split_at_mut(index);
+        let Some(graded) = rest.first_mut() else {
+            continue;
+        };
+        let same = |other: &&Graded<'_>| {
+            std::ptr::eq(other.run, graded.run)
+                && other.row.record.content == graded.row.record.content
+        };
+        graded.row.repeat = earlier.iter().filter(same).count();
+    }
+}
+
+/// Rows of the same run that hold each cell once: whichever machines have made them, a score is a score.
 fn families(rows: &[Graded<'_>]) -> Vec<Vec<usize>> {
     let mut families: Vec<Vec<usize>> = Vec::new();
     for (index, graded) in rows.iter().enumerate() {
         let related = |&other: &usize| {
             let other = &rows[other];
-            std::ptr::eq(other.run, graded.run) && other.row.machine == graded.row.machine
+            std::ptr::eq(other.run, graded.run) && other.row.repeat == graded.row.repeat
         };
         match families.iter_mut().find(|family| related(&family[0])) {
             Some(family) => family.push(index),
@@ -272,7 +288,7 @@ pub(crate) fn collapsed<'a>(rows: &[Row<'a>]) -> Vec<Row<'a>> {
     let (bands, mut collapsed): (Vec<&Row<'a>>, Vec<&Row<'a>>) =
         rows.iter().partition(|row| row.band.is_some());
     let mut collapsed: Vec<Row<'a>> = collapsed.drain(..).cloned().collect();
-    let key = |row: &Row<'a>| (row.run.clone(), row.machine, row.band);
+    let key = |row: &Row<'a>| (row.run.clone(), row.repeat, row.band);
     let mut seen = Vec::new();
     for first in &bands {
         if seen.contains(&key(first)) {
