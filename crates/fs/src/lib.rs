@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Ends the name of a file that is being written.
 const SUFFIX: &str = ".tmp";
@@ -100,11 +101,24 @@ pub fn lock(folder: &Path) -> io::Result<Option<File>> {
         .create(true)
         .open(&path)
         .map_err(naming)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(naming(error)),
+    for attempt in 0..4 {
+        if attempt > 0 {
+            // Whoever looks whether it is taken lets go at once.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(naming(error)),
+        }
     }
+    Ok(None)
+}
+
+/// Whether a process has taken `folder`; `false` too where that cannot be told.
+pub fn is_locked(folder: &Path) -> bool {
+    let file = File::open(folder.join(".lock"));
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Removes the temporary files that killed processes left in `folder`; gives their number. Call it while no other
@@ -274,7 +288,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let held = lock(dir.path()).unwrap();
         assert!(held.is_some() && lock(dir.path()).unwrap().is_none());
+        assert!(is_locked(dir.path()));
         drop(held);
+        assert!(!is_locked(dir.path()) && !is_locked(&dir.path().join("missing")));
         assert!(lock(dir.path()).unwrap().is_some());
         let error = lock(&dir.path().join("missing")).unwrap_err();
         assert!(error.to_string().contains("missing"), "{error}");

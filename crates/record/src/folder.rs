@@ -5,7 +5,7 @@ use crate::error::{RecordError, Result};
 use crate::identity::Identity;
 use crate::lines::{self, Log};
 use crate::record::{Answer, Prompt, Record};
-use crate::run::{RunInfo, check_versions};
+use crate::run::{Run, RunInfo, check_versions, records};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{HashMap, HashSet};
@@ -22,6 +22,8 @@ pub struct Folder {
     samples: Log,
     prompts: Log,
     index: Vec<Entry>,
+    /// Records of other folders of the same sweep.
+    elsewhere: Vec<Entry>,
     tasks: HashSet<String>,
     warnings: Vec<String>,
     /// A record was added that takes the place of another one.
@@ -73,6 +75,7 @@ impl Folder {
             samples: Log::open::<Answer>(&dir.join("samples.jsonl"), |_| ())?.0,
             prompts: Log::open::<Prompt>(&dir.join("prompts.jsonl"), |_| ())?.0,
             index: Vec::new(),
+            elsewhere: Vec::new(),
             tasks: HashSet::new(),
             warnings: Vec::new(),
             replaced: false,
@@ -97,6 +100,33 @@ impl Folder {
         let finished = self.index.iter().filter(|entry| !entry.failed);
         let ids: HashSet<&str> = finished.map(|entry| entry.id.as_str()).collect();
         ids.len()
+    }
+
+    /// Counts what other folders hold as well: a cell that is finished there is done.
+    ///
+    /// # Errors
+    /// A folder that cannot be read, or that another version wrote.
+    pub fn count_too(&mut self, dirs: &[PathBuf]) -> std::result::Result<(), RecordError> {
+        for dir in dirs {
+            self.elsewhere.extend(records(dir)?.iter().map(Entry::of));
+        }
+        Ok(())
+    }
+
+    /// Whether a cell is finished, here or in a folder that counts too, whatever the parts of its identity called `ignoring`
+    /// were: the host, where the results of any machine will do.
+    pub fn is_done(&self, answers: &Identity, times: Option<&Identity>, ignoring: &[&str]) -> bool {
+        let agree = |wanted: &Identity, found: &Identity| {
+            let mut differing = wanted.differing(found).into_iter();
+            differing.all(|part| ignoring.contains(&part))
+        };
+        let timed = |entry: &Entry| match (times, &entry.times_from) {
+            (Some(wanted), Some(found)) => agree(wanted, found),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        let mut entries = self.index.iter().chain(&self.elsewhere);
+        entries.any(|entry| !entry.failed && agree(answers, &entry.answers_from) && timed(entry))
     }
 
     /// What there is of a cell whose answers and times depend on this. `name` finds its earlier results where what they
@@ -165,6 +195,32 @@ impl Folder {
         self.replaced |= self.index.iter().any(|earlier| entry.replaces(earlier));
         self.index.push(entry);
         Ok(())
+    }
+
+    /// Adds what another folder has of the same experiment's cells, and gives the number of records that were new. A failure
+    /// is no news of a cell that is finished here.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn merge(&mut self, run: &Run) -> std::result::Result<usize, RecordError> {
+        let mut added = 0;
+        for record in &run.records {
+            let new = Entry::of(record);
+            let known = |entry: &Entry| {
+                entry.id == new.id
+                    && (new.failed && !entry.failed
+                        || entry.failed == new.failed && entry.times_from == new.times_from)
+            };
+            if self.index.iter().any(known) {
+                continue;
+            }
+            self.add_prompts(run.prompts(record))?;
+            let answers = run.answers(record).unwrap_or_default();
+            let answers: Vec<Answer> = answers.into_iter().cloned().collect();
+            self.append(record, &answers)?;
+            added += 1;
+        }
+        Ok(added)
     }
 
     /// Ends the writing: records that others have taken the place of are removed. Without it the next opening does so.

@@ -33,4 +33,4 @@ pub use record::{
     Record, Score, Scored, Scoring, Search, StrategyRecord, TaskRecord, Timing, VERSION, grouped,
     layer_counts,
 };
-pub use run::{PlannedCell, Run, RunInfo, Written};
+pub use run::{PlannedCell, Run, RunInfo, Written, records};

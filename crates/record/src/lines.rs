@@ -190,6 +190,17 @@ impl Log {
         Ok((log, damage.warning(path)))
     }
 
+    /// Reads a file that another process may be appending to; lines that cannot be read are left out.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that another version wrote.
+    pub fn read<T: DeserializeOwned>(
+        path: &Path,
+        each: impl FnMut(T),
+    ) -> std::result::Result<(), RecordError> {
+        read(path, each).map(|_| ())
+    }
+
     /// Appends lines and waits until they are on the disk; where that fails, what was written of them is taken back.
     ///
     /// # Errors

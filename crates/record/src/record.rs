@@ -57,6 +57,16 @@ pub struct Record {
 }
 
 impl Record {
+    /// Why the cell or one of its prompts failed, if one did.
+    pub fn why_failed(&self) -> Option<String> {
+        let quality = self.quality.as_ref();
+        let in_part = quality.is_some_and(|quality| quality.failed > 0);
+        match &self.failure {
+            Some(reason) => Some(reason.clone()),
+            None => in_part.then(|| self.notes.join("; ")),
+        }
+    }
+
     /// Where, when and with what it was timed, or its answers were made where nothing was timed.
     pub fn measured(&self) -> &Made {
         self.timing

@@ -124,11 +124,13 @@ impl RunInfo {
     }
 
     /// Whether both are of the same experiment, wherever their folders are.
-    fn is_of_same_experiment(&self, other: &Self) -> bool {
+    pub fn is_of_same_experiment(&self, other: &Self) -> bool {
         let setting = |info: &Self| {
             let mut experiment = info.experiment.clone();
             if let Some(settings) = experiment.as_object_mut() {
+                // Where it goes and which of several equal devices compute does not make another experiment.
                 settings.shift_remove("out");
+                settings.shift_remove("devices");
             }
             experiment
         };
@@ -289,6 +291,19 @@ impl Run {
         }
         current
     }
+}
+
+/// All records of a run's folder, in the order in which they were written, without their answers; nothing is locked, so
+/// another process may be writing. Lines that cannot be read are left out.
+///
+/// # Errors
+/// A file that cannot be read, or that another version wrote.
+pub fn records(dir: &Path) -> std::result::Result<Vec<Record>, RecordError> {
+    let path = dir.join("cells.jsonl");
+    let mut found = Vec::new();
+    lines::read(&path, |record: Record| found.push(record))?;
+    check_versions(&path, &found)?;
+    Ok(found)
 }
 
 /// Refuses records of another version, which may look like ours.
