@@ -55,6 +55,12 @@ pub enum Command {
     Init(commands::init::InitArgs),
     /// Run an experiment, resuming what was cut off, and write its tables and plots
     Run(commands::run::RunArgs),
+    /// Hand an experiment in to a cluster, as an array of jobs that share its cells
+    Submit(Box<commands::submit::SubmitArgs>),
+    /// Say how far a run is: cells done, running, waiting, failed and missing
+    Status(commands::status::StatusArgs),
+    /// Make one run of what the shards of a sweep have finished, and write its report
+    Collect(commands::collect::CollectArgs),
     /// List the cells of an experiment without running them
     Plan(commands::plan::PlanArgs),
     /// Print the layers that a strategy runs; no model needed
@@ -96,6 +102,9 @@ impl Command {
         match self {
             Command::Init(args) => commands::init::run(&args),
             Command::Run(args) => commands::run::run(&args),
+            Command::Submit(args) => commands::submit::run(&args),
+            Command::Status(args) => commands::status::run(&args),
+            Command::Collect(args) => commands::collect::run(&args),
             Command::Plan(args) => commands::plan::run(args),
             Command::Layers(args) => commands::layers::run(args),
             Command::Generate(args) => commands::generate::run(&args),

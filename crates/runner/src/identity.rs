@@ -37,6 +37,17 @@ pub(crate) struct Asked<'a> {
     pub(crate) timed: bool,
 }
 
+/// The parts of an identity that say where something was computed.
+pub(crate) const MACHINE: [&str; 7] = [
+    "instruction set",
+    "GPU",
+    "host",
+    "processor",
+    "cores",
+    "threads",
+    "GPU driver",
+];
+
 /// The machine that computes now.
 pub(crate) fn this_machine(device: DeviceName) -> Machine {
     Machine::here(

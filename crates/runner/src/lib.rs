@@ -30,5 +30,6 @@ mod progress;
 mod prompter;
 mod samples;
 mod scoring;
+mod sweep;
 mod trace;
 mod yaml;

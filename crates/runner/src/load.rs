@@ -26,16 +26,27 @@ impl From<DtypeName> for WeightType {
 }
 
 impl DeviceName {
+    /// Refuses a device that this program was built without.
+    ///
+    /// # Errors
+    /// CUDA was asked for and is not built in.
+    pub fn check_built(self) -> anyhow::Result<()> {
+        if self == DeviceName::Cuda && !candle_core::utils::cuda_is_available() {
+            bail!(
+                "device `cuda`: this binary was built without CUDA; build it with `--features cuda`, or use `device: cpu`"
+            );
+        }
+        Ok(())
+    }
+
     /// Opens the device.
     ///
     /// # Errors
     /// CUDA was asked for and is not there, or not built in.
     pub fn open(self) -> anyhow::Result<Device> {
+        self.check_built()?;
         match self {
             DeviceName::Cpu => Ok(Device::Cpu),
-            DeviceName::Cuda if !candle_core::utils::cuda_is_available() => bail!(
-                "device `cuda`: this binary was built without CUDA; build it with `--features cuda`, or use `device: cpu`"
-            ),
             DeviceName::Cuda => Device::new_cuda(0).map_err(|error| {
                 // Behind the first line candle's error carries a backtrace where those are asked for.
                 let error = error.to_string();

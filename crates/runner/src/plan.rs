@@ -2,7 +2,9 @@
 
 use crate::cell;
 use crate::digest::CheckpointDigest;
-use crate::experiment::{Experiment, ExperimentArgs, Match, ModelEntry, PaperEntry, TaskKind};
+use crate::experiment::{
+    Experiment, ExperimentArgs, Match, ModelEntry, PaperEntry, Shard, TaskKind,
+};
 use crate::identity::{Asked, CellIdentity, this_machine};
 use crate::models::{self, Download};
 use crate::prompter;
@@ -171,10 +173,23 @@ impl Plan {
             cells: Vec::new(),
         };
         plan.cells = plan.cells()?;
-        if let Some(shard) = args.shard {
-            plan.cells.retain(|cell| shard.holds(cell.place));
-        }
         Ok(plan)
+    }
+
+    /// Leaves the cells of a share alone.
+    pub fn keep(&mut self, shard: Shard) {
+        self.cells.retain(|cell| shard.holds(cell.place));
+    }
+
+    /// Leaves the times out, and with them the cells whose layers the clock settles.
+    pub(crate) fn leave_times(&mut self) {
+        if self.experiment.matching == Match::Wallclock {
+            self.cells.clear();
+        }
+        for cell in &mut self.cells {
+            cell.timed = false;
+            cell.identity.times = None;
+        }
     }
 
     fn cells(&self) -> anyhow::Result<Vec<Cell>> {

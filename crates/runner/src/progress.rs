@@ -277,6 +277,22 @@ fn end(signal: i32) -> ! {
     std::process::exit(128 + signal)
 }
 
+/// From here on this process ends when the one that began it does and lets go of its standard input, however that ends.
+pub(crate) fn end_with_parent() {
+    std::thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        let _ = writeln!(
+            io::stderr(),
+            "stopped, since the process that began this one has ended"
+        );
+        #[expect(
+            clippy::exit,
+            reason = "the work is nobody's any more; what is finished is on the disk"
+        )]
+        std::process::exit(1);
+    });
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

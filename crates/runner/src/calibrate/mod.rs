@@ -182,9 +182,10 @@ impl Calibrator<'_> {
     /// Layers in the order in which they go, the least important first.
     fn order(&mut self, scoring: Scoring) -> anyhow::Result<Vec<usize>> {
         let key = self.depends_on.clone().with("scoring", scoring);
-        if let Some(order) = self.memo.get(&key) {
-            return Ok(order);
-        }
+        let claim = match self.memo.find(&key) {
+            Ok(order) => return Ok(order),
+            Err(claim) => claim,
+        };
         self.answers()?;
         let mut log = ScoredLayers {
             depends_on: match scoring {
@@ -206,16 +207,26 @@ impl Calibrator<'_> {
         let order = order.context("scoring layers")?;
         self.memo
             .put(&key, format!("order of layers by {scoring:?}"), &order)?;
+        claim.settle();
         Ok(order)
     }
 
     /// Mean length of the full network's answers, in tokens.
     fn expected_length(&mut self) -> anyhow::Result<usize> {
+        let key = self.depends_on.clone().with("expected", "length");
+        let claim = match self.memo.find(&key) {
+            Ok(length) => return Ok(length),
+            Err(claim) => claim,
+        };
         let answers = self.answers()?;
         let lengths = answers
             .iter()
             .map(|text| text.ids.len() - text.answer_start);
-        Ok((lengths.sum::<usize>() as f64 / answers.len() as f64).round() as usize)
+        let mean = (lengths.sum::<usize>() as f64 / answers.len() as f64).round() as usize;
+        self.memo
+            .put(&key, "tokens of an answer".to_owned(), mean)?;
+        claim.settle();
+        Ok(mean)
     }
 
     /// The calibration prompts with the full network's answers.
@@ -264,9 +275,10 @@ impl Calibrator<'_> {
         if search.no_repeat_ngram > 0 {
             key = key.with("no-repeat-ngram", search.no_repeat_ngram);
         }
-        if let Some(layers) = self.memo.get(&key) {
-            return Ok(layers);
-        }
+        let claim = match self.memo.find(&key) {
+            Ok(layers) => return Ok(layers),
+            Err(claim) => claim,
+        };
         let options = Options {
             beam: search.beam,
             no_repeat_ngram: search.no_repeat_ngram,
@@ -291,6 +303,7 @@ impl Calibrator<'_> {
         };
         self.memo
             .put(&key, format!("layers per token of {spec}"), mean)?;
+        claim.settle();
         Ok(mean)
     }
 
@@ -302,9 +315,10 @@ impl Calibrator<'_> {
             .clone()
             .with("speedup of", spec)
             .with("rows", timing.batches.first().map(Vec::len));
-        if let Some(speed) = self.memo.get(&key) {
-            return Ok(speed);
-        }
+        let claim = match self.memo.find(&key) {
+            Ok(speed) => return Ok(speed),
+            Err(claim) => claim,
+        };
         let part = self.part;
         let progress = &mut |done, all| part("timed blocks of a trial", done as u64, all as u64);
         let blocks = measure(self.engine, spec, timing, progress).context("calibration")?;
@@ -312,6 +326,7 @@ impl Calibrator<'_> {
             .context("`match: wallclock` needs a timing pass with at least two new tokens")?
             .ratio;
         self.memo.put(&key, format!("speedup of {spec}"), speed)?;
+        claim.settle();
         Ok(speed)
     }
 

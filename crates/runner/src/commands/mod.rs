@@ -1,5 +1,6 @@
 //! One file per command: its arguments and what it does with them.
 
+pub mod collect;
 pub mod compare;
 pub mod completions;
 pub mod data;
@@ -15,6 +16,8 @@ pub mod report;
 pub mod run;
 pub mod score;
 pub mod serve;
+pub mod status;
+pub mod submit;
 pub mod train;
 
 use std::io::Write;

@@ -1,7 +1,7 @@
 //! `skipbench plan`.
 
 use super::print_json;
-use crate::experiment::ExperimentArgs;
+use crate::experiment::{ExperimentArgs, ShardArgs};
 use crate::models::Download;
 use crate::plan::{Cell, Plan, Weights};
 use crate::preview::{self, TaskPreview};
@@ -18,6 +18,8 @@ use std::time::Duration;
 pub struct PlanArgs {
     #[command(flatten)]
     experiment: ExperimentArgs,
+    #[command(flatten)]
+    share: ShardArgs,
     /// Do not load the models to estimate how long the run takes
     #[arg(long)]
     no_estimate: bool,
@@ -31,7 +33,11 @@ pub struct PlanArgs {
 /// # Errors
 /// Whatever [`Plan::of`] refuses, a tokenizer or a model that cannot be loaded.
 pub fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
-    let plan = Plan::of(&args.experiment, Weights::LookedAt)?;
+    let mut plan = Plan::of(&args.experiment, Weights::LookedAt)?;
+    let shard = args.share.shard;
+    if let Some(shard) = shard {
+        plan.keep(shard);
+    }
     let tasks = preview::tasks(&plan)?;
     let warnings = preview::all_warnings(&tasks);
     let downloads = plan.models.iter().filter_map(|m| m.download.as_ref());
@@ -46,7 +52,7 @@ pub fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
         print_json(&json!({
             "experiment": plan.experiment.name,
             "out": plan.experiment.out_dir(),
-            "shard": args.experiment.shard.map(|shard| shard.to_string()),
+            "shard": shard.map(|shard| shard.to_string()),
             "cells": cells,
             "tasks": tasks,
             "warnings": warnings,
@@ -73,7 +79,6 @@ pub fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
     for download in &downloads {
         writeln!(out, "{}", download.text())?;
     }
-    let shard = args.experiment.shard;
     let shard = shard.map_or_else(String::new, |shard| format!(" of shard {shard}"));
     writeln!(
         out,

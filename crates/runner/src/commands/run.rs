@@ -2,14 +2,16 @@
 
 use crate::calibrate::{Calibrated, Calibrator, Part, Target, runnable};
 use crate::cell::{self, CellRun, Loaded};
-use crate::experiment::ExperimentArgs;
+use crate::experiment::{ExperimentArgs, Shard, ShardArgs};
 use crate::identity::{clocked_by, computed_by, on_text};
 use crate::memo::Memo;
 use crate::plan::{Cell, ModelPlan, Plan, Weights};
 use crate::preview;
-use crate::progress::{Progress, end_on_signals};
+use crate::progress::{Progress, end_on_signals, end_with_parent};
 use crate::prompter::Request;
 use crate::samples;
+use crate::sweep::workers::{Duty, Workers};
+use crate::sweep::{self, Reach, Stranger, Sweep};
 use candle_core::Device;
 use clap::Args;
 use skipbench_engine::{Engine, Options, TimingPlan};
@@ -20,7 +22,7 @@ use skipbench_report::Report;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Arguments of `skipbench run`.
@@ -28,6 +30,19 @@ use std::process::ExitCode;
 pub struct RunArgs {
     #[command(flatten)]
     experiment: ExperimentArgs,
+    #[command(flatten)]
+    share: ShardArgs,
+    /// Processes that share the cells: one for each of `devices`, or of the first N GPUs. On a CPU they make the answers, and
+    /// the cells are timed afterwards, one after another
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+    /// Folder of a sweep that `submit` has begun: the shard writes to DIR/shards, reads what the other shards have found on
+    /// calibration text, and leaves out the cells that any machine has finished
+    #[arg(long, value_name = "DIR", requires = "shard", conflicts_with = "out")]
+    sweep: Option<PathBuf>,
+    /// What to do of each cell, as a worker of another process
+    #[arg(long, hide = true, requires = "sweep")]
+    worker: Option<Duty>,
 }
 
 /// Runs every cell that is not finished yet, then writes the report.
@@ -36,9 +51,33 @@ pub struct RunArgs {
 /// Whatever is wrong with the input; a cell that fails is recorded and the others go on.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     end_on_signals("stopped; the same command goes on where it stopped");
-    let plan = Plan::of(&args.experiment, Weights::Needed)?;
-    let dir = plan.experiment.out_dir();
-    let device = plan.experiment.device.open()?;
+    if args.worker.is_some() {
+        end_with_parent();
+    }
+    let mut plan = Plan::of(&args.experiment, Weights::Needed)?;
+    let share = args.share.shard.unwrap_or(Shard::WHOLE);
+    let sweep = args.sweep.as_ref();
+    let sweep = sweep.map(|dir| Sweep::join(dir, &plan)).transpose()?;
+    plan.keep(share);
+    if args.worker == Some(Duty::Answers) {
+        plan.leave_times();
+    }
+    let workers = match args.worker {
+        Some(_) => None,
+        None => Workers::of(&plan.experiment, args.jobs)?,
+    };
+    // Before anything is written.
+    let device = match &workers {
+        Some(Workers::Gpus(_)) => plan.experiment.device.check_built().map(|()| None)?,
+        _ => Some(plan.experiment.device.open()?),
+    };
+    let dir = match &sweep {
+        Some(sweep) => sweep.folder_of(share),
+        None => plan.experiment.out_dir(),
+    };
+    if workers.is_some() && sweep.is_none() {
+        Sweep::check_no_jobs(&dir)?;
+    }
     let mut info = plan.info()?;
     if plan.cells.iter().any(|cell| cell.timed) {
         let machine = &plan.machine;
@@ -53,15 +92,89 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     for warning in preview::warnings(&plan)? {
         tracing::warn!("{warning}");
     }
+    let mut todo = Todo {
+        sweep: sweep.as_ref(),
+        failed: HashSet::new(),
+    };
+    if let Some(sweep) = &sweep {
+        folder.count_too(&sweep.counted(&dir)?)?;
+    }
+    if let Some(workers) = workers {
+        let begun;
+        let sweep = match &sweep {
+            Some(sweep) => sweep,
+            None => {
+                begun = Sweep::at(&dir, workers.count(), Reach::Machine)?;
+                begun.begin(&plan)?;
+                &begun
+            }
+        };
+        todo.failed = share_out(&workers, sweep, share, &plan, &mut folder)?;
+    }
     let mut shown = HashSet::new();
-    let failed = run_cells(&plan, &device, &mut folder, &mut shown)?;
+    let mut failed = todo.failed.len();
+    // GPUs that have workers are theirs alone; what those leave undone is run by the same command.
+    if let Some(device) = device {
+        failed += run_cells(&plan, &device, &todo, &mut folder, &mut shown)?;
+    }
     folder.close()?;
     samples::write(&plan, &dir)?;
-    write_report(&dir, &shown)?;
+    if sweep.is_none() {
+        write_report(&dir, &shown)?;
+    }
     Ok(match failed {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::from(1),
     })
+}
+
+/// Has workers run the cells that are not finished, and takes over what they leave; gives the ids of cells that failed, or
+/// that a worker has left undone although nobody else may do them.
+fn share_out(
+    workers: &Workers,
+    sweep: &Sweep,
+    share: Shard,
+    plan: &Plan,
+    folder: &mut Folder,
+) -> anyhow::Result<HashSet<String>> {
+    let times = |cell: &Cell| match workers.duty() {
+        Duty::All => cell.identity.times.clone(),
+        Duty::Answers => None,
+    };
+    let is_left = |folder: &Folder, cell: &&Cell| {
+        let times = times(cell);
+        !folder.is_done(&cell.identity.answers, times.as_ref(), sweep.ignoring())
+    };
+    let parts = workers.shards(share).map(|part| sweep.folder_of(part));
+    let parts: Vec<PathBuf> = parts.collect();
+    let is_ours = |dir: &PathBuf| share == Shard::WHOLE || parts.contains(dir);
+    let (mut known, strangers) = sweep.folders()?;
+    for Stranger { dir, reason } in strangers {
+        tracing::warn!("{} {reason}; what it holds is not used", dir.display());
+    }
+    // What an earlier run was stopped before it could take over.
+    known.retain(is_ours);
+    sweep::merge(folder, &known)?;
+    let left = plan.cells.iter().filter(|cell| is_left(folder, cell));
+    let left = left.count();
+    if left > 0 {
+        workers.run(sweep, share, left)?;
+        let (mut known, _) = sweep.folders()?;
+        known.retain(is_ours);
+        sweep::merge(folder, &known)?;
+    }
+    let mut failed = HashSet::new();
+    for cell in plan.cells.iter().filter(|cell| is_left(folder, cell)) {
+        let record = folder.record(&cell.id)?;
+        match record.as_ref().and_then(Record::why_failed) {
+            Some(reason) => tracing::error!("{} failed: {reason}", cell.name()),
+            // This process may yet do what a worker did not come to.
+            None if workers.duty() == Duty::Answers => continue,
+            None => tracing::error!("{} is missing: its worker ended early", cell.name()),
+        }
+        failed.insert(cell.id.clone());
+    }
+    Ok(failed)
 }
 
 /// Says what makes times of this machine doubtful. Other load is told of each cell, and energy that is not counted is only absent.
@@ -94,7 +207,7 @@ fn show(dir: &Path, finished: &Group) -> anyhow::Result<()> {
 }
 
 /// Draws the report of a folder, and prints the tables that were not `shown` yet and what they all mean.
-fn write_report(dir: &Path, shown: &HashSet<Group>) -> anyhow::Result<()> {
+pub(super) fn write_report(dir: &Path, shown: &HashSet<Group>) -> anyhow::Result<()> {
     let mut runs = [Run::read(dir)?];
     let report = Report::of(&runs)?;
     report.write(dir)?;
@@ -118,31 +231,57 @@ enum Work {
     Times,
 }
 
+/// Which cells are left to this process.
+struct Todo<'a> {
+    /// What other shards have finished is done.
+    sweep: Option<&'a Sweep>,
+    /// Ids of cells that have just failed elsewhere.
+    failed: HashSet<String>,
+}
+
+impl Todo<'_> {
+    /// What is left of a cell, saying why where it had been finished before.
+    fn of(&self, folder: &Folder, cell: &Cell) -> Option<Work> {
+        let identity = &cell.identity;
+        let is_done = |sweep: &Sweep| {
+            folder.is_done(&identity.answers, identity.times.as_ref(), sweep.ignoring())
+        };
+        if self.failed.contains(&cell.id) || self.sweep.is_some_and(is_done) {
+            return None;
+        }
+        left(folder, cell)
+    }
+}
+
 /// Gives the number of cells that failed, or in which a prompt failed.
 fn run_cells(
     plan: &Plan,
     device: &Device,
+    todo: &Todo<'_>,
     folder: &mut Folder,
     shown: &mut HashSet<Group>,
 ) -> anyhow::Result<usize> {
-    let mut memo = Memo::open(folder.dir())?;
+    let mut memo = match todo.sweep {
+        Some(sweep) => sweep.memo(folder.dir())?,
+        None => Memo::open(folder.dir())?,
+    };
     let progress = Progress::new(plan.cells.len() as u64, "cells");
     let part = |name, done, total| progress.part(name, done, total);
     let mut failed = 0;
     for (index, model) in plan.models.iter().enumerate() {
-        let mut todo = Vec::new();
+        let mut rest = Vec::new();
         for cell in plan.cells.iter().filter(|cell| cell.model == index) {
-            match left(folder, cell) {
-                Some(work) => todo.push((cell, work)),
+            match todo.of(folder, cell) {
+                Some(work) => rest.push((cell, work)),
                 None => progress.skip(1),
             }
         }
-        if todo.is_empty() {
+        if rest.is_empty() {
             continue;
         }
         let loaded = load(plan, model, device)?;
         for task in 0..plan.tasks.len() {
-            let cells: Vec<_> = todo.iter().filter(|(cell, _)| cell.task == task).collect();
+            let cells: Vec<_> = rest.iter().filter(|(cell, _)| cell.task == task).collect();
             if cells.is_empty() {
                 continue;
             }
@@ -166,7 +305,7 @@ fn run_cells(
                         Vec::new(),
                     )
                 });
-                if let Some(reason) = why_failed(&record) {
+                if let Some(reason) = record.why_failed() {
                     failed += 1;
                     tracing::error!("{} failed: {reason}", cell.name());
                 }
@@ -178,7 +317,9 @@ fn run_cells(
                     .is_none_or(|(next, _)| (next.batch_size, next.beams) != setting)
                 {
                     let finished = group(&record);
-                    progress.suspend(|| show(folder.dir(), &finished))?;
+                    if todo.sweep.is_none() {
+                        progress.suspend(|| show(folder.dir(), &finished))?;
+                    }
                     shown.insert(finished);
                 }
             }
@@ -186,18 +327,6 @@ fn run_cells(
     }
     drop(progress);
     Ok(failed)
-}
-
-/// Why a cell or one of its prompts failed, if one did.
-fn why_failed(record: &Record) -> Option<String> {
-    let in_part = record
-        .quality
-        .as_ref()
-        .is_some_and(|quality| quality.failed > 0);
-    match &record.failure {
-        Some(reason) => Some(reason.clone()),
-        None => in_part.then(|| record.notes.join("; ")),
-    }
 }
 
 /// What is left of a cell, saying why where it had been finished before.

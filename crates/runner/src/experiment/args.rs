@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The experiment of `skipbench run` and `skipbench plan`.
+/// The experiment of `skipbench run`, `plan` and `submit`.
 #[derive(Debug, Clone, Args)]
 pub struct ExperimentArgs {
     /// YAML experiment
@@ -20,9 +20,6 @@ pub struct ExperimentArgs {
     /// Folder of the results, instead of the experiment's own
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Only the I-th of N shares of the cells, for N jobs that each write a folder of their own
-    #[arg(long, value_name = "I/N")]
-    pub shard: Option<Shard>,
 }
 
 impl ExperimentArgs {
@@ -50,6 +47,14 @@ impl ExperimentArgs {
     }
 }
 
+/// The share of the cells of `skipbench run` and `skipbench plan`.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct ShardArgs {
+    /// Only the I-th of N shares of the cells, for N jobs that each write a folder of their own
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
+}
+
 /// One of several shares of the cells of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
@@ -64,6 +69,18 @@ impl Shard {
     /// shard gets as many of the slow ones.
     pub fn holds(self, cell: usize) -> bool {
         cell % self.of == self.index - 1
+    }
+
+    /// All of the cells.
+    pub const WHOLE: Self = Self { index: 1, of: 1 };
+
+    /// The `part`-th (from 0) of `parts` shares of this share, which is a share of all cells too.
+    #[must_use]
+    pub fn split(self, part: usize, parts: usize) -> Self {
+        Self {
+            index: self.index + part * self.of,
+            of: self.of * parts,
+        }
     }
 }
 
@@ -106,6 +123,10 @@ mod tests {
             assert_eq!(shards.iter().filter(|shard| shard.holds(cell)).count(), 1);
         }
         assert_eq!(shards[1].to_string(), "2/3");
+        for cell in 0..24 {
+            let parts = (0..4).filter(|&part| shards[1].split(part, 4).holds(cell));
+            assert_eq!(parts.count(), usize::from(shards[1].holds(cell)));
+        }
         for wrong in [
             "0/3", "4/3", "1/0", "0/0", "1", "1/", "/2", "a/b", "-1/2", "1/2/3", "",
         ] {

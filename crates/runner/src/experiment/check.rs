@@ -58,6 +58,18 @@ impl Experiment {
         }
         check_list("batch-sizes", &self.batch_sizes, MAX_BATCH_SIZE)?;
         check_list("beams", &self.beams, MAX_BEAMS)?;
+        for (index, device) in self.devices.iter().enumerate() {
+            let path = format!("devices.{index}");
+            let earlier = &self.devices[..index];
+            if earlier.contains(device) {
+                let twice = "`devices` holds it twice; cells that are timed do not share a device";
+                return misfit(path, twice.to_owned());
+            }
+            if earlier.iter().any(|other| other.kind() != device.kind()) {
+                let mixed = "`devices` are all GPUs, or `cpu` alone: rows of both are not of one experiment";
+                return misfit(path, mixed.to_owned());
+            }
+        }
         within(
             "length-penalty",
             self.length_penalty,

@@ -2,13 +2,15 @@
 
 mod args;
 mod check;
+mod device;
 mod kinds;
 mod model;
 mod paper;
 mod task;
 
-pub use args::{ExperimentArgs, Shard};
+pub use args::{ExperimentArgs, Shard, ShardArgs};
 pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
+pub use device::{DeviceId, DeviceName};
 pub use kinds::{Choices, SamplesFormat, ScoringMode, TaskKind};
 pub use model::{ModelEntry, ShapeEntry};
 pub use paper::PaperEntry;
@@ -72,6 +74,10 @@ pub struct Experiment {
     /// Where to compute.
     #[serde(default)]
     pub device: DeviceName,
+    /// GPUs of this machine that share the cells, such as `[cuda:0, cuda:1]`, each with a worker of its own; `device` follows
+    /// from it. If not given, the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceId>,
     /// What weights are kept in; the default is f32 on a CPU, of a GGUF file too, and the checkpoint's own type on a GPU. Whatever it is,
     /// a CPU computes in f32, but for products with weights in blocks, which are of 8-bit integers.
     #[serde(default)]
@@ -134,29 +140,6 @@ pub enum Match {
     /// A share of the decode time, measured on the calibration prompts: static strategies get as many layers as meet it,
     /// dynamic ones the threshold.
     Wallclock,
-}
-
-/// Where to compute.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum DeviceName {
-    /// The processor.
-    #[default]
-    Cpu,
-    /// The first CUDA GPU; needs a build with `--features cuda`.
-    Cuda,
-}
-
-impl DeviceName {
-    /// As in an experiment.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
 }
 
 /// What the weights of a model are kept in.
@@ -279,8 +262,49 @@ impl Experiment {
                 }
             }
         }
+        if let Some(first) = experiment.devices.first() {
+            experiment.device = first.kind();
+        }
         experiment.document = document;
         Ok(experiment)
+    }
+
+    /// The same with every path absolute and nothing left to other files or to the command line, to be written down and
+    /// read again from anywhere on a machine that sees the same files.
+    ///
+    /// # Errors
+    /// A current folder that is gone.
+    pub(crate) fn frozen(&self) -> std::io::Result<Self> {
+        let mut frozen = self.clone();
+        (frozen.extends, frozen.out) = (None, None);
+        let here = std::env::current_dir()?;
+        for model in frozen.models.iter_mut().filter(|m| m.shape.is_none()) {
+            model.path = models::join(&here, &model.path);
+        }
+        if let Some(paper) = &mut frozen.paper {
+            paper.figures = here.join(&paper.figures);
+        }
+        for task in &mut frozen.tasks {
+            task.extends = None;
+            let examples = task.few_shot.iter_mut();
+            let examples = examples.flat_map(|few_shot| {
+                std::iter::once(&mut few_shot.from).chain(&mut few_shot.reference)
+            });
+            let items = [&mut task.source, &mut task.reference, &mut task.calibration];
+            for path in items.into_iter().flatten().chain(examples) {
+                *path = models::join_data(&here, path);
+            }
+        }
+        Ok(frozen)
+    }
+
+    /// As a file that is read gives it again: a model of a shape has no path there.
+    pub(crate) fn as_written(&self) -> Self {
+        let mut written = self.clone();
+        for model in written.models.iter_mut().filter(|m| m.shape.is_some()) {
+            model.path = PathBuf::new();
+        }
+        written
     }
 
     /// The error that says where the value at a key path, such as `tasks.0`, was written, and what is wrong with it.
@@ -410,6 +434,46 @@ mod tests {
             let text = format!("{error:#}");
             text.replace(&format!("{}/", folder.path().display()), "")
         })
+    }
+
+    /// The experiments in a folder and those in it.
+    fn experiments(folder: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let entries = entries.map(|entry| entry.unwrap().path());
+        entries
+            .flat_map(|path| match path.is_dir() {
+                true => experiments(&path),
+                false => vec![path],
+            })
+            .filter(|path| path.extension().is_some_and(|end| end == "yaml"))
+            .filter(|path| Experiment::read(path, &[]).is_ok())
+            .collect()
+    }
+
+    #[test]
+    fn an_experiment_that_is_written_down_reads_the_same_anywhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = "name: e\nmodels: [{path: m}, {path: hub:a/b}]\ntasks: [{builtin: translation, metrics: [chrf, bleu], stop: [x]}, {name: t, source: s.txt, reference: s.txt, prompt: \"a {{ source }}\", few-shot: {k: 1, from: s.txt, reference: s.txt}, calibration: s.txt}]\nstrategies: [unified:even@2, {early-exit: {speedup: 2, kv-fill: deferred}}, {random: {seeds: 12, speedup: 2}}, self-speculative]\nkv-fills: [propagate]\ndevices: [cuda:1, cuda:0]\ntiming: {precision: 2.5%}\nlength-penalty: 0.6\nnotes: [\"a: b\"]\nout: here\n";
+        std::fs::write(folder.path().join("e.yaml"), full).unwrap();
+        let mut all = experiments(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments"));
+        assert!(all.len() > 3, "{all:?}");
+        all.push(folder.path().join("e.yaml"));
+        for path in all {
+            let frozen = Experiment::read(&path, &[]).unwrap().frozen().unwrap();
+            let value = serde_json::to_value(&frozen).unwrap();
+            let written = folder.path().join("written.json");
+            std::fs::write(&written, serde_json::to_vec(&frozen.as_written()).unwrap()).unwrap();
+            let read = Experiment::read(&written, &[]).unwrap();
+            assert_eq!(
+                serde_json::to_value(&read).unwrap(),
+                value,
+                "{}",
+                path.display()
+            );
+            assert!(read.models.iter().all(|m| m.path.is_absolute()
+                || m.shape.is_some()
+                || m.path.to_string_lossy().starts_with("hub:")));
+        }
     }
 
     #[test]

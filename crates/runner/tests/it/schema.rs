@@ -53,6 +53,8 @@ An experiment is a YAML file. `skipbench plan FILE` lists what it would run, `sk
   `--set tasks.0.prompts=8`. Items of a list are counted from 0. The value is YAML; a list or a map is replaced whole.
 - `extends: other.yaml` lays a file over another: maps key by key, lists and single values whole. Paths stay relative to the
   file in which they stand.
+- `--jobs N`, or `devices: [cuda:0, cuda:1]`, shares the cells out over GPUs, or over processes on a CPU; `skipbench submit` does so
+  over the nodes of a cluster ([cluster](cluster.md)).
 - `--shard I/N` runs the I-th of N shares of the cells, for job arrays; `skipbench report DIR DIR…` joins the shares.
 
 ## The experiment

@@ -84,7 +84,6 @@ fn as_experiment(path: &Path) -> ExperimentArgs {
         experiment: path.to_path_buf(),
         overrides: Vec::new(),
         out: None,
-        shard: None,
     }
 }
 
