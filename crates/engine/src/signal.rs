@@ -80,31 +80,32 @@ vectorised! {
     fn sums(values: &[f32], largest: f32) -> [f64; 2] = sums_body
 }
 
+#[inline(always)]
+fn terms<const FMA: bool>(below: f32) -> [f32; 2] {
+    // What is so far below the largest adds nothing to either sum.
+    let below = if below < -80.0 { -80.0 } else { below };
+    let exp = exp::<FMA>(below);
+    [exp, exp * below]
+}
+
 /// Values that are summed in f32 before they are added to a sum in f64.
 const SUMMED: usize = 1024;
 
 #[inline(always)]
 fn sums_body<const FMA: bool>(values: &[f32], largest: f32) -> [f64; 2] {
-    let term = |value: f32| {
-        // What is so far below the largest adds nothing to either sum.
-        let below = value - largest;
-        let below = if below < -80.0 { -80.0 } else { below };
-        let exp = exp::<FMA>(below);
-        [exp, exp * below]
-    };
     let (mut sum, mut weighted) = (0f64, 0f64);
     for values in values.chunks(SUMMED) {
         let mut lanes = [[0f32; LANES]; 2];
         let (body, tail) = values.as_chunks::<LANES>();
         for values in body {
             for lane in 0..LANES {
-                let [exp, product] = term(values[lane]);
+                let [exp, product] = terms::<FMA>(values[lane] - largest);
                 lanes[0][lane] += exp;
                 lanes[1][lane] += product;
             }
         }
         for &value in tail {
-            let [exp, product] = term(value);
+            let [exp, product] = terms::<FMA>(value - largest);
             lanes[0][0] += exp;
             lanes[1][0] += product;
         }

@@ -187,7 +187,7 @@ fn attend_block<'s>(block: &Block<'_>, how: &Scoring, scratch: &'s mut Scratch) 
         // SAFETY: the features were detected.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2(block, how, scratch) },
-        Isa::Portable => body::<false, 2, 1>(block, how, scratch, products_body::<false>),
+        Isa::Portable => body::<Plain<false>, false, 2, 1>(block, how, scratch),
     }
     &scratch.out
 }
@@ -195,16 +195,51 @@ fn attend_block<'s>(block: &Block<'_>, how: &Scoring, scratch: &'s mut Scratch) 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn avx2(block: &Block<'_>, how: &Scoring, scratch: &mut Scratch) {
-    body::<true, 2, 2>(block, how, scratch, products_body::<true>);
+    body::<Plain<true>, true, 2, 2>(block, how, scratch);
 }
 
-/// `R` queries and `C` registers of a value at a time; `products`: of a query and keys.
+/// The two products of attention by some instruction set, each sum in one order whatever the set.
+trait Products {
+    /// Products of a query, `[head_dim]`, with keys, `[positions, head_dim]`.
+    fn with_keys(q: &[f32], keys: &[f32], out: &mut [f32]);
+
+    /// Adds `C` registers, from `column` on, of weighted values, `[positions, head_dim]`, to `R` rows of `out`.
+    fn add_values<const R: usize, const C: usize>(
+        weights: [&[f32]; R],
+        values: &[f32],
+        head_dim: usize,
+        column: usize,
+        out: &mut [f32],
+    );
+}
+
+/// Loops that the compiler vectorises.
+struct Plain<const FMA: bool>;
+
+impl<const FMA: bool> Products for Plain<FMA> {
+    #[inline(always)]
+    fn with_keys(q: &[f32], keys: &[f32], out: &mut [f32]) {
+        products_body::<FMA>(q, keys, out);
+    }
+
+    #[inline(always)]
+    fn add_values<const R: usize, const C: usize>(
+        weights: [&[f32]; R],
+        values: &[f32],
+        head_dim: usize,
+        column: usize,
+        out: &mut [f32],
+    ) {
+        add_columns::<FMA, R, C>(weights, values, head_dim, column, out);
+    }
+}
+
+/// `R` queries and `C` registers of a value at a time.
 #[inline(always)]
-fn body<const FMA: bool, const R: usize, const C: usize>(
+fn body<P: Products, const FMA: bool, const R: usize, const C: usize>(
     block: &Block<'_>,
     how: &Scoring,
     scratch: &mut Scratch,
-    products: impl Fn(&[f32], &[f32], &mut [f32]),
 ) {
     let (group, head_dim, all) = (how.group, block.head_dim, block.all_sight());
     let queries = block.tokens * group;
@@ -226,7 +261,7 @@ fn body<const FMA: bool, const R: usize, const C: usize>(
             let q = &block.q[token * block.stride + head * head_dim..][..head_dim];
             let keys = &block.k[seen.start * head_dim..seen.end * head_dim];
             let row = &mut scores[query * all.len()..][seen.start - all.start..][..seen.len()];
-            products(q, keys, row);
+            P::with_keys(q, keys, row);
         }
     }
     for query in 0..queries {
@@ -236,42 +271,33 @@ fn body<const FMA: bool, const R: usize, const C: usize>(
         let masked = block.masked.get(seen.clone()).unwrap_or_default();
         sums[query] = weigh::<FMA>(row, how, head, seen.start, masked);
     }
+    let values = Values {
+        scores,
+        width: all.len(),
+        first: all.start,
+        v: block.v,
+        head_dim,
+    };
     for part in parts() {
         for first in (0..queries).step_by(R) {
             let rows = first..queries.min(first + R);
-            let weights = |query: usize, positions: &Range<usize>| {
-                let at = query * all.len() + positions.start - all.start;
-                &scores[at..at + positions.len()]
-            };
-            let values = |positions: &Range<usize>| {
-                &block.v[positions.start * head_dim..positions.end * head_dim]
-            };
             let seen = |query: usize| block.sight_in(query / group, &part);
             // What all of them see is between what the last begins with and the first ends with.
             let from = seen(rows.end - 1).start;
             let to = seen(first).end.max(from);
-            let apart = |query: usize, positions: Range<usize>, out: &mut [f32]| {
-                if !positions.is_empty() {
-                    let out = &mut out[query * head_dim..][..head_dim];
-                    add::<FMA, 1, C>(
-                        [weights(query, &positions)],
-                        values(&positions),
-                        head_dim,
-                        out,
-                    );
-                }
-            };
             if rows.len() < R || to == from {
-                rows.for_each(|query| apart(query, seen(query), out));
+                for query in rows {
+                    values.add::<P, FMA, 1, C>(query, seen(query), out);
+                }
                 continue;
             }
-            rows.clone()
-                .for_each(|query| apart(query, seen(query).start..from, out));
-            let common = from..to;
-            let all_weights = std::array::from_fn(|row| weights(first + row, &common));
-            let outs = &mut out[first * head_dim..][..R * head_dim];
-            add::<FMA, R, C>(all_weights, values(&common), head_dim, outs);
-            rows.for_each(|query| apart(query, to..seen(query).end, out));
+            for query in rows.clone() {
+                values.add::<P, FMA, 1, C>(query, seen(query).start..from, out);
+            }
+            values.add::<P, FMA, R, C>(first, from..to, out);
+            for query in rows {
+                values.add::<P, FMA, 1, C>(query, to..seen(query).end, out);
+            }
         }
     }
     for (out, sum) in out.chunks_exact_mut(head_dim).zip(sums) {
@@ -352,28 +378,55 @@ fn weigh<const FMA: bool>(
     sum
 }
 
-/// Adds weighted values, `[positions, head_dim]`, to `R` rows of `out`, one position after the other.
-#[inline(always)]
-fn add<const FMA: bool, const R: usize, const C: usize>(
-    weights: [&[f32]; R],
-    values: &[f32],
+/// The values of a block with the weights that its queries give them.
+struct Values<'a> {
+    /// `[queries, width]`, from position `first` on.
+    scores: &'a [f32],
+    width: usize,
+    first: usize,
+    v: &'a [f32],
     head_dim: usize,
-    out: &mut [f32],
-) {
-    let mut column = 0;
-    while column + C * LANES <= head_dim {
-        add_columns::<FMA, R, C>(weights, values, head_dim, column, out);
-        column += C * LANES;
-    }
-    while column + LANES <= head_dim {
-        add_columns::<FMA, R, 1>(weights, values, head_dim, column, out);
-        column += LANES;
-    }
-    for (row, weights) in weights.iter().enumerate() {
-        let out = &mut out[row * head_dim..(row + 1) * head_dim];
-        for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
-            for (out, value) in out[column..].iter_mut().zip(&value[column..]) {
-                *out = multiply_add::<FMA>(*weight, *value, *out);
+}
+
+impl Values<'_> {
+    /// Adds the weighted values of `positions` to the `R` rows of `out` from `query` on, one position after the other. Not a
+    /// closure: one that is not inlined would be compiled for another instruction set.
+    #[inline(always)]
+    fn add<P: Products, const FMA: bool, const R: usize, const C: usize>(
+        &self,
+        query: usize,
+        positions: Range<usize>,
+        out: &mut [f32],
+    ) {
+        if positions.is_empty() {
+            return;
+        }
+        let d = self.head_dim;
+        let mut weights: [&[f32]; R] = [&[]; R];
+        for (row, weights) in weights.iter_mut().enumerate() {
+            let at = (query + row) * self.width + positions.start - self.first;
+            *weights = &self.scores[at..at + positions.len()];
+        }
+        let values = &self.v[positions.start * d..positions.end * d];
+        let out = &mut out[query * d..(query + R) * d];
+        let mut column = 0;
+        while column + C * LANES <= d {
+            P::add_values::<R, C>(weights, values, d, column, out);
+            column += C * LANES;
+        }
+        while column + LANES <= d {
+            P::add_values::<R, 1>(weights, values, d, column, out);
+            column += LANES;
+        }
+        if column == d {
+            return;
+        }
+        for (row, weights) in weights.iter().enumerate() {
+            let out = &mut out[row * d..(row + 1) * d];
+            for (weight, value) in weights.iter().zip(values.chunks_exact(d)) {
+                for (out, value) in out[column..].iter_mut().zip(&value[column..]) {
+                    *out = multiply_add::<FMA>(*weight, *value, *out);
+                }
             }
         }
     }
@@ -419,12 +472,80 @@ fn add_columns<const FMA: bool, const R: usize, const C: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Block, LANES, Scoring, Scratch, body, products_body};
+    use super::{Block, LANES, Products, Scoring, Scratch, body, products_body};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx2,fma")]
     pub(super) fn attend(block: &Block<'_>, how: &Scoring, scratch: &mut Scratch) {
-        body::<true, 4, 4>(block, how, scratch, |q, keys, out| products(q, keys, out));
+        body::<Avx512, true, 4, 4>(block, how, scratch);
+    }
+
+    /// For [`attend`] alone, which is called where the features are.
+    struct Avx512;
+
+    impl Products for Avx512 {
+        #[inline(always)]
+        fn with_keys(q: &[f32], keys: &[f32], out: &mut [f32]) {
+            // SAFETY: the features are there.
+            unsafe { products(q, keys, out) }
+        }
+
+        #[inline(always)]
+        fn add_values<const R: usize, const C: usize>(
+            weights: [&[f32]; R],
+            values: &[f32],
+            head_dim: usize,
+            column: usize,
+            out: &mut [f32],
+        ) {
+            // SAFETY: the features are there.
+            unsafe { add::<R, C>(weights, values, head_dim, column, out) }
+        }
+    }
+
+    /// As [`super::add_columns`], bit for bit.
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    fn add<const R: usize, const C: usize>(
+        weights: [&[f32]; R],
+        values: &[f32],
+        head_dim: usize,
+        column: usize,
+        out: &mut [f32],
+    ) {
+        let positions = values.len() / head_dim;
+        assert!(weights.iter().all(|weights| weights.len() == positions));
+        assert!(column + C * LANES <= head_dim && out.len() == R * head_dim);
+        let mut sums = [[_mm512_setzero_ps(); C]; R];
+        // SAFETY: so many registers lie in a row of `out` and in a value behind `column`, and a weight for each position.
+        unsafe {
+            let out = out.as_mut_ptr().add(column);
+            for row in 0..R {
+                for register in 0..C {
+                    sums[row][register] =
+                        _mm512_loadu_ps(out.add(row * head_dim + register * LANES));
+                }
+            }
+            for at in 0..positions {
+                let value = values.as_ptr().add(at * head_dim + column);
+                let mut registers = [_mm512_setzero_ps(); C];
+                for register in 0..C {
+                    registers[register] = _mm512_loadu_ps(value.add(register * LANES));
+                }
+                for row in 0..R {
+                    let weight = _mm512_set1_ps(*weights[row].as_ptr().add(at));
+                    for register in 0..C {
+                        sums[row][register] =
+                            _mm512_fmadd_ps(weight, registers[register], sums[row][register]);
+                    }
+                }
+            }
+            for row in 0..R {
+                for register in 0..C {
+                    let to = out.add(row * head_dim + register * LANES);
+                    _mm512_storeu_ps(to, sums[row][register]);
+                }
+            }
+        }
     }
 
     /// As [`products_body`], bit for bit, for 16 keys at a time.
@@ -445,9 +566,9 @@ mod avx512 {
                 // SAFETY: 16 of the width are left in the query and in each of the 16 keys.
                 unsafe {
                     let q = _mm512_loadu_ps(q.as_ptr().add(at));
-                    for (sum, key) in sums.iter_mut().zip(KEYS) {
-                        let key = _mm512_loadu_ps(keys.as_ptr().add(key * width + at));
-                        *sum = _mm512_fmadd_ps(q, key, *sum);
+                    for i in 0..LANES {
+                        let key = _mm512_loadu_ps(keys.as_ptr().add(KEYS[i] * width + at));
+                        sums[i] = _mm512_fmadd_ps(q, key, sums[i]);
                     }
                 }
             }
