@@ -282,7 +282,8 @@ fn scores_are_those_of_the_command_line() {
 #[test]
 fn generated_tokens_bring_their_log_probabilities() {
     let server = Server::start(&[]);
-    let body = json!({"prompt": "The report says", "max_tokens": 6, "logprobs": 2});
+    let body =
+        json!({"prompt": "The report says", "max_tokens": 6, "ignore_eos": true, "logprobs": 2});
     let generated = ask(&server, "base:unified@2", body).ok();
     let logprobs = &generated["choices"][0]["logprobs"];
     let scores = logprobs["token_logprobs"].as_array().unwrap();
@@ -297,7 +298,7 @@ fn generated_tokens_bring_their_log_probabilities() {
         assert_eq!(top.values().next().unwrap(), score);
     }
     // The prompt in front: its text, and the answer's tokens as they were.
-    let body = json!({"prompt": "The report says", "max_tokens": 6, "logprobs": 2, "echo": true});
+    let body = json!({"prompt": "The report says", "max_tokens": 6, "ignore_eos": true, "logprobs": 2, "echo": true});
     let echoed = ask(&server, "base:unified@2", body).ok();
     let text = echoed["choices"][0]["text"].as_str().unwrap();
     assert!(text.starts_with("The report says"), "{text}");
