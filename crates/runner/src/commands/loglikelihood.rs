@@ -79,7 +79,8 @@ pub fn run(args: &LoglikelihoodArgs) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     let mut ids = lines.iter().map(|(_, line)| &line.id);
     scorer.score(&texts, strategy.as_mut(), |scores| {
-        for (id, score) in ids.by_ref().zip(&scores) {
+        // The scores come first: asked before there is none left of them, the ids would lose one with each batch.
+        for (score, id) in scores.iter().zip(ids.by_ref()) {
             let line = Line {
                 id,
                 logprob: score.sum(),

@@ -133,6 +133,24 @@ fn lines_of_the_output() {
     assert_eq!(lines[0]["token_logprobs"], lines[2]["token_logprobs"]);
 }
 
+/// Each line of the input has its own, in their order, however they fall into batches.
+#[test]
+fn every_line_keeps_its_id() {
+    let pairs: Vec<Value> = (1..12)
+        .map(|id| pair(id, "The report", &" says".repeat(id)))
+        .collect();
+    for size in ["1", "2", "4", "11", "64"] {
+        let lines = scored(&pairs, &["--batch-size", size]);
+        let ids: Vec<u64> = lines
+            .iter()
+            .map(|line| line["id"].as_u64().unwrap())
+            .collect();
+        assert_eq!(ids, (1..12).collect::<Vec<_>>(), "{size}");
+        let lengths = lines.iter().map(|line| token_logprobs(line).len());
+        assert!(lengths.is_sorted_by(|a, b| a < b), "{size}");
+    }
+}
+
 /// The two modes differ under a strategy and agree under all layers, whatever the batch.
 #[test]
 fn modes_and_batches() {
@@ -141,7 +159,9 @@ fn modes_and_batches() {
         .map(|context| pair("x", context, " the old harbour was closed"))
         .collect();
     let found = |extra: &[&str]| -> Vec<f64> { scored(&pairs, extra).iter().map(sum).collect() };
-    let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+    let close = |a: &[f64], b: &[f64]| {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4)
+    };
     let full = found(&[]);
     assert!(close(&full, &found(&["--mode", "one-pass"])));
     assert!(close(&full, &found(&["--batch-size", "1"])));
