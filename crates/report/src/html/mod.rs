@@ -71,6 +71,8 @@ pub(crate) fn page(
         facts => head.facts,
         notes => head.notes,
         missing => head.missing,
+        has_speeds => sorted.iter().any(|rows| bars::speeds(rows).is_some()),
+        has_ledger => sorted.iter().any(|rows| bars::ledger(rows).is_some()),
         groups => sorted.iter().enumerate().map(of_group).collect::<Vec<_>>(),
         legend => code(&legend(Kind::Main, &tables)),
         throughput => throughput,
