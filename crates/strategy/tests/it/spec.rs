@@ -208,7 +208,7 @@ fn serializes_as_the_long_form_with_every_setting() {
     assert_snapshot!(json("full"), @r#"{"full":{}}"#);
     assert_snapshot!(json("unified@2"), @r#"{"unified":{"rule":"published","speedup":2.0}}"#);
     assert_snapshot!(json("random@1.5"), @r#"{"random":{"speedup":1.5,"seed":0}}"#);
-    assert_snapshot!(json("early-exit:cosine@2"), @r#"{"early-exit":{"signal":"cosine","speedup":2.0,"first-exit":2,"check-every":1}}"#);
+    assert_snapshot!(json("early-exit:cosine@2"), @r#"{"early-exit":{"signal":"cosine","speedup":2.0,"first-exit":2,"check-every":1,"check":"full"}}"#);
 }
 
 #[test]
