@@ -505,6 +505,10 @@ mod avx512 {
 
     /// As [`super::add_columns`], bit for bit.
     #[target_feature(enable = "avx512f,avx2,fma")]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "counted loops of constant length stay in registers"
+    )]
     fn add<const R: usize, const C: usize>(
         weights: [&[f32]; R],
         values: &[f32],
