@@ -136,7 +136,7 @@ struct ChoiceTemplates {
 }
 
 enum List {
-    Expression(Expression),
+    Expression(Box<Expression>),
     Templates(Vec<PromptTemplate>),
 }
 
@@ -304,7 +304,9 @@ impl<'a> Asker<'a> {
 impl List {
     fn new(choices: &Choices) -> anyhow::Result<Self> {
         Ok(match choices {
-            Choices::Expression(source) => Self::Expression(Expression::new("choices", source)?),
+            Choices::Expression(source) => {
+                Self::Expression(Box::new(Expression::new("choices", source)?))
+            }
             Choices::Templates(sources) => Self::Templates(
                 sources
                     .iter()
