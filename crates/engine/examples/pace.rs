@@ -2,8 +2,7 @@
 //!
 //! `pace skipbench|candle MODEL DTYPE`: MODEL is a LLaMA folder, or a `.gguf` file, whose own types stay what they are if DTYPE
 //! is `stored`. `candle` is the stock model of candle-transformers.
-#![allow(
-    missing_docs,
+#![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a bench has no API and no user input"

@@ -14,7 +14,7 @@ use shape::WIDE;
 use skipbench_model::{CausalLm, Span};
 use std::time::Duration;
 
-#[allow(dead_code, reason = "not every bench runs every shape")]
+#[expect(dead_code, reason = "not every bench runs every shape")]
 mod shape;
 
 const PROMPT_LEN: usize = 64;

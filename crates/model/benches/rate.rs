@@ -1,10 +1,6 @@
 //! How the time of a token falls with the tokens that run together: decode steps of 1 to 64 rows behind 64 tokens each, and
 //! prompts of 32 to 2,048 tokens against the same products by candle's matrix library alone.
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    reason = "a bench has no API and no user input"
-)]
+#![expect(clippy::unwrap_used, reason = "a bench has no API and no user input")]
 
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -12,7 +8,6 @@ use shape::{SMOLLM2, Shape, THIN, WIDE};
 use skipbench_model::{CausalLm, Span};
 use std::time::Duration;
 
-#[allow(dead_code, reason = "not every bench runs every shape")]
 mod shape;
 
 const PROMPT_LEN: usize = 64;
