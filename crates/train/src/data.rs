@@ -16,12 +16,25 @@ pub struct Pair {
 /// Which sub-layers each token of a batch runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Depths {
-    /// Those that the prompts run; they give response token 0.
-    pub prompt: LayerSet,
+    /// `[row]`: those that the prompt runs; it gives response token 0.
+    pub prompts: Vec<LayerSet>,
     /// `[row][t - 1]`: those that the state which predicts response token `t` runs.
     pub responses: Vec<Vec<LayerSet>>,
     /// Where the keys and values come from that a later token finds at a layer which this one skipped.
     pub fill: Fill,
+}
+
+impl Depths {
+    /// The set of each row for all of its tokens, the prompt's too: layers that the network goes without.
+    pub fn of_rows(pairs: &[Pair], sets: Vec<LayerSet>) -> Self {
+        let response =
+            |(pair, set): (&Pair, &LayerSet)| vec![*set; pair.response.len().saturating_sub(1)];
+        Self {
+            responses: pairs.iter().zip(&sets).map(response).collect(),
+            prompts: sets,
+            fill: Fill::Passed,
+        }
+    }
 }
 
 /// Keys and values of skipped layers.
@@ -113,14 +126,14 @@ impl Batch {
         depths: &Depths,
         runs: impl Fn(&LayerSet) -> bool,
     ) -> (Runs, usize) {
-        let prompt_runs = runs(&depths.prompt);
         let mut mask = vec![true; self.rows * self.seq];
         let mut running = 0;
-        for (row, responses) in depths.responses.iter().enumerate() {
+        let rows = depths.prompts.iter().zip(&depths.responses);
+        for (row, (prompt, responses)) in rows.enumerate() {
             let first = row * self.seq;
             // The input at `prompt_len - 1 + t` is the state that predicts response token `t`.
             let prompt_len = self.prompt_lens[row].min(self.lens[row]);
-            mask[first..first + prompt_len].fill(prompt_runs);
+            mask[first..first + prompt_len].fill(runs(prompt));
             let tokens = &mut mask[first + prompt_len..first + self.lens[row]];
             for (token, layers) in tokens.iter_mut().zip(responses) {
                 *token = runs(layers);
@@ -136,15 +149,30 @@ impl Batch {
         (runs, running)
     }
 
+    /// Positions `row * seq + i` of response tokens that run the whole of a layer: those whose own state can be compared
+    /// with that of a network that runs more.
+    pub(crate) fn responses_through(&self, depths: &Depths, layer: usize) -> Vec<u32> {
+        let mut positions = Vec::new();
+        for (row, responses) in depths.responses.iter().enumerate() {
+            let first = row * self.seq + self.prompt_lens[row];
+            let tokens = self.lens[row].saturating_sub(self.prompt_lens[row]);
+            let running = responses.iter().take(tokens).enumerate();
+            let running = running.filter(|(_, layers)| layers.contains(layer));
+            positions.extend(running.map(|(t, _)| (first + t) as u32));
+        }
+        positions
+    }
+
     /// Refuses depths of another batch, and those that no token can run.
     pub(crate) fn check(&self, depths: &Depths) -> Result<()> {
         let wrong = |message: String| Err(TrainError::Config(message));
-        if depths.responses.len() != self.rows {
-            return wrong(format!(
-                "depths of {} rows for a batch of {}",
-                depths.responses.len(),
-                self.rows
-            ));
+        for rows in [depths.prompts.len(), depths.responses.len()] {
+            if rows != self.rows {
+                return wrong(format!(
+                    "depths of {rows} rows for a batch of {}",
+                    self.rows
+                ));
+            }
         }
         for (row, responses) in depths.responses.iter().enumerate() {
             let tokens = self.lens[row].saturating_sub(self.prompt_lens[row]);
@@ -196,7 +224,7 @@ mod tests {
         );
         let [none, both] = [LayerSet::empty(), LayerSet::full(1)];
         let depths = |prompt, first: &[LayerSet], second: &[LayerSet]| Depths {
-            prompt,
+            prompts: vec![prompt; 2],
             responses: vec![first.to_vec(), second.to_vec()],
             fill: Fill::Passed,
         };
@@ -209,15 +237,22 @@ mod tests {
         assert_eq!((mask, running), (Runs::Some(wanted.to_vec()), 2));
         assert_eq!(runs(&depths(both, &[both], &[both, both])), (Runs::All, 7));
         assert_eq!(runs(&depths(none, &[none], &[none, none])), (Runs::None, 0));
+        let by_row = Depths {
+            prompts: vec![none, both],
+            ..depths(both, &[both], &[none, both])
+        };
+        let wanted = [false, false, false, true, true, false, true, true];
+        assert_eq!(runs(&by_row), (Runs::Some(wanted.to_vec()), 3));
+        assert_eq!(batch.responses_through(&by_row, 0), [3, 6]);
+        assert_eq!(batch.responses_through(&by_row, 1), [0; 0]);
     }
 
     #[test]
     fn depths_of_another_batch_are_refused() {
         let batch = Batch::new(&[pair(&[1, 5], &[7, 8, 2])], LossOn::Response);
-        let error = |responses, fill| {
-            let prompt = LayerSet::full(3);
+        let error = |responses: Vec<Vec<LayerSet>>, fill| {
             let depths = Depths {
-                prompt,
+                prompts: vec![LayerSet::full(3); responses.len()],
                 responses,
                 fill,
             };

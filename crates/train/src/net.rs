@@ -4,11 +4,11 @@ use crate::attention::{Attention, Rope};
 use crate::config::ModelShape;
 use crate::data::{Batch, Depths, Fill, Runs};
 use crate::error::{Result, TrainError};
-use crate::ops::{Blend, CrossEntropy, RmsNorm, SwiGlu, to_vec};
+use crate::ops::{Blend, RmsNorm, SwiGlu, to_vec};
 use candle_core::{DType, Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,13 +23,12 @@ pub struct Net {
     rope: Arc<Rope>,
 }
 
-/// What a forward pass gives.
-#[derive(Debug)]
-pub struct Pass {
-    /// Mean cross-entropy of the counted tokens: a scalar with gradients.
-    pub loss: Tensor,
+/// A batch that has run through layers.
+pub(crate) struct Run {
+    /// States before the final norm by the number of layers below them, `[rows * seq, d_model]`: the last, and those asked for.
+    pub(crate) states: HashMap<usize, Tensor>,
     /// What ran, layer by layer.
-    pub ran: Vec<LayerUse>,
+    pub(crate) ran: Vec<LayerUse>,
 }
 
 /// Tokens of a batch, padding left out, that ran the parts of a layer.
@@ -175,33 +174,6 @@ impl Net {
         &self.vars[name]
     }
 
-    /// Runs `batch`, each of its tokens through the sub-layers that `depths` names, or through all.
-    ///
-    /// # Errors
-    /// A batch that has more positions than the model, or counts no token; depths of another batch.
-    pub fn pass(&self, batch: &Batch, depths: Option<&Depths>) -> Result<Pass> {
-        self.check(batch)?;
-        if batch.counted.is_empty() {
-            return Err(TrainError::Config(
-                "a batch has no response token to learn from".to_owned(),
-            ));
-        }
-        let (hidden, ran) = self.hidden(batch, depths)?;
-        // Only the positions that count go through the head.
-        let counted = Tensor::new(batch.counted.as_slice(), &Device::Cpu)?;
-        let hidden = hidden.index_select(&counted, 0)?;
-        let hidden = self.norm(&hidden, "model.norm.weight")?;
-        let head = match self.shape.tied_head {
-            true => "model.embed_tokens.weight",
-            false => "lm_head.weight",
-        };
-        let logits = self.linear(&hidden, head)?;
-        let loss = logits.apply_op1(CrossEntropy {
-            targets: batch.targets.clone(),
-        })?;
-        Ok(Pass { loss, ran })
-    }
-
     /// Cosine of the output of each sub-layer to its input, mean over the tokens of each prompt, at full depth:
     /// `[row][2 * n_layers]`, attention of layer 0, MLP of layer 0, attention of layer 1, and so on (AdaSkip,
     /// arXiv 2501.02336).
@@ -255,14 +227,32 @@ impl Net {
             .index_select(&ids, 0)?)
     }
 
-    /// Hidden states before the final norm, `[rows * seq, d_model]`, and what ran.
-    fn hidden(&self, batch: &Batch, depths: Option<&Depths>) -> Result<(Tensor, Vec<LayerUse>)> {
+    /// Runs `batch`, each of its tokens through the sub-layers that `depths` names, or through all, and keeps the state
+    /// below each layer that is in `keep`. Without `tracked` no gradient will flow, and nothing is kept for one.
+    ///
+    /// # Errors
+    /// A batch that has more positions than the model; depths of another batch.
+    pub(crate) fn run(
+        &self,
+        batch: &Batch,
+        depths: Option<&Depths>,
+        keep: &BTreeSet<usize>,
+        tracked: bool,
+    ) -> Result<Run> {
+        self.check(batch)?;
         depths.map_or(Ok(()), |depths| batch.check(depths))?;
         let mut state = self.embed(batch)?;
         // Where a token has left while its state goes on for the keys and values: what it left with.
         let mut left = state.clone();
+        let mut states = HashMap::new();
         let mut ran = Vec::new();
         for layer in 0..self.shape.n_layers {
+            if !tracked {
+                (state, left) = (state.detach(), left.detach());
+            }
+            if keep.contains(&layer) {
+                states.insert(layer, left.clone());
+            }
             let [attention, mlp] = match depths {
                 None => [(Runs::All, batch.tokens()), (Runs::All, batch.tokens())],
                 Some(depths) => [
@@ -286,7 +276,19 @@ impl Net {
                 left = state.clone();
             }
         }
-        Ok((left, ran))
+        let last = if tracked { left } else { left.detach() };
+        states.insert(self.shape.n_layers, last);
+        Ok(Run { states, ran })
+    }
+
+    /// What the LM head makes of `states`, `[n, d_model]`, behind the final norm: `[n, vocab_size]`.
+    pub(crate) fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        let normed = self.norm(states, "model.norm.weight")?;
+        let head = match self.shape.tied_head {
+            true => "model.embed_tokens.weight",
+            false => "lm_head.weight",
+        };
+        self.linear(&normed, head)
     }
 
     /// `x + attention(norm(x))`; `hidden`: `[rows * seq, d_model]`.
@@ -357,46 +359,12 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LossOn;
-    use crate::data::Pair;
+    use crate::objective::Step;
+    use crate::testing::{LAYERS, batch, check_gradients, gradients, net};
     use skipbench_strategy::LayerSet;
 
-    fn shape(tied_head: bool) -> ModelShape {
-        ModelShape {
-            vocab_size: 11,
-            d_model: 8,
-            n_layers: 3,
-            n_heads: 2,
-            n_kv_heads: 1,
-            d_ff: 12,
-            rope_theta: 100.0,
-            norm_eps: 1e-5,
-            max_positions: 16,
-            tied_head,
-        }
-    }
-
-    fn batch() -> Batch {
-        let pairs = [
-            ([1, 5, 6, 3].to_vec(), [7, 4, 9, 2].to_vec()),
-            ([1, 8].to_vec(), [10, 2].to_vec()),
-        ]
-        .map(|(prompt, response)| Pair { prompt, response });
-        Batch::new(&pairs, LossOn::All)
-    }
-
-    /// A network far enough from zero that every part of it matters.
-    fn net(tied_head: bool) -> Net {
-        let net = Net::new(&shape(tied_head), 3).unwrap();
-        for name in net.names() {
-            let var = net.var(name);
-            let scaled = match var.rank() {
-                1 => (var.as_tensor() * 0.9).unwrap(),
-                _ => (var.as_tensor() * 20.0).unwrap(),
-            };
-            var.set(&scaled).unwrap();
-        }
-        net
+    fn plain(depths: Option<&Depths>) -> Step {
+        Step::plain(depths.cloned(), LAYERS)
     }
 
     /// The layers that `insert` puts into the set of each (row, response token).
@@ -407,7 +375,7 @@ mod tests {
             set
         };
         Depths {
-            prompt,
+            prompts: vec![prompt; 2],
             responses: [4, 2]
                 .iter()
                 .enumerate()
@@ -429,63 +397,21 @@ mod tests {
         }
     }
 
-    /// The slope of the loss along the gradient of each weight, against the difference quotient.
-    fn check_gradients(tied_head: bool, depths: Option<&Depths>) {
-        let net = net(tied_head);
-        let batch = batch();
-        let loss = |net: &Net| {
-            f64::from(
-                net.pass(&batch, depths)
-                    .unwrap()
-                    .loss
-                    .to_scalar::<f32>()
-                    .unwrap(),
-            )
-        };
-        let grads = net.pass(&batch, depths).unwrap().loss.backward().unwrap();
-        for name in net.names() {
-            let var = net.var(name);
-            let grad = grads.get(var).unwrap();
-            let norm = to_vec(grad)
-                .unwrap()
-                .iter()
-                .map(|g| g * g)
-                .sum::<f32>()
-                .sqrt();
-            assert!(norm > 1e-4, "{name} has no gradient");
-            let direction = (grad / f64::from(norm)).unwrap();
-            let start = var.as_tensor().copy().unwrap();
-            let at = |step: f64| {
-                var.set(&(&start + (&direction * step).unwrap()).unwrap())
-                    .unwrap();
-                loss(&net)
-            };
-            let h = 0.01;
-            let slope = (at(h) - at(-h)) / (2.0 * h);
-            var.set(&start).unwrap();
-            let apart = (slope - f64::from(norm)).abs();
-            assert!(
-                apart < 0.02 * f64::from(norm) + 2e-4,
-                "{name}: slope {slope}, gradient {norm}"
-            );
-        }
-    }
-
     #[test]
     fn gradients_are_the_slopes_of_the_loss() {
-        check_gradients(false, None);
-        check_gradients(true, None);
+        check_gradients(false, &plain(None));
+        check_gradients(true, &plain(None));
     }
 
     #[test]
     fn gradients_are_right_where_layers_are_skipped() {
         let full = LayerSet::full(3);
-        check_gradients(false, Some(&depths(Fill::Passed, full, mixed)));
+        check_gradients(false, &plain(Some(&depths(Fill::Passed, full, mixed))));
         let exits = |set: &mut LayerSet, row: usize, t: usize| {
             *set = LayerSet::full(1 + (row + t) % 3);
         };
-        check_gradients(false, Some(&depths(Fill::Passed, full, exits)));
-        check_gradients(true, Some(&depths(Fill::Deferred, full, exits)));
+        check_gradients(false, &plain(Some(&depths(Fill::Passed, full, exits))));
+        check_gradients(true, &plain(Some(&depths(Fill::Deferred, full, exits))));
     }
 
     #[test]
@@ -500,10 +426,10 @@ mod tests {
             set.insert_mlp(1);
             set.insert_attention(2);
         });
-        let pass = net.pass(&batch, Some(&everywhere)).unwrap();
+        let pass = net.losses(&batch, &plain(Some(&everywhere))).unwrap();
         let use_of = |attention, mlp| LayerUse { attention, mlp };
         assert_eq!(pass.ran, [use_of(10, 10), use_of(0, 10), use_of(10, 0)]);
-        let grads = pass.loss.backward().unwrap();
+        let grads = gradients(&net, &plain(Some(&everywhere)));
         for name in net.names() {
             let is_cut = [
                 "layers.1.self_attn",
@@ -520,7 +446,7 @@ mod tests {
                 set.insert_mlp(1);
             }
         });
-        let pass = net.pass(&batch, Some(&sometimes)).unwrap();
+        let pass = net.losses(&batch, &plain(Some(&sometimes))).unwrap();
         assert_eq!(pass.ran, [use_of(6, 6), use_of(6, 7), use_of(6, 6)]);
     }
 }

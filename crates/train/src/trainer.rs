@@ -1,9 +1,10 @@
 //! The training loop.
 
 use crate::config::TrainConfig;
-use crate::data::{Batch, Depths};
+use crate::data::Batch;
 use crate::error::{Result, TrainError};
 use crate::net::{LayerUse, Net};
+use crate::objective::Step;
 use crate::optimizer::{AdamW, Gradients};
 use crate::{checkpoint, export, settings};
 use candle_core::DType;
@@ -18,8 +19,12 @@ use tokenizers::Tokenizer;
 pub struct StepReport {
     /// Updates done, this one included.
     pub step: u64,
-    /// Mean loss of the batch.
+    /// Mean loss of the batch: the weighed sum, where there are several.
     pub loss: f32,
+    /// Each loss of the step before it is weighed, in the order of the step.
+    pub terms: Vec<f32>,
+    /// Cross-entropy of the last layer, where that is one of them.
+    pub last_loss: Option<f32>,
     /// Learning rate.
     pub rate: f64,
     /// Global norm of the gradient before clipping.
@@ -28,6 +33,8 @@ pub struct StepReport {
     pub tokens: usize,
     /// What they ran, layer by layer.
     pub ran: Vec<LayerUse>,
+    /// What they ran beside that in a pass through all layers, of a teacher or for a loss of its own; empty without one.
+    pub full_ran: Vec<LayerUse>,
     /// Seconds of the step.
     pub step_s: f64,
     /// Whether a checkpoint was written behind it.
@@ -37,7 +44,16 @@ pub struct StepReport {
 impl StepReport {
     /// Layers that a token of the batch ran, in the mean; attention and MLP are half a layer each.
     pub fn layers_per_token(&self) -> f64 {
-        let sub_layers: usize = self.ran.iter().map(|ran| ran.attention + ran.mlp).sum();
+        self.per_token(&self.ran)
+    }
+
+    /// Layers that a token ran beside that in a pass through all layers.
+    pub fn full_layers_per_token(&self) -> f64 {
+        self.per_token(&self.full_ran)
+    }
+
+    fn per_token(&self, ran: &[LayerUse]) -> f64 {
+        let sub_layers: usize = ran.iter().map(|ran| ran.attention + ran.mlp).sum();
         sub_layers as f64 / 2.0 / self.tokens.max(1) as f64
     }
 }
@@ -132,15 +148,15 @@ impl Trainer {
         &self.net
     }
 
-    /// One update, on the batch of [`step`](Self::step). Where the batch is a function of that number and of the network
+    /// One update, on the batch of [`step`](Self::step). Where batch and step are functions of that number and of the network
     /// alone, a resumed run ends with the same bytes. Writes a line of the log, and a checkpoint where one is due.
     ///
     /// # Errors
     /// A batch that cannot be run; a loss, gradient or weight that is no number, which leaves the last checkpoint as it is;
     /// a file that cannot be written.
-    pub fn update(&mut self, batch: &Batch, depths: Option<&Depths>) -> Result<StepReport> {
+    pub fn update(&mut self, batch: &Batch, step: &Step) -> Result<StepReport> {
         let start = Instant::now();
-        let pass = self.net.pass(batch, depths)?;
+        let pass = self.net.losses(batch, step)?;
         let loss = pass.loss.to_scalar::<f32>()?;
         if !loss.is_finite() {
             return Err(self.diverged(self.step + 1, "loss", f64::from(loss)));
@@ -156,10 +172,13 @@ impl Trainer {
         let mut report = StepReport {
             step: self.step,
             loss,
+            terms: pass.terms,
+            last_loss: pass.last,
             rate,
             grad_norm: gradients.norm,
             tokens: batch.tokens(),
             ran: pass.ran,
+            full_ran: pass.full_ran,
             step_s: start.elapsed().as_secs_f64(),
             saved: false,
         };
@@ -246,17 +265,19 @@ fn log_in(dir: &Path) -> PathBuf {
     dir.join("loss.csv")
 }
 
-const HEADER: &str = "step,loss,learning_rate,grad_norm,tokens_per_s,layers_per_token";
+const HEADER: &str = "step,loss,learning_rate,grad_norm,tokens_per_s,layers_per_token,last_loss,full_layers_per_token";
 
 fn write_log(path: &Path, report: &StepReport) -> Result<()> {
     let line = format!(
-        "{},{},{},{},{},{}\n",
+        "{},{},{},{},{},{},{},{}\n",
         report.step,
         report.loss,
         report.rate,
         report.grad_norm,
         report.tokens as f64 / report.step_s,
-        report.layers_per_token()
+        report.layers_per_token(),
+        report.last_loss.unwrap_or(f32::NAN),
+        report.full_layers_per_token()
     );
     std::fs::OpenOptions::new()
         .append(true)
@@ -331,7 +352,8 @@ mod tests {
             prompt: vec![1, 5],
             response: vec![6, 2],
         };
-        trainer.update(&Batch::new(&[pair], LossOn::All), None)
+        let plain = Step::plain(None, trainer.net().shape().n_layers);
+        trainer.update(&Batch::new(&[pair], LossOn::All), &plain)
     }
 
     #[test]
@@ -364,7 +386,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = log_in(dir.path());
         let mut bytes =
-            format!("{HEADER}\n1,5.0,0.1,1.0,9,2\n2,4.0,0.1,1.0,9,2\n3,4.0,0.1,1.0,9,2\n4,3.")
+            format!("{HEADER}\n1,5.0,0.1,1.0,9,2,5.0,0\n2,4.0,0.1,1.0,9,2,4.0,0\n3,4.0,0.1,1.0,9,2,NaN,2\n4,3.")
                 .into_bytes();
         bytes.extend([0, 0xff]);
         std::fs::write(&path, bytes).unwrap();
@@ -372,7 +394,7 @@ mod tests {
         let kept = std::fs::read_to_string(&path).unwrap();
         assert_eq!(
             kept,
-            format!("{HEADER}\n1,5.0,0.1,1.0,9,2\n2,4.0,0.1,1.0,9,2\n")
+            format!("{HEADER}\n1,5.0,0.1,1.0,9,2,5.0,0\n2,4.0,0.1,1.0,9,2,4.0,0\n")
         );
     }
 

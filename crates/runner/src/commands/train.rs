@@ -3,6 +3,7 @@
 mod config;
 mod data;
 mod depths;
+mod objective;
 mod out;
 mod start;
 
@@ -12,6 +13,7 @@ use clap::Args;
 use config::TrainFile;
 use data::PairSource;
 use skipbench_report::LossSeries;
+use skipbench_train::objective::Term;
 use skipbench_train::{Batch, StepReport, Trainer};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -55,7 +57,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     let file = TrainFile::read(&args.config)?;
     let in_file = || args.config.display().to_string();
     let shape = file.shape()?;
-    let depths = file.depths(shape.n_layers)?;
+    let objective = file.objective(shape.n_layers)?;
     check_memory("this model", shape.state_bytes()).with_context(in_file)?;
     let sources = file.sources()?;
     let context = file.context(&sources)?;
@@ -79,15 +81,15 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
         let step = trainer.step();
         let pairs = pairs.batch(step)?;
         let batch = Batch::new(pairs, file.train.loss_on);
-        let bytes = shape.step_bytes(batch.rows * batch.seq, batch.counted.len());
+        let step = objective.step(step, pairs, &batch, trainer.net())?;
+        let bytes = shape.step_bytes(
+            batch.rows * batch.seq * step.tracked_passes(),
+            batch.counted.len() * step.heads_at_once(),
+        );
         check_memory("a step of this batch size", shape.state_bytes() + bytes)
             .with_context(in_file)?;
-        let depths = match &depths {
-            Some(depths) => depths.draw(step, pairs, &batch, trainer.net())?,
-            None => None,
-        };
-        let done = trainer.update(&batch, depths.as_ref())?;
-        account.tell(&done);
+        let done = trainer.update(&batch, &step)?;
+        account.tell(&done, &step.terms);
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             break;
         }
@@ -159,7 +161,7 @@ impl Account {
         }
     }
 
-    fn tell(&mut self, done: &StepReport) {
+    fn tell(&mut self, done: &StepReport, terms: &[Term]) {
         let last = f64::from(done.loss);
         let loss = self.loss.map_or(last, |mean| 0.98 * mean + 0.02 * last);
         self.loss = Some(loss);
@@ -172,8 +174,9 @@ impl Account {
         self.progress.suspend(|| {
             if done.step.is_multiple_of(every) {
                 tracing::info!(
-                    "step {}: loss {last:.4}, {:.2} layers per token, gradient norm {:.3}, rate {:.2e}",
+                    "step {}: loss {last:.4}{}, {:.2} layers per token, gradient norm {:.3}, rate {:.2e}",
                     done.step,
+                    single_losses(done, terms),
                     done.layers_per_token(),
                     done.grad_norm,
                     done.rate
@@ -192,6 +195,18 @@ impl Account {
         drop(self.progress);
         say(message);
     }
+}
+
+/// The losses of a step that has several, before they are weighed.
+fn single_losses(done: &StepReport, terms: &[Term]) -> String {
+    if terms.len() < 2 {
+        return String::new();
+    }
+    let losses = terms.iter().zip(&done.terms);
+    let losses: Vec<String> = losses
+        .map(|(term, loss)| format!("{} {loss:.4}", term.loss))
+        .collect();
+    format!(" ({})", losses.join(", "))
 }
 
 /// Nothing is left to tell if stderr is gone.

@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use skipbench_model::{Backend, CausalLm, Decoder, KvCache, Part, Span};
 use skipbench_strategy::LayerSet;
+use skipbench_train::objective::Step;
 use skipbench_train::{
     Batch, Depths, Fill, LayerUse, LossOn, ModelShape, Net, OptimizerConfig, Pair, TrainConfig,
     Trainer, train_tokenizer,
@@ -105,15 +106,9 @@ fn start(dir: &Path, steps: u64) -> Trainer {
 }
 
 /// The same layers for every token, the prompts' too.
-fn everywhere(layers: LayerSet, pairs: &[Pair]) -> Depths {
-    Depths {
-        prompt: layers,
-        responses: pairs
-            .iter()
-            .map(|pair| vec![layers; pair.response.len()])
-            .collect(),
-        fill: Fill::Passed,
-    }
+fn everywhere(layers: LayerSet, pairs: &[Pair]) -> Step {
+    let depths = Depths::of_rows(pairs, vec![layers; pairs.len()]);
+    Step::plain(Some(depths), shape().n_layers)
 }
 
 /// Trains until the end, or until `stop_after` updates; gives the losses. Every third step runs without layer 2.
@@ -121,11 +116,12 @@ fn train(trainer: &mut Trainer, stop_after: Option<u64>) -> Vec<f32> {
     let mut losses = Vec::new();
     while !trainer.is_done() && stop_after != Some(trainer.step()) {
         let pairs = pairs(trainer.step(), 16);
-        let depths = everywhere(LayerSet::from_layers([0, 1, 3]), &pairs);
-        let depths = (trainer.step() % 3 == 2).then_some(&depths);
-        let report = trainer
-            .update(&Batch::new(&pairs, LossOn::Response), depths)
-            .unwrap();
+        let step = match trainer.step() % 3 {
+            2 => everywhere(LayerSet::from_layers([0, 1, 3]), &pairs),
+            _ => Step::plain(None, shape().n_layers),
+        };
+        let batch = Batch::new(&pairs, LossOn::Response);
+        let report = trainer.update(&batch, &step).unwrap();
         losses.push(report.loss);
     }
     losses
@@ -309,9 +305,7 @@ fn sub_layers_that_no_token_runs_keep_their_weights() {
         while !trainer.is_done() {
             let pairs = pairs(trainer.step(), 4);
             let batch = Batch::new(&pairs, LossOn::Response);
-            let report = trainer
-                .update(&batch, Some(&everywhere(layers, &pairs)))
-                .unwrap();
+            let report = trainer.update(&batch, &everywhere(layers, &pairs)).unwrap();
             for (layer, ran) in report.ran.iter().enumerate() {
                 let tokens = |runs: bool| if runs { batch.tokens() } else { 0 };
                 let wanted = LayerUse {
@@ -342,7 +336,9 @@ fn pairs_that_do_not_fit_are_refused() {
     let net = Net::new(&shape(), SEED).unwrap();
     let error = |prompt: Vec<u32>, response: Vec<u32>| {
         let batch = Batch::new(&[Pair { prompt, response }], LossOn::All);
-        net.pass(&batch, None).unwrap_err().to_string()
+        net.losses(&batch, &Step::plain(None, 4))
+            .unwrap_err()
+            .to_string()
     };
     let message = error(vec![1; 30], vec![2; 10]);
     assert!(
@@ -369,7 +365,7 @@ impl Rule {
     fn depths(&self, pairs: &[Pair]) -> Depths {
         let sets = |pair: &Pair| (1..pair.response.len()).map(self.response).collect();
         Depths {
-            prompt: self.prompt,
+            prompts: vec![self.prompt; pairs.len()],
             responses: pairs.iter().map(sets).collect(),
             fill: self.fill,
         }
@@ -481,7 +477,8 @@ fn the_loss_is_that_of_the_exported_folder_run_token_by_token() {
         rule(full, |t| LayerSet::full(1 + t % 4), Fill::Deferred),
     ];
     let losses = rules.map(|rule| {
-        let pass = net.pass(&batch, Some(&rule.depths(&pairs))).unwrap();
+        let step = Step::plain(Some(rule.depths(&pairs)), 4);
+        let pass = net.losses(&batch, &step).unwrap();
         let trained = pass.loss.to_scalar::<f32>().unwrap();
         let decoded: f64 = pairs
             .iter()

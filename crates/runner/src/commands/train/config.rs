@@ -1,7 +1,8 @@
 //! The YAML config of a training run.
 
 use super::data::{DataEntry, Source, pick};
-use super::depths::{DepthEntry, DepthPlan};
+use super::depths::DepthEntry;
+use super::objective::{Distil, Objective, Recipe, Size};
 use super::start::shape_of;
 use crate::digest::CheckpointDigest;
 use crate::experiment;
@@ -55,6 +56,12 @@ pub(super) struct TrainFile {
     /// Layers that responses run; leave out for full depth.
     #[serde(default)]
     depths: Option<DepthEntry>,
+    /// What is trained; the last layer's cross-entropy if it is left out.
+    #[serde(default)]
+    objective: Recipe,
+    /// What the whole network teaches the layers that run; leave out for nothing.
+    #[serde(default)]
+    distil: Option<Distil>,
     /// Element type of the written weights.
     #[serde(default)]
     pub(super) dtype: Option<WrittenType>,
@@ -142,17 +149,19 @@ impl TrainFile {
         Ok(shape)
     }
 
-    /// Every strategy and speedup of `depths`, resolved for a model of this depth.
+    /// What is trained, resolved for a model of this depth.
     ///
     /// # Errors
-    /// One that cannot be trained.
-    pub(super) fn depths(&self, n_layers: usize) -> anyhow::Result<Option<DepthPlan>> {
-        let resolve = |entry: &DepthEntry| {
-            entry
-                .resolve(n_layers, self.train.seed)
-                .with_context(|| self.path.display().to_string())
+    /// A setting that is impossible, a strategy that cannot be trained.
+    pub(super) fn objective(&self, n_layers: usize) -> anyhow::Result<Objective> {
+        let size = Size {
+            n_layers,
+            steps: self.train.steps,
+            seed: self.train.seed,
         };
-        self.depths.as_ref().map(resolve).transpose()
+        let (depths, distil) = (self.depths.as_ref(), self.distil.as_ref());
+        Objective::resolve(&self.objective, depths, distil, size)
+            .with_context(|| self.path.display().to_string())
     }
 
     /// # Errors
@@ -177,11 +186,20 @@ impl TrainFile {
             None => Value::Null,
         };
         let data: Vec<Value> = sources.iter().map(Source::identity).collect();
-        Ok(Map::from_iter([
+        let mut context = Map::from_iter([
             ("start-from".to_owned(), start),
             ("data".to_owned(), data.into()),
             ("depths".to_owned(), serde_json::to_value(&self.depths)?),
-        ]))
+        ]);
+        // A run of the time before there were objectives is one without, and goes on.
+        if self.objective != Recipe::default() {
+            let objective = serde_json::to_value(&self.objective)?;
+            context.insert("objective".to_owned(), objective);
+        }
+        if let Some(distil) = &self.distil {
+            context.insert("distil".to_owned(), serde_json::to_value(distil)?);
+        }
+        Ok(context)
     }
 
     /// The tokenizer of the model to start from, or one trained on the data and kept with the unfinished run.

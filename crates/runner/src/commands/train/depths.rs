@@ -48,6 +48,15 @@ struct Exits {
 }
 
 impl DepthEntry {
+    /// One strategy at some speedups.
+    pub(super) fn of(strategy: StrategySpec, speedups: Vec<f64>, full_percent: u32) -> Self {
+        Self {
+            strategies: vec![strategy],
+            speedups,
+            full_percent,
+        }
+    }
+
     /// Resolves every strategy at every speedup.
     ///
     /// # Errors
@@ -56,15 +65,26 @@ impl DepthEntry {
         if self.strategies.is_empty() {
             bail!("`depths.strategies` is empty; name one, or leave `depths` out for full depth");
         }
+        self.resolve_as("depths", "depths.strategies", n_layers, seed)
+    }
+
+    /// The same for the depths of an objective; `key` and `strategy_key` are what messages call them and their strategies.
+    pub(super) fn resolve_as(
+        &self,
+        key: &str,
+        strategy_key: &str,
+        n_layers: usize,
+        seed: u64,
+    ) -> anyhow::Result<DepthPlan> {
         if self.full_percent >= 100 {
             bail!(
-                "`depths.full-percent` is {}, which leaves nothing to the strategies; it must be below 100",
+                "`{key}.full-percent` is {}, which leaves nothing to the strategies; it must be below 100",
                 self.full_percent
             );
         }
         let too_small = |speedup: &&f64| speedup.is_nan() || **speedup < 1.0;
         if let Some(speedup) = self.speedups.iter().find(too_small) {
-            bail!("`depths.speedups` holds {speedup:e}; a speedup is at least 1");
+            bail!("`{key}.speedups` holds {speedup:e}; a speedup is at least 1");
         }
         let resolve = |spec: StrategySpec| -> anyhow::Result<Vec<Choice>> {
             let choices = || -> anyhow::Result<Vec<Choice>> {
@@ -75,7 +95,7 @@ impl DepthEntry {
                     .map(|member| Choice::of(member, n_layers))
                     .collect()
             };
-            choices().with_context(|| format!("`depths.strategies`: `{spec}` cannot be trained"))
+            choices().with_context(|| format!("`{strategy_key}`: `{spec}` cannot be trained"))
         };
         let of_strategy =
             |spec: &StrategySpec| self.targets(spec).into_iter().map(resolve).collect();
@@ -228,7 +248,7 @@ impl DepthPlan {
                     layers
                 };
                 Depths {
-                    prompt: LayerSet::full(self.n_layers),
+                    prompts: vec![LayerSet::full(self.n_layers); pairs.len()],
                     responses: pairs.iter().map(response).collect(),
                     fill: exits.fill,
                 }
@@ -269,7 +289,7 @@ fn planned(
         }
     }
     Ok(Depths {
-        prompt,
+        prompts: vec![prompt; pairs.len()],
         responses,
         fill: Fill::Passed,
     })
@@ -278,6 +298,7 @@ fn planned(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skipbench_train::objective::Step;
     use skipbench_train::{LayerUse, LossOn, ModelShape};
 
     const LAYERS: usize = 6;
@@ -323,7 +344,8 @@ mod tests {
         let batch = Batch::new(pairs, LossOn::Response);
         let plan = entry(yaml).resolve(LAYERS, 3).unwrap();
         let depths = plan.draw(step, pairs, &batch, &net).unwrap().unwrap();
-        (net.pass(&batch, Some(&depths)).unwrap().ran, depths)
+        let step = Step::plain(Some(depths.clone()), LAYERS);
+        (net.losses(&batch, &step).unwrap().ran, depths)
     }
 
     /// The sets of each layer: `prompt` for 5 + 3 tokens of prompts, `response` for the 3 + 1 tokens behind them.
