@@ -1,5 +1,4 @@
 //! A small network and what its gradients are checked with.
-#![allow(clippy::unwrap_used)]
 
 use crate::config::{LossOn, ModelShape};
 use crate::data::{Batch, Pair};

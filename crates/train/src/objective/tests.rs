@@ -1,5 +1,4 @@
 //! Gradients, what a step runs and what it trains, and the values of its losses.
-#![allow(clippy::unwrap_used)]
 
 use super::drops::{Drops, Per};
 use super::exits::{Curriculum, ExitPlan, ExitWeights};

@@ -1,5 +1,4 @@
 //! What each objective draws and adds up, and what it refuses.
-#![allow(clippy::unwrap_used)]
 
 use super::*;
 use skipbench_strategy::LayerSet;
