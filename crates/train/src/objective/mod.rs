@@ -46,7 +46,7 @@ pub enum Loss {
     /// Cross-entropy of the whole network, in a second pass through all layers.
     Full,
     /// Kullback-Leibler divergence of the distribution at an exit from that of the whole network, which is not trained by it,
-    /// times the square of the temperature (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
+    /// times the square of the temperature (Hinton et al. 2015, arXiv 1503.02531, section 2).
     Logits {
         /// Layers below the exit.
         layers: usize,
