@@ -1,5 +1,6 @@
 //! A checkpoint: a Hugging Face folder or a GGUF file, and which file holds which tensor.
 
+use crate::blocks::Kind;
 use crate::config::ConfigFile;
 use crate::element::Element;
 use crate::error::{ModelError, Result};
@@ -8,8 +9,8 @@ use crate::gguf::{self, Gguf, Order};
 use crate::matrix::Matrix;
 use crate::memory;
 use crate::safetensors_file::{Place, SafetensorsFile};
+use crate::scratch::{Pool, Scratch};
 use crate::shape::{Made, Shape};
-use crate::stored::Stored;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -17,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Values that are unpacked at a time: the wide ones stay small beside a tensor, and in the cache of a core.
-pub(crate) const CHUNK: usize = 1 << 17;
+pub(crate) const CHUNK: usize = 1 << 16;
 
 /// Tensors under Hugging Face's names, read on demand.
 pub(crate) struct Checkpoint {
@@ -26,6 +27,7 @@ pub(crate) struct Checkpoint {
     keep: WeightType,
     dtype: DType,
     device: Device,
+    pool: Pool,
 }
 
 enum Weights {
@@ -63,7 +65,13 @@ impl Checkpoint {
             keep,
             dtype,
             device: device.clone(),
+            pool: Pool::default(),
         })
+    }
+
+    /// What weights are read and converted in.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -108,14 +116,22 @@ impl Checkpoint {
         shape: &[usize],
     ) -> Result<Tensor> {
         let tensor = match self.dtype {
-            DType::BF16 => {
-                Tensor::from_vec(source.narrowed::<bf16>(rows, place)?, shape, &Device::Cpu)?
-            }
-            DType::F16 => {
-                Tensor::from_vec(source.narrowed::<f16>(rows, place)?, shape, &Device::Cpu)?
-            }
-            dtype => Tensor::from_vec(source.narrowed::<f32>(rows, place)?, shape, &Device::Cpu)?
-                .to_dtype(dtype)?,
+            DType::BF16 => Tensor::from_vec(
+                source.narrowed::<bf16>(&self.pool, rows, place)?,
+                shape,
+                &Device::Cpu,
+            )?,
+            DType::F16 => Tensor::from_vec(
+                source.narrowed::<f16>(&self.pool, rows, place)?,
+                shape,
+                &Device::Cpu,
+            )?,
+            dtype => Tensor::from_vec(
+                source.narrowed::<f32>(&self.pool, rows, place)?,
+                shape,
+                &Device::Cpu,
+            )?
+            .to_dtype(dtype)?,
         };
         Ok(tensor.to_device(&self.device)?)
     }
@@ -200,7 +216,18 @@ impl Checkpoint {
         let height = (CHUNK / shape[1].max(1)).max(1);
         for first in (0..shape[0]).step_by(height) {
             let rows = first..shape[0].min(first + height);
-            if one.values(rows.clone(), |row| row)? != other.values(rows, |row| row)? {
+            let values = |source: &Source<'_>, scratch: &mut Scratch| {
+                scratch.wide.clear();
+                source.widen(rows.clone(), |row| row, scratch)
+            };
+            let same = self.pool.with(|scratch| -> Result<bool> {
+                values(&one, scratch)?;
+                self.pool.with(|beside| {
+                    values(&other, beside)?;
+                    Ok(scratch.wide == beside.wide)
+                })
+            });
+            if !same? {
                 return Ok(false);
             }
         }
@@ -221,59 +248,83 @@ impl Checkpoint {
 }
 
 impl Source<'_> {
-    /// How the numbers lie in the file.
-    pub(crate) fn stored(&self) -> Stored {
-        self.place.stored
-    }
-
-    /// The bytes of the rows that `place` gives for `rows`, one after the other.
+    /// Leaves the bytes of the rows that `place` gives for `rows`, one after the other, in the scratch.
     ///
     /// # Errors
     /// A file that can no longer be read.
-    pub(crate) fn bytes(
+    pub(crate) fn read(
         &self,
         rows: Range<usize>,
         place: impl Fn(usize) -> usize,
-    ) -> Result<Vec<u8>> {
-        let places: Vec<usize> = rows.map(|row| self.order.place(place(row))).collect();
-        let (Some(&first), Some(&last)) = (places.iter().min(), places.iter().max()) else {
-            return Ok(Vec::new());
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let (order, place, count) = (self.order, &place, rows.len());
+        let places = || rows.clone().map(move |row| order.place(place(row)));
+        let (Some(first), Some(last)) = (places().min(), places().max()) else {
+            scratch.bytes.clear();
+            return Ok(());
         };
         let width = self.place.stored.bytes(self.columns);
-        let mut span = vec![0; (last + 1 - first) * width];
-        self.place.read(first * width, &mut span)?;
-        if places
-            .iter()
-            .enumerate()
-            .all(|(row, &at)| at == first + row)
-        {
-            return Ok(span);
+        let in_order = places().eq(first..first + count);
+        let span = match in_order {
+            true => &mut scratch.bytes,
+            false => &mut scratch.span,
+        };
+        span.resize((last + 1 - first) * width, 0);
+        self.place.read(first * width, span)?;
+        if !in_order {
+            scratch.bytes.clear();
+            for at in places() {
+                let row = &scratch.span[(at - first) * width..][..width];
+                scratch.bytes.extend_from_slice(row);
+            }
         }
-        let rows = places
-            .iter()
-            .map(|at| &span[(at - first) * width..][..width]);
-        Ok(rows.collect::<Vec<_>>().concat())
+        Ok(())
     }
 
-    /// The values of rows, as [`bytes`](Self::bytes) takes them.
+    /// Appends the values of rows, as [`read`](Self::read) takes them, to those in the scratch.
     ///
     /// # Errors
     /// A file that can no longer be read.
-    pub(crate) fn values(
+    pub(crate) fn widen(
         &self,
         rows: Range<usize>,
         place: impl Fn(usize) -> usize,
-    ) -> Result<Vec<f32>> {
-        let mut values = self.place.stored.widen(&self.bytes(rows, place)?)?;
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.read(rows, place, scratch)?;
+        let (from, stored) = (scratch.wide.len(), self.place.stored);
+        stored.widen_to(&scratch.bytes, &mut scratch.wide)?;
         if self.add != 0.0 {
-            values.iter_mut().for_each(|value| *value += self.add);
+            scratch.wide[from..].iter_mut().for_each(|x| *x += self.add);
         }
-        Ok(values)
+        Ok(())
+    }
+
+    /// Appends rows, as [`read`](Self::read) takes them, to the blocks in the scratch.
+    ///
+    /// # Errors
+    /// A file that can no longer be read.
+    pub(crate) fn requantise<K: Kind>(
+        &self,
+        rows: Range<usize>,
+        place: impl Fn(usize) -> usize,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.read(rows, place, scratch)?;
+        let Scratch {
+            bytes,
+            wide,
+            blocks,
+            ..
+        } = scratch;
+        self.place.stored.requantise::<K>(bytes, wide, blocks)
     }
 
     /// The values of the first `rows` rows, read and narrowed a chunk at a time.
     fn narrowed<T: Element>(
         &self,
+        pool: &Pool,
         rows: usize,
         place: impl Fn(usize) -> usize + Sync,
     ) -> Result<Vec<T>> {
@@ -288,8 +339,12 @@ impl Source<'_> {
         chunks.try_for_each(|(index, to)| -> Result<()> {
             let first = index * height;
             let rows = first..rows.min(first + height);
-            T::narrow(&self.values(rows, &place)?, to);
-            Ok(())
+            pool.with(|scratch| {
+                scratch.wide.clear();
+                self.widen(rows, &place, scratch)?;
+                T::narrow(&scratch.wide, to);
+                Ok(())
+            })
         })?;
         Ok(values)
     }

@@ -276,6 +276,7 @@ tiled_products!(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Pool;
     use half::{bf16, f16};
     use proptest::prelude::*;
 
@@ -292,8 +293,13 @@ mod tests {
     }
 
     fn packed<T: Element>(w: &[f32], k: usize) -> Panels<T> {
-        let rows = |rows: Range<usize>| Ok(w[rows.start * k..rows.end * k].to_vec());
-        Panels::pack(w.len() / k, k, rows).unwrap()
+        Panels::pack(w.len() / k, k, &Pool::default(), |rows, scratch| {
+            scratch.wide.clear();
+            let rows = &w[rows.start * k..rows.end * k];
+            scratch.wide.extend_from_slice(rows);
+            Ok(())
+        })
+        .unwrap()
     }
 
     fn product<T: Element>(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {

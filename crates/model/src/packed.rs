@@ -8,6 +8,7 @@ use crate::form::Form;
 use crate::int8::Activations;
 use crate::kernels::{Columns, PANEL, Panels};
 use crate::matrix::Matrix;
+use crate::scratch::{Pool, Scratch};
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -64,7 +65,9 @@ impl Packed {
         };
         for (form, stack) in stacks {
             let rows = stack.rows();
-            packed.parts.push((packed.m, stack.pack(form, packed.k)?));
+            packed
+                .parts
+                .push((packed.m, stack.pack(form, packed.k, checkpoint.pool())?));
             packed.m += rows;
         }
         Ok(packed)
@@ -160,88 +163,153 @@ impl Stack<'_> {
         self.parts.iter().map(|(_, matrix)| matrix.rows()).sum()
     }
 
-    fn pack(&self, form: Form, k: usize) -> Result<Box<dyn Weight>> {
+    fn pack(&self, form: Form, k: usize, pool: &Pool) -> Result<Box<dyn Weight>> {
         Ok(match form {
-            Form::F32 => Box::new(self.panels::<f32>(k)?),
-            Form::Bf16 => Box::new(self.panels::<bf16>(k)?),
-            Form::F16 => Box::new(self.panels::<f16>(k)?),
-            Form::Q8_0 => Box::new(self.blocks::<Q8_0>(k)?),
-            Form::Q4_1 => Box::new(self.blocks::<Q4_1>(k)?),
-            Form::Q4_0 => Box::new(self.blocks::<Q4_0>(k)?),
+            Form::F32 => Box::new(self.panels::<f32>(k, pool)?),
+            Form::Bf16 => Box::new(self.panels::<bf16>(k, pool)?),
+            Form::F16 => Box::new(self.panels::<f16>(k, pool)?),
+            Form::Q8_0 => Box::new(self.blocks::<Q8_0>(k, pool)?),
+            Form::Q4_1 => Box::new(self.blocks::<Q4_1>(k, pool)?),
+            Form::Q4_0 => Box::new(self.blocks::<Q4_0>(k, pool)?),
         })
     }
 
-    /// What `read` gives for those of `rows` that lie in each part.
-    fn gather<V: Clone>(
+    /// Has those of `rows` that lie in each part read, one part after the other.
+    fn gather(
         &self,
         rows: Range<usize>,
-        read: impl Fn(&Source<'_>, &Matrix, Range<usize>) -> Result<Vec<V>>,
-    ) -> Result<Vec<V>> {
-        let mut found = Vec::new();
+        mut read: impl FnMut(&Source<'_>, &Matrix, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
         let mut first = 0;
         for (source, matrix) in &self.parts {
             let end = first + matrix.rows();
             let (from, to) = (rows.start.max(first), rows.end.min(end));
             if from < to {
-                let part = read(source, matrix, from - first..to - first)?;
-                match found.is_empty() {
-                    true => found = part,
-                    false => found.extend(part),
-                }
+                read(source, matrix, from - first..to - first)?;
             }
             first = end;
         }
-        Ok(found)
+        Ok(())
     }
 
-    fn panels<T: Element>(&self, k: usize) -> Result<Panels<T>> {
-        Panels::pack(self.rows(), k, |rows| {
+    fn panels<T: Element>(&self, k: usize, pool: &Pool) -> Result<Panels<T>> {
+        Panels::pack(self.rows(), k, pool, |rows, scratch| {
+            scratch.wide.clear();
             self.gather(rows, |source, matrix, rows| {
-                source.values(rows, |row| matrix.place(row))
+                source.widen(rows, |row| matrix.place(row), scratch)
             })
         })
     }
 
-    fn blocks<K: Kind>(&self, k: usize) -> Result<BlockPanels<K>> {
-        BlockPanels::pack(self.rows(), k, |rows| {
+    fn blocks<K: Kind>(&self, k: usize, pool: &Pool) -> Result<BlockPanels<K>> {
+        BlockPanels::pack(self.rows(), k, pool, |rows, scratch| {
+            scratch.blocks.clear();
             self.gather(rows, |source, matrix, rows| {
-                let bytes = source.bytes(rows, |row| matrix.place(row))?;
-                source.stored().requantise(bytes, K::TYPE)
+                source.requantise::<K>(rows, |row| matrix.place(row), scratch)
             })
         })
     }
 }
 
 /// Values that a thread packs at a time.
-const BLOCK: usize = 1 << 18;
+const BLOCK: usize = 1 << 16;
 
 impl<T: Element> Panels<T> {
-    /// Packs `m` rows of `k` values, which `read` gives.
+    /// Packs `m` rows of `k` values, which `read` leaves in the scratch.
     ///
     /// # Errors
     /// What `read` gives.
     pub(crate) fn pack(
         m: usize,
         k: usize,
-        read: impl Fn(Range<usize>) -> Result<Vec<f32>> + Sync,
+        pool: &Pool,
+        read: impl Fn(Range<usize>, &mut Scratch) -> Result<()> + Sync,
     ) -> Result<Self> {
         let mut data = T::zeros(m.div_ceil(PANEL) * PANEL * k);
         let height = (BLOCK / (PANEL * k)).max(1) * PANEL;
         let blocks = data.par_chunks_mut(height * k).enumerate();
         blocks.try_for_each(|(index, block)| -> Result<()> {
             let first = index * height;
-            let wide = read(first..m.min(first + height))?;
-            let mut rows = T::zeros(wide.len());
-            T::narrow(&wide, &mut rows);
-            let panels = block.chunks_exact_mut(PANEL * k);
-            for (panel, rows) in panels.zip(rows.chunks(PANEL * k)) {
-                for (lane, row) in rows.chunks_exact(k).enumerate() {
-                    let to = panel.iter_mut().skip(lane).step_by(PANEL);
-                    to.zip(row).for_each(|(to, value)| *to = *value);
+            pool.with(|scratch| {
+                read(first..m.min(first + height), scratch)?;
+                let panels = block.chunks_exact_mut(PANEL * k);
+                for (panel, rows) in panels.zip(scratch.wide.chunks(PANEL * k)) {
+                    scatter(rows, k, panel);
                 }
-            }
-            Ok(())
+                Ok(())
+            })
         })?;
         Ok(Self { data, k, m })
+    }
+}
+
+/// Inputs of a panel that are rounded at a time.
+const WIDTH: usize = 64;
+
+/// Puts rows of `k` values, 16 or fewer, into a panel.
+fn scatter<T: Element>(rows: &[f32], k: usize, panel: &mut [T]) {
+    let panel = panel.as_chunks_mut::<PANEL>().0;
+    for first in (0..k).step_by(WIDTH) {
+        let width = WIDTH.min(k - first);
+        // A column of the panel at a time, all 16 of it.
+        let mut columns = [[0f32; PANEL]; WIDTH];
+        for (lane, row) in rows.chunks_exact(k).enumerate() {
+            for (column, value) in columns.iter_mut().zip(&row[first..first + width]) {
+                column[lane] = *value;
+            }
+        }
+        let columns = columns[..width].as_flattened();
+        T::narrow(columns, panel[first..first + width].as_flattened_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small whole numbers, which are what they are in any type and of which all sums are exact.
+    fn values(len: usize, step: usize) -> Vec<f32> {
+        (0..len).map(|at| ((at * step) % 17) as f32 - 8.0).collect()
+    }
+
+    fn panels<T: Element>(values: &[f32], k: usize) -> Panels<T> {
+        let read = |rows: Range<usize>, scratch: &mut Scratch| {
+            scratch.wide.clear();
+            let rows = &values[rows.start * k..rows.end * k];
+            scratch.wide.extend_from_slice(rows);
+            Ok(())
+        };
+        Panels::pack(values.len() / k, k, &Pool::default(), read).unwrap()
+    }
+
+    /// Parts that are kept in different types, the first of which ends within a panel.
+    #[test]
+    fn parts_of_different_forms_stand_below_one_another() {
+        let (k, first, second) = (70, 21, 40);
+        let weights = values((first + second) * k, 7);
+        let (above, below) = weights.split_at(first * k);
+        let packed = Packed {
+            parts: vec![
+                (0, Box::new(panels::<f32>(above, k))),
+                (first, Box::new(panels::<bf16>(below, k))),
+            ],
+            m: first + second,
+            k,
+        };
+        let x = values(3 * k, 5);
+        let mut y = vec![0.0; 3 * packed.m];
+        packed.matmul(&x, &mut y);
+        let product = |x: &[f32], row: &[f32]| x.iter().zip(row).map(|(x, w)| x * w).sum::<f32>();
+        let rows = || weights.chunks(k);
+        let wanted = x
+            .chunks(k)
+            .flat_map(|x| rows().map(move |row| product(x, row)));
+        assert_eq!(y, wanted.collect::<Vec<_>>());
+        for ids in [[0, 20], [21, 60]] {
+            let found = packed.rows(&ids).unwrap().to_vec2::<f32>().unwrap();
+            for (found, id) in found.iter().zip(ids) {
+                assert_eq!(found, &weights[id as usize * k..][..k], "row {id}");
+            }
+        }
     }
 }

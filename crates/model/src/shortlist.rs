@@ -273,4 +273,22 @@ mod tests {
             assert_eq!(list.products(state), wanted);
         }
     }
+
+    /// Each weight of the coarse copy is the head's within half a step of its row.
+    #[test]
+    fn a_screen_is_the_head_within_half_a_step() {
+        let (m, k) = (40, 24);
+        let weights = Tensor::randn(0f32, 1.0, (m, k), &Device::Cpu).unwrap();
+        let weights = weights.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let screen = Screen::of(&Packed::of(packed(&weights, k))).unwrap();
+        for (row, weights) in weights.chunks(k).enumerate() {
+            let panel = &screen.codes.data[row / PANEL * PANEL * k..];
+            let codes = panel.iter().skip(row % PANEL).step_by(PANEL);
+            let step = screen.steps[row];
+            for (code, weight) in codes.zip(weights) {
+                let found = (f32::from(*code) - ZERO) * step;
+                assert!((found - weight).abs() <= step * 0.501, "{found} {weight}");
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::blocks::{Q4_0, Q4_1, Q8_0};
+use crate::scratch::Pool;
 use crate::stored::Stored;
 use proptest::prelude::*;
 
@@ -39,8 +40,11 @@ fn weight<K: Kind>(m: usize, k: usize, seed: u32) -> (BlockPanels<K>, Vec<f32>) 
     let bytes = any_blocks(m * k, K::TYPE, seed);
     let wide = Stored::of(K::TYPE).widen(&bytes).unwrap();
     let row = bytes.len() / m;
-    let packed = BlockPanels::pack(m, k, |rows| {
-        Ok(bytes[rows.start * row..rows.end * row].to_vec())
+    let packed = BlockPanels::pack(m, k, &Pool::default(), |rows, scratch| {
+        scratch.blocks.clear();
+        let rows = &bytes[rows.start * row..rows.end * row];
+        scratch.blocks.extend_from_slice(rows);
+        Ok(())
     });
     (packed.unwrap(), wide)
 }
@@ -154,7 +158,11 @@ fn the_largest_codes_do_not_overflow() {
         bytes.extend(half::f16::ONE.to_le_bytes());
         bytes.extend([0x80; BLOCK]);
     }
-    let packed = BlockPanels::<Q8_0>::pack(PANEL, k, |_| Ok(bytes.clone())).unwrap();
+    let packed = BlockPanels::<Q8_0>::pack(PANEL, k, &Pool::default(), |_, scratch| {
+        scratch.blocks.clone_from(&bytes);
+        Ok(())
+    })
+    .unwrap();
     for isa in isas() {
         let y = product_by(isa, &vec![-1.0; k], &packed);
         // -128 times -127 codes of 1 / 127.
