@@ -28,6 +28,7 @@ mod ngram;
 mod options;
 mod oracle;
 mod prefill;
+mod reduce;
 mod replay;
 mod run;
 mod scores;

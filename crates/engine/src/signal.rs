@@ -2,9 +2,8 @@
 
 use crate::error::Result;
 use crate::generation::TokenScore;
+use crate::reduce::{has_nan, largest, sums, two_largest, weighted_differences};
 use candle_core::{D, DType, Storage, Tensor};
-use skipbench_model::simd::exp;
-use skipbench_model::vectorised;
 use skipbench_strategy::ExitSignal;
 
 /// Most likely token of each row of `logits`: `[rows, vocab_size]`; ties go to the lower id. `None` where a logit is NaN or
@@ -35,84 +34,6 @@ pub(crate) fn each_row<R>(logits: &Tensor, of: impl FnMut(&[f32]) -> R) -> Resul
     drop(storage);
     let values = logits.flatten_all()?.to_vec1::<f32>()?;
     Ok(values.chunks_exact(width).map(of).collect())
-}
-
-vectorised! {
-    /// The largest and the second largest value, NaN left out.
-    fn two_largest(values: &[f32]) -> [f32; 2] = two_largest_body
-}
-
-#[inline(always)]
-fn two_largest_body<const FMA: bool>(values: &[f32]) -> [f32; 2] {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let smaller = |a: f32, b: f32| if a > b { b } else { a };
-    let mut first = [f32::NEG_INFINITY; LANES];
-    let mut second = first;
-    let (body, tail) = values.as_chunks::<LANES>();
-    for values in body {
-        for lane in 0..LANES {
-            second[lane] = larger(smaller(values[lane], first[lane]), second[lane]);
-            first[lane] = larger(values[lane], first[lane]);
-        }
-    }
-    let mut two = [f32::NEG_INFINITY; 2];
-    for &value in first.iter().chain(&second).chain(tail) {
-        if value > two[0] {
-            two = [value, two[0]];
-        } else if value > two[1] {
-            two[1] = value;
-        }
-    }
-    two
-}
-
-vectorised! {
-    fn has_nan(values: &[f32]) -> bool = has_nan_body
-}
-
-#[inline(always)]
-fn has_nan_body<const FMA: bool>(values: &[f32]) -> bool {
-    values.iter().fold(false, |nan, value| nan | value.is_nan())
-}
-
-vectorised! {
-    /// Sums of `e^(x - largest)`, and of it times `x - largest`. Not numbers where one is not.
-    fn sums(values: &[f32], largest: f32) -> [f64; 2] = sums_body
-}
-
-#[inline(always)]
-fn terms<const FMA: bool>(below: f32) -> [f32; 2] {
-    // What is so far below the largest adds nothing to either sum.
-    let below = if below < -80.0 { -80.0 } else { below };
-    let exp = exp::<FMA>(below);
-    [exp, exp * below]
-}
-
-/// Values that are summed in f32 before they are added to a sum in f64.
-const SUMMED: usize = 1024;
-
-#[inline(always)]
-fn sums_body<const FMA: bool>(values: &[f32], largest: f32) -> [f64; 2] {
-    let (mut sum, mut weighted) = (0f64, 0f64);
-    for values in values.chunks(SUMMED) {
-        let mut lanes = [[0f32; LANES]; 2];
-        let (body, tail) = values.as_chunks::<LANES>();
-        for values in body {
-            for lane in 0..LANES {
-                let [exp, product] = terms::<FMA>(values[lane] - largest);
-                lanes[0][lane] += exp;
-                lanes[1][lane] += product;
-            }
-        }
-        for &value in tail {
-            let [exp, product] = terms::<FMA>(value - largest);
-            lanes[0][0] += exp;
-            lanes[1][0] += product;
-        }
-        sum += f64::from(lanes[0].iter().sum::<f32>());
-        weighted += f64::from(lanes[1].iter().sum::<f32>());
-    }
-    [sum, weighted]
 }
 
 /// The same without moving the logits to the host.
@@ -160,7 +81,7 @@ pub(crate) fn log_probability(logits: &[f32], token: u32) -> f64 {
 /// positive infinity.
 pub(crate) fn score(logits: &[f32], token: u32, likeliest: usize) -> TokenScore {
     let largest = largest(logits);
-    let log_sum = sum_of_exps(logits, largest).ln();
+    let log_sum = sums(logits, largest)[0].ln();
     let log_probability = |token: u32| {
         let own = logits.get(token as usize).copied();
         f64::from(own.unwrap_or(f32::NEG_INFINITY)) - f64::from(largest) - log_sum
@@ -194,140 +115,18 @@ fn largest_of(values: &[f32], most: usize) -> Vec<u32> {
 /// positive infinity. Below 1e-6 it is rounding.
 pub(crate) fn divergence(full: &[f32], logits: &[f32]) -> f64 {
     let (full_largest, largest) = (largest(full), largest(logits));
-    let full_sum = sum_of_exps(full, full_largest);
-    let sum = sum_of_exps(logits, largest);
+    let [full_sum, _] = sums(full, full_largest);
+    let [sum, _] = sums(logits, largest);
     let weighted = weighted_differences(full, full_largest, logits, largest);
     let divergence = weighted / full_sum - full_sum.ln() + sum.ln();
     // What rounding takes below zero is none; `max` would make zero of what is no number.
     if divergence < 0.0 { 0.0 } else { divergence }
 }
 
-vectorised! {
-    /// The largest logit, NaN left out.
-    fn largest(logits: &[f32]) -> f32 = largest_body
-}
-
-#[inline(always)]
-fn largest_body<const FMA: bool>(logits: &[f32]) -> f32 {
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    let (body, tail) = logits.as_chunks::<LANES>();
-    for values in body {
-        for lane in 0..LANES {
-            largest[lane] = if values[lane] > largest[lane] {
-                values[lane]
-            } else {
-                largest[lane]
-            };
-        }
-    }
-    let mut of_all = f32::NEG_INFINITY;
-    for value in largest.iter().chain(tail) {
-        if *value > of_all {
-            of_all = *value;
-        }
-    }
-    of_all
-}
-
 /// The first of the largest logits, of which none is NaN; what [`likeliest`] finds, faster.
 pub(crate) fn first_of_largest(logits: &[f32]) -> Option<usize> {
     let largest = largest(logits);
     logits.iter().position(|&logit| logit == largest)
-}
-
-/// Values that are added up in f32 before the sum goes to f64.
-const BLOCK: usize = 512;
-const LANES: usize = 16;
-/// What an exponential that is taken for zero is below: [`exp`] gives no less than `exp(-87)`.
-const NEXT_TO_NOTHING: f32 = 1e-37;
-
-vectorised! {
-    /// The sum of the exponentials of `logits - largest`.
-    fn sum_of_exps(logits: &[f32], largest: f32) -> f64 = sum_of_exps_body
-}
-
-#[inline(always)]
-fn sum_of_exps_body<const FMA: bool>(logits: &[f32], largest: f32) -> f64 {
-    let mut sum = 0.0;
-    for block in logits.chunks(BLOCK) {
-        sum += f64::from(block_of_exps::<FMA>(block, largest));
-    }
-    sum
-}
-
-// No closures: one that is not inlined is not compiled for the instruction set, and then every fused multiply-add is a call.
-#[inline(always)]
-fn block_of_exps<const FMA: bool>(block: &[f32], largest: f32) -> f32 {
-    let mut exps = [0f32; BLOCK];
-    for (out, value) in exps.iter_mut().zip(block) {
-        *out = exp::<FMA>(value - largest);
-    }
-    sum_of_block(&exps)
-}
-
-/// In lanes; a short block ends in zeros.
-#[inline(always)]
-fn sum_of_block(values: &[f32; BLOCK]) -> f32 {
-    let mut sums = [0f32; LANES];
-    for values in values.as_chunks::<LANES>().0 {
-        for lane in 0..LANES {
-            sums[lane] += values[lane];
-        }
-    }
-    let mut sum = 0.0;
-    for lane in sums {
-        sum += lane;
-    }
-    sum
-}
-
-vectorised! {
-    /// The sum of `exp(x) (x - y)` with `x` and `y` the logits of both below the largest of their own.
-    fn weighted_differences(full: &[f32], full_largest: f32, logits: &[f32], largest: f32) -> f64 = weighted_differences_body
-}
-
-#[inline(always)]
-fn weighted_differences_body<const FMA: bool>(
-    full: &[f32],
-    full_largest: f32,
-    logits: &[f32],
-    largest: f32,
-) -> f64 {
-    let mut sum = 0.0;
-    for (full, logits) in full.chunks(BLOCK).zip(logits.chunks(BLOCK)) {
-        sum += f64::from(block_of_differences::<FMA>(
-            full,
-            full_largest,
-            logits,
-            largest,
-        ));
-    }
-    sum
-}
-
-#[inline(always)]
-fn block_of_differences<const FMA: bool>(
-    full: &[f32],
-    full_largest: f32,
-    logits: &[f32],
-    largest: f32,
-) -> f32 {
-    let mut terms = [0f32; BLOCK];
-    for (out, (x, y)) in terms.iter_mut().zip(full.iter().zip(logits)) {
-        *out = weighted_difference::<FMA>(x - full_largest, y - largest);
-    }
-    sum_of_block(&terms)
-}
-
-#[inline(always)]
-fn weighted_difference<const FMA: bool>(x: f32, y: f32) -> f32 {
-    let weight = exp::<FMA>(x);
-    // Of what cannot be, no difference counts, an infinite one included.
-    if weight < NEXT_TO_NOTHING {
-        0.0
-    } else {
-        weight * (x - y)
-    }
 }
 
 fn confidence(signal: ExitSignal, logits: &[f32]) -> f64 {

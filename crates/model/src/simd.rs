@@ -98,12 +98,17 @@ pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
         .fold(sums[0], |sum, (a, b)| sum + a * b)
 }
 
-/// `exp` by range reduction and a degree-6 polynomial (Cephes `expf`), within 2 units in the last place;
-/// unlike the library's it vectorises.
+/// Added to a number below 2^22 it leaves the nearest whole one in the last bits, ties to even.
+const WHOLE: f32 = 12_582_912.0;
+
+/// `exp` by range reduction and a degree-6 polynomial (Cephes `expf`), within 2 units in the last place between -87 and 88, and
+/// what it is there beyond. Unlike the library's it vectorises: it neither rounds nor converts to integers by instructions that
+/// some processors have for one number only.
 #[inline(always)]
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
+    let shifted = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, WHOLE);
+    let n = shifted - WHOLE;
     let r = multiply_add::<FMA>(n, -0.693_359_4, x);
     let r = multiply_add::<FMA>(n, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
@@ -117,7 +122,8 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
         p = multiply_add::<FMA>(p, r, coefficient);
     }
     let value = multiply_add::<FMA>(p, r * r, r + 1.0);
-    value * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    // The whole number stands in the last bits of `shifted`; all above them are shifted out.
+    value * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 #[cfg(test)]
@@ -127,11 +133,35 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exp_is_within_two_ulps(x in -80f32..80.0) {
+        fn exp_is_within_two_ulps(x in -87f32..88.0) {
             let exact = f64::from(x).exp();
             for value in [exp::<true>(x), exp::<false>(x)] {
                 prop_assert!((f64::from(value) / exact - 1.0).abs() < 2.5e-7, "{value} {exact}");
             }
+        }
+    }
+
+    /// Where the exponent of two changes, and beyond the ends.
+    #[test]
+    fn exp_holds_at_its_seams() {
+        for n in -125..=126 {
+            let seam = (f64::from(n) + 0.5) * std::f64::consts::LN_2;
+            for ulps in -3..=3 {
+                let seam = seam as f32;
+                let x = f32::from_bits(seam.to_bits().wrapping_add_signed(ulps));
+                let exact = f64::from(x).exp();
+                for value in [exp::<true>(x), exp::<false>(x)] {
+                    let error = (f64::from(value) / exact - 1.0).abs();
+                    assert!(error < 2.5e-7, "{x}: {value} {exact}");
+                }
+            }
+        }
+        assert_eq!(exp::<true>(0.0), 1.0);
+        for exp in [exp::<true>, exp::<false>] {
+            assert!(exp(f32::NAN).is_nan());
+            assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
+            assert_eq!(exp(f32::INFINITY), exp(88.0));
+            assert!(exp(-87.0) > 0.0 && exp(88.0).is_finite());
         }
     }
 }
