@@ -6,13 +6,15 @@
 
 use crate::batch::{Span, token_count};
 use crate::cache_layer::{LayerKv, Storage};
+use crate::element::Element;
+use crate::host_kv::{HostKv, Pair};
 use crate::pointwise::soft_cap_body;
-use crate::simd::{Isa, dot, exp, isa, multiply_add};
+use crate::simd::{Isa, dot_with, exp, isa, multiply_add};
 use crate::threads;
 use std::ops::Range;
 
 /// Consecutive tokens of one row, and of their heads those that share a key head.
-struct Block<'a> {
+struct Block<'a, T> {
     /// The queries, from the first of the first token on: a token's stand behind one another, the next token's `stride` further.
     q: &'a [f32],
     stride: usize,
@@ -24,8 +26,8 @@ struct Block<'a> {
     /// Positions that a token sees, its own among them.
     window: Option<usize>,
     /// Keys and values of the row in the key head: `[positions, head_dim]`.
-    k: &'a [f32],
-    v: &'a [f32],
+    k: &'a [T],
+    v: &'a [T],
     head_dim: usize,
     /// Of the positions up to the last token's, those that nobody sees; empty if all are seen.
     masked: &'a [bool],
@@ -49,12 +51,27 @@ pub(crate) fn attend(
     q: &[f32],
     layer: &LayerKv,
     spans: &[Span],
+    heads: (usize, usize),
+    how: &Scoring,
+) -> Vec<f32> {
+    let Storage::Host(kept) = &layer.storage else {
+        unreachable!("a fused layer is given the cache that its model made");
+    };
+    match kept {
+        HostKv::F32(kept) => attend_over(q, layer, kept, spans, heads, how),
+        HostKv::Bf16(kept) => attend_over(q, layer, kept, spans, heads, how),
+        HostKv::F16(kept) => attend_over(q, layer, kept, spans, heads, how),
+    }
+}
+
+fn attend_over<T: Element>(
+    q: &[f32],
+    layer: &LayerKv,
+    Pair { k, v }: &Pair<T>,
+    spans: &[Span],
     (n_kv_heads, head_dim): (usize, usize),
     how: &Scoring,
 ) -> Vec<f32> {
-    let Storage::Host { k, v } = &layer.storage else {
-        unreachable!("a fused layer is given the cache that its model made");
-    };
     let (group, capacity) = (how.group * head_dim, layer.capacity);
     let stride = n_kv_heads * group;
     let mut out = vec![0.0; token_count(spans) * stride];
@@ -158,7 +175,7 @@ const SCORES: usize = 1 << 16;
 /// Tokens of a block at most.
 const TOKENS: usize = 16;
 
-impl Block<'_> {
+impl<T> Block<'_, T> {
     /// The positions that a token sees.
     fn sight(&self, token: usize) -> Range<usize> {
         let end = self.start + token + 1;
@@ -179,7 +196,11 @@ impl Block<'_> {
 }
 
 /// Attention of a block: `[tokens, group, head_dim]`.
-fn attend_block<'s>(block: &Block<'_>, how: &Scoring, scratch: &'s mut Scratch) -> &'s [f32] {
+fn attend_block<'s, T: Element>(
+    block: &Block<'_, T>,
+    how: &Scoring,
+    scratch: &'s mut Scratch,
+) -> &'s [f32] {
     match isa() {
         // SAFETY: the features were detected.
         #[cfg(target_arch = "x86_64")]
@@ -187,26 +208,26 @@ fn attend_block<'s>(block: &Block<'_>, how: &Scoring, scratch: &'s mut Scratch) 
         // SAFETY: the features were detected.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2(block, how, scratch) },
-        Isa::Portable => body::<Plain<false>, false, 2, 1>(block, how, scratch),
+        Isa::Portable => body::<T, Plain<false>, false, 2, 1>(block, how, scratch),
     }
     &scratch.out
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn avx2(block: &Block<'_>, how: &Scoring, scratch: &mut Scratch) {
-    body::<Plain<true>, true, 2, 2>(block, how, scratch);
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2<T: Element>(block: &Block<'_, T>, how: &Scoring, scratch: &mut Scratch) {
+    body::<T, Plain<true>, true, 2, 2>(block, how, scratch);
 }
 
 /// The two products of attention by some instruction set, each sum in one order whatever the set.
 trait Products {
     /// Products of a query, `[head_dim]`, with keys, `[positions, head_dim]`.
-    fn with_keys(q: &[f32], keys: &[f32], out: &mut [f32]);
+    fn with_keys<T: Element>(q: &[f32], keys: &[T], out: &mut [f32]);
 
     /// Adds `C` registers, from `column` on, of weighted values, `[positions, head_dim]`, to `R` rows of `out`.
-    fn add_values<const R: usize, const C: usize>(
+    fn add_values<T: Element, const R: usize, const C: usize>(
         weights: [&[f32]; R],
-        values: &[f32],
+        values: &[T],
         head_dim: usize,
         column: usize,
         out: &mut [f32],
@@ -218,26 +239,26 @@ struct Plain<const FMA: bool>;
 
 impl<const FMA: bool> Products for Plain<FMA> {
     #[inline(always)]
-    fn with_keys(q: &[f32], keys: &[f32], out: &mut [f32]) {
-        products_body::<FMA>(q, keys, out);
+    fn with_keys<T: Element>(q: &[f32], keys: &[T], out: &mut [f32]) {
+        products_body::<FMA, T>(q, keys, out);
     }
 
     #[inline(always)]
-    fn add_values<const R: usize, const C: usize>(
+    fn add_values<T: Element, const R: usize, const C: usize>(
         weights: [&[f32]; R],
-        values: &[f32],
+        values: &[T],
         head_dim: usize,
         column: usize,
         out: &mut [f32],
     ) {
-        add_columns::<FMA, R, C>(weights, values, head_dim, column, out);
+        add_columns::<FMA, T, R, C>(weights, values, head_dim, column, out);
     }
 }
 
 /// `R` queries and `C` registers of a value at a time.
 #[inline(always)]
-fn body<P: Products, const FMA: bool, const R: usize, const C: usize>(
-    block: &Block<'_>,
+fn body<T: Element, P: Products, const FMA: bool, const R: usize, const C: usize>(
+    block: &Block<'_, T>,
     how: &Scoring,
     scratch: &mut Scratch,
 ) {
@@ -308,9 +329,9 @@ fn body<P: Products, const FMA: bool, const R: usize, const C: usize>(
 
 /// Products of a query, `[head_dim]`, with keys, `[positions, head_dim]`.
 #[inline(always)]
-fn products_body<const FMA: bool>(q: &[f32], keys: &[f32], out: &mut [f32]) {
+fn products_body<const FMA: bool, T: Element>(q: &[f32], keys: &[T], out: &mut [f32]) {
     for (out, key) in out.iter_mut().zip(keys.chunks_exact(q.len())) {
-        *out = dot::<FMA>(q, key);
+        *out = dot_with::<FMA, T>(q, key);
     }
 }
 
@@ -379,16 +400,16 @@ fn weigh<const FMA: bool>(
 }
 
 /// The values of a block with the weights that its queries give them.
-struct Values<'a> {
+struct Values<'a, T> {
     /// `[queries, width]`, from position `first` on.
     scores: &'a [f32],
     width: usize,
     first: usize,
-    v: &'a [f32],
+    v: &'a [T],
     head_dim: usize,
 }
 
-impl Values<'_> {
+impl<T: Element> Values<'_, T> {
     /// Adds the weighted values of `positions` to the `R` rows of `out` from `query` on, one position after the other. Not a
     /// closure: one that is not inlined would be compiled for another instruction set.
     #[inline(always)]
@@ -411,11 +432,11 @@ impl Values<'_> {
         let out = &mut out[query * d..(query + R) * d];
         let mut column = 0;
         while column + C * LANES <= d {
-            P::add_values::<R, C>(weights, values, d, column, out);
+            P::add_values::<T, R, C>(weights, values, d, column, out);
             column += C * LANES;
         }
         while column + LANES <= d {
-            P::add_values::<R, 1>(weights, values, d, column, out);
+            P::add_values::<T, R, 1>(weights, values, d, column, out);
             column += LANES;
         }
         if column == d {
@@ -425,7 +446,7 @@ impl Values<'_> {
             let out = &mut out[row * d..(row + 1) * d];
             for (weight, value) in weights.iter().zip(values.chunks_exact(d)) {
                 for (out, value) in out[column..].iter_mut().zip(&value[column..]) {
-                    *out = multiply_add::<FMA>(*weight, *value, *out);
+                    *out = multiply_add::<FMA>(*weight, value.widen(), *out);
                 }
             }
         }
@@ -433,9 +454,9 @@ impl Values<'_> {
 }
 
 #[inline(always)]
-fn add_columns<const FMA: bool, const R: usize, const C: usize>(
+fn add_columns<const FMA: bool, T: Element, const R: usize, const C: usize>(
     weights: [&[f32]; R],
-    values: &[f32],
+    values: &[T],
     head_dim: usize,
     column: usize,
     out: &mut [f32],
@@ -452,12 +473,17 @@ fn add_columns<const FMA: bool, const R: usize, const C: usize>(
     for at in 0..positions {
         let value = &values[at * head_dim + column..][..C * LANES];
         let value = value.as_chunks::<LANES>().0;
+        let mut wide = [[0f32; LANES]; C];
+        for register in 0..C {
+            // SAFETY: `FMA` is given where the features were detected.
+            wide[register] = unsafe { T::lanes::<FMA>(&value[register]) };
+        }
         for row in 0..R {
             let weight = weights[row][at];
             for register in 0..C {
                 for lane in 0..LANES {
                     let sum = &mut sums[row][register][lane];
-                    *sum = multiply_add::<FMA>(weight, value[register][lane], *sum);
+                    *sum = multiply_add::<FMA>(weight, wide[register][lane], *sum);
                 }
             }
         }

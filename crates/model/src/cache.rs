@@ -3,6 +3,7 @@
 use crate::batch::Span;
 use crate::cache_layer::{KV_CACHE, KV_CACHE_LOWER, LayerKv, Storage};
 use crate::error::{ModelError, Result};
+use crate::host_kv::{HostKv, KvType};
 use crate::memory;
 use crate::tables::{SpanTables, StepTables};
 use candle_core::{DType, Device, Tensor};
@@ -92,11 +93,9 @@ pub struct KvCache {
 
 impl KvCache {
     /// A cache in plain memory for the fused CPU layers.
-    pub(crate) fn host(shape: CacheShape) -> Self {
-        Self::new(shape, 4, || Storage::Host {
-            k: Vec::new(),
-            v: Vec::new(),
-        })
+    pub(crate) fn host(shape: CacheShape, kept: KvType) -> Self {
+        let bytes = kept.dtype().size_in_bytes();
+        Self::new(shape, bytes, || Storage::Host(HostKv::new(kept)))
     }
 
     /// A cache of tensors on `device`.
@@ -315,16 +314,15 @@ impl KvCache {
         }
         let (heads, head_dim) = (self.shape.n_kv_heads, self.shape.head_dim);
         match &kv.storage {
-            Storage::Host { k, v } => {
-                let read = |x: &[f32]| -> Vec<f32> {
-                    (0..heads)
-                        .flat_map(|head| {
-                            let at = ((row * heads + head) * kv.capacity + position) * head_dim;
-                            x[at..at + head_dim].iter().copied()
-                        })
-                        .collect()
-                };
-                Ok((read(k), read(v)))
+            Storage::Host(kept) => {
+                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                for head in 0..heads {
+                    let at = ((row * heads + head) * kv.capacity + position) * head_dim;
+                    let [key, value] = kept.read(at..at + head_dim);
+                    keys.extend(key);
+                    values.extend(value);
+                }
+                Ok((keys, values))
             }
             Storage::Device { k, v } => {
                 let read = |x: &Tensor| -> Result<Vec<f32>> {

@@ -3,20 +3,15 @@
 use crate::batch::Span;
 use crate::cache::{HoleReads, Provenance};
 use crate::error::{ModelError, Result};
-use crate::memory;
+use crate::host_kv::{HostKv, copy_runs};
 use candle_core::Tensor;
 use std::ops::Range;
 
 /// Where a layer's keys and values lie.
 #[derive(Debug)]
 pub(crate) enum Storage {
-    /// `[rows, n_kv_heads, capacity, head_dim]` in plain memory, for the fused CPU layer.
-    Host {
-        /// Keys.
-        k: Vec<f32>,
-        /// Values.
-        v: Vec<f32>,
-    },
+    /// In plain memory, for the fused CPU layer.
+    Host(HostKv),
     /// `[rows, n_kv_heads, capacity, head_dim]` tensors on the model's device.
     Device {
         /// Keys.
@@ -67,7 +62,7 @@ impl LayerKv {
     /// Whether it lies in the machine's own memory.
     pub(crate) fn on_host(&self) -> bool {
         match &self.storage {
-            Storage::Host { .. } => true,
+            Storage::Host(_) => true,
             Storage::Device { k, .. } => k.device().is_cpu(),
         }
     }
@@ -85,13 +80,7 @@ impl LayerKv {
             sizes.iter().fold(1, product)
         };
         match &mut self.storage {
-            Storage::Host { k, v } => {
-                for store in [k, v] {
-                    let mut grown = memory::zeros(KV_CACHE, bytes(1), KV_CACHE_LOWER)?;
-                    copy_runs(store, old * head_dim, &mut grown, capacity * head_dim);
-                    *store = grown;
-                }
-            }
+            Storage::Host(kv) => kv.grow(old * head_dim, capacity * head_dim, bytes(1))?,
             Storage::Device { k, v } => {
                 for store in [k, v] {
                     let dims = (rows, heads, capacity, head_dim);
@@ -198,21 +187,13 @@ impl LayerKv {
     ) -> Result<()> {
         let (row, position) = (span.row, span.start);
         match (&mut self.storage, &other.storage) {
-            (
-                Storage::Host { k, v },
-                Storage::Host {
-                    k: from_k,
-                    v: from_v,
-                },
-            ) => {
+            (Storage::Host(kv), Storage::Host(from)) => {
                 for head in 0..heads {
                     let slot = |capacity: usize| {
                         let at = ((row * heads + head) * capacity + position) * head_dim;
                         at..at + head_dim
                     };
-                    let (to, from) = (slot(self.capacity), slot(other.capacity));
-                    k[to.clone()].copy_from_slice(&from_k[from.clone()]);
-                    v[to].copy_from_slice(&from_v[from]);
+                    kv.copy(slot(self.capacity), from, slot(other.capacity));
                 }
             }
             (
@@ -240,31 +221,17 @@ impl LayerKv {
     ) -> Result<u64> {
         let capacity = self.capacity;
         match &mut self.storage {
-            Storage::Host { k, v } => {
-                let stride = heads * capacity * head_dim;
-                for store in [k, v] {
-                    // Only what is filled: [heads] runs of the parent's positions.
-                    let parents: Vec<Vec<f32>> = moved
-                        .iter()
-                        .map(|&(_, parent)| {
-                            let filled = self.filled[parent] * head_dim;
-                            (0..heads)
-                                .flat_map(|head| {
-                                    let at = parent * stride + head * capacity * head_dim;
-                                    store[at..at + filled].iter().copied()
-                                })
-                                .collect()
-                        })
-                        .collect();
-                    for (&(row, parent), content) in moved.iter().zip(parents) {
-                        let filled = self.filled[parent] * head_dim;
-                        for head in 0..heads {
-                            let at = row * stride + head * capacity * head_dim;
-                            store[at..at + filled]
-                                .copy_from_slice(&content[head * filled..(head + 1) * filled]);
-                        }
-                    }
-                }
+            Storage::Host(kv) => {
+                // Only what is filled: [heads] runs of the parent's positions.
+                let head = capacity * head_dim;
+                let runs = moved.iter().flat_map(|&(row, parent)| {
+                    let filled = self.filled[parent] * head_dim;
+                    (0..heads).map(move |at| {
+                        let from = (parent * heads + at) * head;
+                        ((row * heads + at) * head, from..from + filled)
+                    })
+                });
+                kv.reorder(&runs.collect::<Vec<_>>());
             }
             Storage::Device { k, v } => {
                 let mut rows: Vec<u32> = (0..self.filled.len() as u32).collect();
@@ -290,15 +257,5 @@ impl LayerKv {
             }
         }
         Ok(moved.iter().map(|&(_, parent)| filled[parent] as u64).sum())
-    }
-}
-
-/// Copies runs of `width` to runs of `wider`, which end in what they held.
-fn copy_runs<T: Copy>(from: &[T], width: usize, to: &mut [T], wider: usize) {
-    if width == 0 {
-        return;
-    }
-    for (from, to) in from.chunks_exact(width).zip(to.chunks_exact_mut(wider)) {
-        to[..width].copy_from_slice(from);
     }
 }

@@ -3,8 +3,8 @@
 
 use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
+use crate::causal_lm::Part;
 use crate::config::{Activation, ModelConfig, PositionScheme};
-use crate::decoder::Part;
 use crate::error::Result;
 use crate::rope::Rope;
 use crate::tables::SpanTables;
@@ -200,9 +200,8 @@ impl ComposedLayer {
         for span in spans {
             for (store, fresh) in [(keys, k), (values, v)] {
                 let fresh = fresh.narrow(0, first, span.len)?.transpose(0, 1)?;
-                store
-                    .get(span.row)?
-                    .slice_set(&fresh.contiguous()?, 1, span.start)?;
+                let fresh = fresh.to_dtype(store.dtype())?.contiguous()?;
+                store.get(span.row)?.slice_set(&fresh, 1, span.start)?;
             }
             first += span.len;
         }
@@ -235,7 +234,8 @@ impl ComposedLayer {
                 true => store.clone(),
                 false => store.index_select(&tables.rows(store.device())?, 0)?,
             };
-            Ok(rows.narrow(2, first, seen)?.contiguous()?)
+            let rows = rows.narrow(2, first, seen)?.contiguous()?;
+            Ok(rows.to_dtype(q.dtype())?)
         };
         let (k, v) = (select(k)?, select(v)?);
         let rows = spans.len();
@@ -270,17 +270,23 @@ impl ComposedLayer {
             let len = span.start + span.len;
             let from = kv.first_seen(span.start);
             let seen = len - from;
+            let Storage::Device { k: keys, v: values } = &kv.storage else {
+                unreachable!("a composed layer is given the cache that its model made");
+            };
             let (k, v) = if kv.capacity == 0 {
-                // The whole prompt stands here, from its first token on.
+                // The whole prompt stands here, from its first token on. It is rounded as what is kept would be.
                 let begin = first + from - place;
-                let fresh = |x: &Tensor| x.narrow(0, begin, seen)?.transpose(0, 1)?.contiguous();
+                let fresh = |x: &Tensor| -> Result<Tensor> {
+                    let x = x.narrow(0, begin, seen)?.transpose(0, 1)?.contiguous()?;
+                    Ok(x.to_dtype(keys.dtype())?.to_dtype(q.dtype())?)
+                };
                 (fresh(k)?, fresh(v)?)
             } else {
-                let Storage::Device { k, v } = &kv.storage else {
-                    unreachable!("a composed layer is given the cache that its model made");
+                let row = |x: &Tensor| -> Result<Tensor> {
+                    let x = x.get(span.row)?.narrow(1, from, seen)?.contiguous()?;
+                    Ok(x.to_dtype(q.dtype())?)
                 };
-                let row = |x: &Tensor| x.get(span.row)?.narrow(1, from, seen)?.contiguous();
-                (row(k)?, row(v)?)
+                (row(keys)?, row(values)?)
             };
             // [span, n_kv_heads, group, head_dim] -> [n_kv_heads, group * span, head_dim]
             let q = q

@@ -1,4 +1,4 @@
-//! The types that weights are kept in. Whatever the type, arithmetic is in f32: a weight is widened on its way from memory to
+//! The types that weights, keys and values are kept in. Whatever the type, arithmetic is in f32: a weight is widened on its way from memory to
 //! the registers, which loses nothing (LayerCast, arXiv 2506.09501).
 
 use candle_core::WithDType;
@@ -8,8 +8,8 @@ use half::{bf16, f16};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-/// A type that weights are kept in.
-pub(crate) trait Element: WithDType {
+/// A type that weights, keys or values are kept in.
+pub(crate) trait Element: WithDType + Default {
     /// So many zeros, of memory that is not touched before it is written to.
     fn zeros(len: usize) -> Vec<Self>;
 
@@ -18,6 +18,28 @@ pub(crate) trait Element: WithDType {
 
     /// The same number.
     fn widen(self) -> f32;
+
+    /// The same numbers; `AVX2`: by registers, where the CPU is one of x86-64.
+    ///
+    /// # Safety
+    /// The CPU has AVX2 and F16C if it is one of x86-64 and `AVX2` is set.
+    #[inline(always)]
+    unsafe fn lanes<const AVX2: bool>(values: &[Self; 16]) -> [f32; 16] {
+        #[cfg(target_arch = "x86_64")]
+        if AVX2 {
+            let mut wide = [0f32; 16];
+            // SAFETY: 8 values each; the features are the caller's.
+            unsafe {
+                _mm256_storeu_ps(wide.as_mut_ptr(), Self::load_avx2(values.as_ptr()));
+                _mm256_storeu_ps(
+                    wide[8..].as_mut_ptr(),
+                    Self::load_avx2(values[8..].as_ptr()),
+                );
+            }
+            return wide;
+        }
+        values.map(Self::widen)
+    }
 
     /// 16 numbers from `at` on.
     ///
@@ -46,6 +68,11 @@ impl Element for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {
         self
+    }
+
+    #[inline(always)]
+    unsafe fn lanes<const AVX2: bool>(values: &[Self; 16]) -> [f32; 16] {
+        *values
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -4,10 +4,11 @@
 use crate::attend::{self, Scoring};
 use crate::batch::Span;
 use crate::cache_layer::{LayerKv, Storage};
+use crate::causal_lm::Part;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, ModelConfig, PositionScheme};
-use crate::decoder::Part;
 use crate::error::Result;
+use crate::host_kv::HostKv;
 use crate::matrix::Matrix;
 use crate::packed::Packed;
 use crate::pointwise;
@@ -157,7 +158,7 @@ impl FusedLayer {
             heads.attend(&q, kv, spans)
         } else {
             // No later step reads this layer: keys and values live for this call only.
-            let (mut room, spans) = heads.room(spans, kv.window)?;
+            let (mut room, spans) = heads.room(spans, kv)?;
             heads.write(&fresh, &mut room, &spans);
             heads.attend(&q, &room, &spans)
         };
@@ -274,7 +275,7 @@ impl Heads {
     /// Writes keys and values, `fresh`: `[tokens, 2 kv_width]`, to the spans' slots.
     fn write(&self, fresh: &[f32], layer: &mut LayerKv, spans: &[Span]) {
         let capacity = layer.capacity;
-        let Storage::Host { k, v } = &mut layer.storage else {
+        let Storage::Host(kv) = &mut layer.storage else {
             unreachable!("a fused layer is given the cache that its model made");
         };
         let slots = spans
@@ -285,8 +286,7 @@ impl Heads {
             for head in 0..self.n_kv_heads {
                 let from = head * self.head_dim..(head + 1) * self.head_dim;
                 let to = ((row * self.n_kv_heads + head) * capacity + position) * self.head_dim;
-                k[to..to + self.head_dim].copy_from_slice(&keys[from.clone()]);
-                v[to..to + self.head_dim].copy_from_slice(&values[from]);
+                kv.write(to, &keys[from.clone()], &values[from]);
             }
         }
     }
@@ -297,16 +297,16 @@ impl Heads {
         attend::attend(q, layer, spans, heads, &self.scoring)
     }
 
-    /// Room for `spans` alone, which are whole prompts, and where they stand in it.
-    fn room(&self, spans: &[Span], window: Option<usize>) -> Result<(LayerKv, Vec<Span>)> {
+    /// Room for `spans` alone, which are whole prompts and see what they would see of `kv`, and where they stand in it.
+    fn room(&self, spans: &[Span], kv: &LayerKv) -> Result<(LayerKv, Vec<Span>)> {
         let spans = Span::prompts(spans.iter().map(|span| span.len));
         let longest = spans.iter().map(|span| span.len).max().unwrap_or(0);
-        let storage = Storage::Host {
-            k: Vec::new(),
-            v: Vec::new(),
+        let Storage::Host(kept) = &kv.storage else {
+            unreachable!("a fused layer is given the cache that its model made");
         };
+        let storage = Storage::Host(HostKv::new(kept.kept()));
         let mut layer = LayerKv {
-            window,
+            window: kv.window,
             ..LayerKv::new(spans.len(), longest, storage)
         };
         layer.grow(longest, (self.n_kv_heads, self.head_dim))?;

@@ -41,8 +41,12 @@ pub(crate) fn take(bytes: u128) -> std::result::Result<(), Option<u64>> {
 ///
 /// # Errors
 /// [`ModelError::NoMemory`].
-pub(crate) fn zeros(what: &'static str, len: u128, lower: &'static str) -> Result<Vec<f32>> {
-    let bytes = len.saturating_mul(4);
+pub(crate) fn zeros<T: Copy + Default>(
+    what: &'static str,
+    len: u128,
+    lower: &'static str,
+) -> Result<Vec<T>> {
+    let bytes = len.saturating_mul(size_of::<T>() as u128);
     require(what, bytes, lower)?;
     let refused = |_| ModelError::NoMemory {
         what,
@@ -53,7 +57,7 @@ pub(crate) fn zeros(what: &'static str, len: u128, lower: &'static str) -> Resul
     let len = usize::try_from(len).unwrap_or(usize::MAX);
     let mut values = Vec::new();
     values.try_reserve_exact(len).map_err(refused)?;
-    values.resize(len, 0.0);
+    values.resize(len, T::default());
     Ok(values)
 }
 
@@ -91,9 +95,9 @@ mod tests {
             let message = error.to_string();
             assert!(message.contains(&human(bytes)), "{message}");
             assert!(message.contains("lower the batch size"), "{message}");
-            assert!(zeros("the KV cache", bytes / 4, "the batch size").is_err());
+            assert!(zeros::<f32>("the KV cache", bytes / 4, "the batch size").is_err());
         }
-        assert_eq!(zeros("a row", 3, "nothing").unwrap(), [0.0; 3]);
+        assert_eq!(zeros::<f32>("a row", 3, "nothing").unwrap(), [0.0; 3]);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use crate::batch::{Span, token_count};
 use crate::cache::{CacheShape, KvCache, Provenance};
-use crate::decoder::{CausalLm, Part};
+use crate::causal_lm::{CausalLm, Part};
 use crate::error::{ModelError, Result};
+use crate::host_kv::KvType;
 use crate::sizes::{LayerBytes, ModelSizes};
 use candle_core::{Device, Tensor};
 
@@ -44,6 +45,7 @@ impl MockModel {
                 head_bytes: 48,
                 screen_bytes: 48,
                 state_bytes: 4,
+                kv_bytes: 4,
             },
         }
     }
@@ -59,13 +61,14 @@ impl CausalLm for MockModel {
     }
 
     fn new_cache(&self, rows: usize, capacity: Vec<usize>) -> Result<KvCache> {
-        Ok(KvCache::host(CacheShape {
+        let shape = CacheShape {
             rows,
             n_kv_heads: 1,
             head_dim: 1,
             capacity,
             windows: Vec::new(),
-        }))
+        };
+        Ok(KvCache::host(shape, KvType::F32))
     }
 
     fn embed(&self, ids: &[u32], _: &[Span]) -> Result<Tensor> {

@@ -1,5 +1,7 @@
 //! Plain loops compiled once per instruction set, chosen at run time.
 
+use crate::element::Element;
+
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy)]
 pub enum Isa {
@@ -74,13 +76,21 @@ pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Inner product in one fixed order.
+/// Inner product in one fixed order. `FMA`: as [`multiply_add`] takes it.
 #[inline(always)]
 pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    dot_with::<FMA, f32>(a, b)
+}
+
+/// The same with numbers that are widened on their way.
+#[inline(always)]
+pub(crate) fn dot_with<const FMA: bool, T: Element>(a: &[f32], b: &[T]) -> f32 {
     let mut sums = [0f32; LANES];
     let (a_body, a_tail) = a.as_chunks::<LANES>();
     let (b_body, b_tail) = b.as_chunks::<LANES>();
     for (a, b) in a_body.iter().zip(b_body) {
+        // SAFETY: `FMA` is given where the features were detected.
+        let b = unsafe { T::lanes::<FMA>(b) };
         for lane in 0..LANES {
             sums[lane] = multiply_add::<FMA>(a[lane], b[lane], sums[lane]);
         }
@@ -95,7 +105,7 @@ pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     a_tail
         .iter()
         .zip(b_tail)
-        .fold(sums[0], |sum, (a, b)| sum + a * b)
+        .fold(sums[0], |sum, (a, b)| sum + a * b.widen())
 }
 
 /// Added to a number below 2^22 it leaves the nearest whole one in the last bits, ties to even.

@@ -1,6 +1,6 @@
 //! Sizes of a model.
 
-use crate::decoder::Part;
+use crate::causal_lm::Part;
 
 /// What the ledger and the cache need to know of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,8 +39,10 @@ pub struct ModelSizes {
     pub layer_bytes: Vec<LayerBytes>,
     /// Bytes of the LM head.
     pub head_bytes: u64,
-    /// Bytes of an element of the KV cache, and of the state between layers.
+    /// Bytes of an element of the state between layers.
     pub state_bytes: u64,
+    /// Bytes of an element of the KV cache.
+    pub kv_bytes: u64,
 }
 
 /// Bytes of the weights of one layer.
@@ -91,6 +93,6 @@ impl ModelSizes {
 
     /// Bytes of one position's keys and values in one layer.
     pub fn kv_position_bytes(&self) -> u64 {
-        (2 * self.n_kv_heads * self.head_dim) as u64 * self.state_bytes
+        (2 * self.n_kv_heads * self.head_dim) as u64 * self.kv_bytes
     }
 }

@@ -90,8 +90,21 @@ pub struct ModelRecord {
     pub config: String,
     /// What the weights are kept in.
     pub dtype: String,
+    /// What the KV cache is kept in, where it was chosen: else f32 on a CPU, and what is computed in on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<String>,
     /// `cpu` or `cuda`.
     pub device: String,
+}
+
+impl ModelRecord {
+    /// What weights are kept in, and the KV cache where that was chosen.
+    pub fn kept(&self) -> String {
+        match &self.kv_dtype {
+            None => self.dtype.clone(),
+            Some(kv) => format!("{}, KV cache in {kv},", self.dtype),
+        }
+    }
 }
 
 /// The task of a cell.

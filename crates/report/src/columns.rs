@@ -415,6 +415,7 @@ pub const COLUMNS: &[Column] = &[
     text("instruction_set", |row| Some(row.record.measured().machine.instruction_set.clone()), "instruction set that the kernels used"),
     text("gpu", |row| Some(row.record.measured().machine.gpu.as_ref()?.name.clone()), "name of the GPU, where one computed"),
     text("dtype", |row| Some(row.record.model.dtype.clone()), "element type of the weights in memory"),
+    text("kv_dtype", |row| row.record.model.kv_dtype.clone(), "element type of the KV cache, where it was chosen: else f32 on a CPU, and what is computed in on a GPU"),
     text("device", |row| Some(row.record.model.device.clone()), "`cpu` or `cuda`"),
     text("binary", |row| Some(row.record.measured().binary.version.clone()), "version of skipbench"),
     text("commit", |row| row.record.measured().binary.commit.clone(), "commit that it was built from"),

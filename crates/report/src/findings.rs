@@ -44,7 +44,10 @@ pub(crate) fn overview(rows: &[&Row<'_>]) -> String {
         let model = &row.record.model;
         format!(
             "{} ({} layers, {} on {})",
-            model.name, model.n_layers, model.dtype, model.device
+            model.name,
+            model.n_layers,
+            model.kept(),
+            model.device
         )
     });
     parts.push(format!("with {}", listed(&models)));

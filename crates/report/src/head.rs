@@ -94,7 +94,7 @@ fn model(row: &Row<'_>) -> String {
         "{} ({} layers, {} on {}, weights {})",
         model.name,
         model.n_layers,
-        model.dtype,
+        model.kept(),
         model.device,
         short(&model.weights)
     )

@@ -112,7 +112,9 @@ pub(crate) fn on_text(experiment: &Experiment, model: &ModelPlan, task: &TaskDat
         .with("max-new-tokens", task.max_new_tokens);
     // What is not set is not named, so that results of before it could be set stay what they are.
     let form = &task.form;
+    let kv_dtype = experiment.kv_dtype_of(&model.entry);
     let settings = [
+        ("kv-dtype", kv_dtype.map(|kept| json!(kept))),
         ("stop", (!task.stop.is_empty()).then(|| json!(task.stop))),
         ("chat", form.chat.as_ref().map(|chat| json!(chat))),
         (

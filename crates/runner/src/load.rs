@@ -1,29 +1,15 @@
 //! Reading texts and models.
 
-use crate::experiment::{DeviceName, DtypeName};
+use crate::experiment::{DeviceName, DtypeName, KvDtypeName};
 use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::Args;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use skipbench_model::{Backend, Decoder, WeightType};
+use skipbench_model::{Backend, Decoder};
 use std::io::Read;
 use std::path::Path;
-
-impl From<DtypeName> for WeightType {
-    fn from(name: DtypeName) -> WeightType {
-        match name {
-            DtypeName::F32 => WeightType::F32,
-            DtypeName::Bf16 => WeightType::Bf16,
-            DtypeName::F16 => WeightType::F16,
-            DtypeName::Q8_0 => WeightType::Q8_0,
-            DtypeName::Q4_1 => WeightType::Q4_1,
-            DtypeName::Q4_0 => WeightType::Q4_0,
-            DtypeName::Stored => WeightType::Stored,
-        }
-    }
-}
 
 impl DeviceName {
     /// Refuses a device that this program was built without.
@@ -66,6 +52,9 @@ pub(crate) struct ComputeArgs {
     /// What weights are kept in; the default is f32 on a CPU and the checkpoint's own on a GPU
     #[arg(long)]
     dtype: Option<DtypeName>,
+    /// What the KV cache is kept in; the default is f32 on a CPU and what is computed in on a GPU
+    #[arg(long)]
+    kv_dtype: Option<KvDtypeName>,
     /// Run the layers composed from candle operations instead of the fused CPU ones
     #[arg(long)]
     composed: bool,
@@ -82,12 +71,8 @@ impl ComputeArgs {
             false => Backend::Auto,
         };
         let device = self.device.open()?;
-        Ok(Decoder::load(
-            model,
-            &device,
-            self.dtype.map(Into::into),
-            backend,
-        )?)
+        let decoder = Decoder::load(model, &device, self.dtype.map(Into::into), backend)?;
+        Ok(decoder.with_kv_type(self.kv_dtype.map(Into::into)))
     }
 }
 

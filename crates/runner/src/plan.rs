@@ -464,6 +464,7 @@ impl ModelPlan {
         let weights = experiment.dtype_of(&self.entry).map(Into::into);
         let decoder = Decoder::load(&self.entry.path, device, weights, Backend::Auto);
         let decoder = decoder.with_context(|| format!("model `{}`", self.name))?;
+        let decoder = decoder.with_kv_type(experiment.kv_dtype_of(&self.entry).map(Into::into));
         let tokenizer = self.tokenizer(decoder.sizes().vocab_size)?;
         Ok((decoder, tokenizer))
     }

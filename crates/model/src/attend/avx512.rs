@@ -1,11 +1,12 @@
 //! The products of attention in registers of 16 lanes, bit for bit those of [`super`].
 
 use super::{Block, LANES, Products, Scoring, Scratch, body, products_body};
+use crate::element::Element;
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx512f,avx2,fma")]
-pub(super) fn attend(block: &Block<'_>, how: &Scoring, scratch: &mut Scratch) {
-    body::<Avx512, true, 4, 4>(block, how, scratch);
+pub(super) fn attend<T: Element>(block: &Block<'_, T>, how: &Scoring, scratch: &mut Scratch) {
+    body::<T, Avx512, true, 4, 4>(block, how, scratch);
 }
 
 /// For [`attend`] alone, which is called where the features are.
@@ -13,21 +14,21 @@ struct Avx512;
 
 impl Products for Avx512 {
     #[inline(always)]
-    fn with_keys(q: &[f32], keys: &[f32], out: &mut [f32]) {
+    fn with_keys<T: Element>(q: &[f32], keys: &[T], out: &mut [f32]) {
         // SAFETY: the features are there.
         unsafe { products(q, keys, out) }
     }
 
     #[inline(always)]
-    fn add_values<const R: usize, const C: usize>(
+    fn add_values<T: Element, const R: usize, const C: usize>(
         weights: [&[f32]; R],
-        values: &[f32],
+        values: &[T],
         head_dim: usize,
         column: usize,
         out: &mut [f32],
     ) {
         // SAFETY: the features are there.
-        unsafe { add::<R, C>(weights, values, head_dim, column, out) }
+        unsafe { add::<T, R, C>(weights, values, head_dim, column, out) }
     }
 }
 
@@ -37,9 +38,9 @@ impl Products for Avx512 {
     clippy::needless_range_loop,
     reason = "counted loops of constant length stay in registers"
 )]
-fn add<const R: usize, const C: usize>(
+fn add<T: Element, const R: usize, const C: usize>(
     weights: [&[f32]; R],
-    values: &[f32],
+    values: &[T],
     head_dim: usize,
     column: usize,
     out: &mut [f32],
@@ -60,7 +61,7 @@ fn add<const R: usize, const C: usize>(
             let value = values.as_ptr().add(at * head_dim + column);
             let mut registers = [_mm512_setzero_ps(); C];
             for register in 0..C {
-                registers[register] = _mm512_loadu_ps(value.add(register * LANES));
+                registers[register] = T::load_avx512(value.add(register * LANES));
             }
             for row in 0..R {
                 let weight = _mm512_set1_ps(*weights[row].as_ptr().add(at));
@@ -82,10 +83,10 @@ fn add<const R: usize, const C: usize>(
 /// As [`products_body`], bit for bit, for 16 keys at a time.
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn products(q: &[f32], keys: &[f32], out: &mut [f32]) {
+fn products<T: Element>(q: &[f32], keys: &[T], out: &mut [f32]) {
     let width = q.len();
     if !width.is_multiple_of(LANES) {
-        return products_body::<true>(q, keys, out);
+        return products_body::<true, T>(q, keys, out);
     }
     let mut blocks = keys.chunks_exact(LANES * width);
     let (outs, tail) = out.as_chunks_mut::<LANES>();
@@ -98,7 +99,7 @@ fn products(q: &[f32], keys: &[f32], out: &mut [f32]) {
             unsafe {
                 let q = _mm512_loadu_ps(q.as_ptr().add(at));
                 for i in 0..LANES {
-                    let key = _mm512_loadu_ps(keys.as_ptr().add(KEYS[i] * width + at));
+                    let key = T::load_avx512(keys.as_ptr().add(KEYS[i] * width + at));
                     sums[i] = _mm512_fmadd_ps(q, key, sums[i]);
                 }
             }
@@ -107,7 +108,7 @@ fn products(q: &[f32], keys: &[f32], out: &mut [f32]) {
         // SAFETY: 16 values.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
     }
-    products_body::<true>(q, blocks.remainder(), tail);
+    products_body::<true, T>(q, blocks.remainder(), tail);
 }
 
 /// The sum over each register, in the order of [`dot`](crate::simd::dot).

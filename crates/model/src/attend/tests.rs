@@ -1,4 +1,6 @@
 use super::*;
+use crate::host_kv::KvType;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 fn values(len: usize, seed: u32) -> Vec<f32> {
@@ -26,6 +28,37 @@ struct Case {
 impl Case {
     /// Attention of the tokens from `start` on in one block.
     fn block(&self, start: usize, tokens: usize) -> Vec<f32> {
+        self.over(&self.k, &self.v, start, tokens)
+    }
+
+    /// The same with keys and values that are kept in `T`.
+    fn block_in<T: Element>(&self, start: usize, tokens: usize) -> Vec<f32> {
+        let [k, v] = [&self.k, &self.v].map(|wide| {
+            let mut kept = T::zeros(wide.len());
+            T::narrow(wide, &mut kept);
+            kept
+        });
+        self.over(&k, &v, start, tokens)
+    }
+
+    /// With keys and values rounded to `T`, in f32.
+    fn rounded<T: Element>(&self) -> Self {
+        let [k, v] = [&self.k, &self.v].map(|wide| {
+            let mut kept = T::zeros(wide.len());
+            T::narrow(wide, &mut kept);
+            kept.into_iter().map(T::widen).collect()
+        });
+        Self {
+            q: self.q.clone(),
+            k,
+            v,
+            masked: self.masked.clone(),
+            how: self.how.clone(),
+            ..*self
+        }
+    }
+
+    fn over<T: Element>(&self, k: &[T], v: &[T], start: usize, tokens: usize) -> Vec<f32> {
         let width = self.how.group * self.head_dim;
         let block = Block {
             q: &self.q[start * width..],
@@ -34,8 +67,8 @@ impl Case {
             tokens,
             start,
             window: self.window,
-            k: &self.k,
-            v: &self.v,
+            k,
+            v,
             head_dim: self.head_dim,
             masked: self.masked.get(..start + tokens).unwrap_or_default(),
         };
@@ -110,10 +143,78 @@ proptest! {
         let together = case.block(start, tokens);
         let alone: Vec<f32> = (start..positions).flat_map(|at| case.block(at, 1)).collect();
         prop_assert_eq!(&together, &alone);
+        // Keys and values of 16 bits give what their values give in 32, bit for bit.
+        for (found, rounded) in [
+            (case.block_in::<bf16>(start, tokens), case.rounded::<bf16>()),
+            (case.block_in::<f16>(start, tokens), case.rounded::<f16>()),
+        ] {
+            prop_assert_eq!(&found, &rounded.block(start, tokens));
+            prop_assert!(found != together);
+        }
         for (query, found) in together.chunks_exact(head_dim).enumerate() {
             for (found, wanted) in found.iter().zip(case.plain(start + query / group, query % group)) {
                 prop_assert!((f64::from(*found) - wanted).abs() < 2e-5, "{found} {wanted}");
             }
         }
     }
+}
+
+/// Two rows of a batch, of which the second has holes: each sees its own alone.
+#[test]
+fn holes_are_those_of_the_row() {
+    let (head_dim, positions, hidden) = (16, 9, [2, 5]);
+    let how = Scoring {
+        group: 2,
+        scale: 0.5,
+        cap: None,
+        slopes: Vec::new(),
+    };
+    let rows = [1, 2].map(|seed| Case {
+        q: values(positions * how.group * head_dim, seed),
+        k: values(positions * head_dim, seed + 10),
+        v: values(positions * head_dim, seed + 20),
+        head_dim,
+        positions,
+        window: None,
+        masked: match seed {
+            1 => Vec::new(),
+            _ => (0..positions).map(|at| hidden.contains(&at)).collect(),
+        },
+        how: how.clone(),
+    });
+    let mut layer = LayerKv::new(2, positions, Storage::Host(HostKv::new(KvType::F32)));
+    layer.grow(positions, (1, head_dim)).unwrap();
+    let Storage::Host(kept) = &mut layer.storage else {
+        unreachable!()
+    };
+    for (row, case) in rows.iter().enumerate() {
+        kept.write(row * positions * head_dim, &case.k, &case.v);
+    }
+    layer.masked = vec![false; 2 * positions];
+    for at in hidden {
+        layer.masked[positions + at] = true;
+    }
+    layer.holes[1].masked = hidden.len() as u64;
+    let last = positions - 1;
+    let q = rows.each_ref().map(|case| {
+        let width = how.group * head_dim;
+        case.q[last * width..].to_vec()
+    });
+    let spans = [Span::token(0, last), Span::token(1, last)];
+    let found = attend(&q.concat(), &layer, &spans, (1, head_dim), &how);
+    let wanted = rows.each_ref().map(|case| case.block(last, 1));
+    assert_eq!(found, wanted.concat());
+    let seen = Case {
+        masked: Vec::new(),
+        q: rows[1].q.clone(),
+        k: rows[1].k.clone(),
+        v: rows[1].v.clone(),
+        how: how.clone(),
+        ..rows[1]
+    };
+    assert_ne!(
+        wanted[1],
+        seen.block(last, 1),
+        "the holes make a difference"
+    );
 }

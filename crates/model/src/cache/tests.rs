@@ -3,13 +3,16 @@
 use super::*;
 
 fn cache() -> KvCache {
-    KvCache::host(CacheShape {
-        rows: 2,
-        n_kv_heads: 1,
-        head_dim: 4,
-        capacity: vec![8, 0],
-        windows: Vec::new(),
-    })
+    KvCache::host(
+        CacheShape {
+            rows: 2,
+            n_kv_heads: 1,
+            head_dim: 4,
+            capacity: vec![8, 0],
+            windows: Vec::new(),
+        },
+        KvType::F32,
+    )
 }
 
 #[test]
@@ -47,13 +50,16 @@ fn truncate_forgets_only_the_tail_of_one_row() {
 
 #[test]
 fn memory_is_taken_as_rows_grow_and_none_without_capacity() {
-    let mut cache = KvCache::host(CacheShape {
-        rows: 2,
-        n_kv_heads: 3,
-        head_dim: 4,
-        capacity: vec![usize::MAX, 0, 100],
-        windows: Vec::new(),
-    });
+    let mut cache = KvCache::host(
+        CacheShape {
+            rows: 2,
+            n_kv_heads: 3,
+            head_dim: 4,
+            capacity: vec![usize::MAX, 0, 100],
+            windows: Vec::new(),
+        },
+        KvType::F32,
+    );
     assert_eq!(cache.bytes(), 0);
     let position = 2 * 2 * 3 * 4 * 4;
     cache.reserve(10).unwrap();
@@ -92,7 +98,8 @@ fn what_is_held_stays_as_room_is_made() {
         windows: Vec::new(),
     };
     let device = KvCache::device(shape(), DType::F32, &Device::Cpu).unwrap();
-    for mut cache in [KvCache::host(shape()), device] {
+    let host = [KvType::F32, KvType::Bf16, KvType::F16].map(|kept| KvCache::host(shape(), kept));
+    for mut cache in host.into_iter().chain([device]) {
         cache.reserve(5).unwrap();
         cache
             .claim(0, &Span::prompts([4, 2]), Provenance::Computed)
@@ -100,10 +107,8 @@ fn what_is_held_stays_as_room_is_made() {
         let values: Vec<f32> = (0..2 * 2 * 5 * 3).map(|value| value as f32).collect();
         let (kv, _) = cache.layer_mut(0, &[]);
         match &mut kv.storage {
-            Storage::Host { k, v } => {
-                k.clone_from(&values);
-                v.clone_from(&values);
-            }
+            // Whole numbers of six bits are what they are in any type.
+            Storage::Host(kept) => kept.write(0, &values, &values),
             Storage::Device { k, v } => {
                 *k = Tensor::new(values, &Device::Cpu)
                     .unwrap()
@@ -146,13 +151,16 @@ fn what_is_held_stays_as_room_is_made() {
 /// A query reads the holes that lie in its window, and no others.
 #[test]
 fn holes_behind_the_window_are_not_read() {
-    let mut cache = KvCache::host(CacheShape {
-        rows: 1,
-        n_kv_heads: 1,
-        head_dim: 4,
-        capacity: vec![20, 20],
-        windows: vec![Some(3)],
-    });
+    let mut cache = KvCache::host(
+        CacheShape {
+            rows: 1,
+            n_kv_heads: 1,
+            head_dim: 4,
+            capacity: vec![20, 20],
+            windows: vec![Some(3)],
+        },
+        KvType::F32,
+    );
     for layer in 0..2 {
         for (position, how) in [
             Provenance::Computed,
@@ -199,4 +207,67 @@ fn a_full_cache_names_the_position() {
         error,
         Err(ModelError::CacheFull { position: 8, .. })
     ));
+}
+
+/// A cache of two layers, three rows of two heads, of which row `r` holds keys `100 r + ...` and values behind them in layer 0.
+fn filled(kept: KvType) -> KvCache {
+    let shape = CacheShape {
+        rows: 3,
+        n_kv_heads: 2,
+        head_dim: 4,
+        capacity: vec![5, 7],
+        windows: Vec::new(),
+    };
+    let mut cache = KvCache::host(shape, kept);
+    cache.reserve(5).unwrap();
+    for layer in 0..2 {
+        let spans = Span::prompts([4, 2, 3]);
+        cache.claim(layer, &spans, Provenance::Computed).unwrap();
+    }
+    let per_row = 2 * 5 * 4;
+    let keys: Vec<f32> = (0..3 * per_row)
+        .map(|at| (100 * (at / per_row) + at % per_row) as f32 / 8.0)
+        .collect();
+    let values: Vec<f32> = keys.iter().map(|key| -key).collect();
+    let Storage::Host(kv) = &mut cache.layer_mut(0, &[]).0.storage else {
+        unreachable!()
+    };
+    kv.write(0, &keys, &values);
+    cache
+}
+
+/// Whatever order the rows are in: each is read before any is written.
+#[test]
+fn beams_take_over_what_their_parents_held() {
+    for kept in [KvType::F32, KvType::Bf16, KvType::F16] {
+        let before = filled(kept);
+        let mut cache = filled(kept);
+        let parents = [2, 0, 1];
+        assert_eq!(cache.reorder(&parents).unwrap(), 2 * (3 + 4 + 2));
+        for (row, parent) in parents.into_iter().enumerate() {
+            assert_eq!(cache.filled(0, row), before.filled(0, parent));
+            for position in 0..cache.filled(0, row) {
+                let found = cache.key_value(0, row, position).unwrap();
+                assert_eq!(found, before.key_value(0, parent, position).unwrap());
+            }
+        }
+        assert_ne!(
+            cache.key_value(0, 0, 0).unwrap(),
+            before.key_value(0, 0, 0).unwrap()
+        );
+    }
+}
+
+#[test]
+fn a_layer_copies_keys_and_values_of_the_one_below() {
+    for kept in [KvType::F32, KvType::Bf16, KvType::F16] {
+        let mut cache = filled(kept);
+        let span = [Span::token(2, 3)];
+        cache.claim(0, &span, Provenance::Computed).unwrap();
+        cache.copy_below(1, &span).unwrap();
+        let (keys, values) = cache.key_value(1, 2, 3).unwrap();
+        assert_eq!(cache.key_value(0, 2, 3).unwrap(), (keys.clone(), values));
+        assert_eq!(keys[0], (200.0 + 12.0) / 8.0);
+        assert_eq!(cache.provenance(1, 2, 3), Provenance::Copied);
+    }
 }

@@ -8,6 +8,7 @@ mod families;
 mod gguf;
 mod hub;
 mod hub_server;
+mod kv;
 mod narrow;
 mod oracle;
 mod parity;

@@ -110,6 +110,7 @@ pub(crate) fn cell(label: &str, target: Option<f64>, batch_size: usize, texts: &
             tokenizer: "cd".repeat(32),
             config: "ef".repeat(32),
             dtype: "f32".to_owned(),
+            kv_dtype: None,
             device: "cpu".to_owned(),
         },
         task: TaskRecord {

@@ -3,6 +3,7 @@
 use crate::binary;
 use crate::plan::{Cell, ModelPlan, Plan};
 use crate::task::TaskData;
+use skipbench_model::KvType;
 use skipbench_record::{Made, ModelRecord, Record, Search, TaskRecord, VERSION, Written};
 
 /// A record with everything that is known before the cell runs.
@@ -48,6 +49,10 @@ pub(crate) fn model_record(plan: &Plan, model: &ModelPlan) -> ModelRecord {
         tokenizer: model.digest.tokenizer.clone(),
         config: model.digest.config.clone(),
         dtype: plan.experiment.dtype_name(&model.entry),
+        kv_dtype: plan
+            .experiment
+            .kv_dtype_of(&model.entry)
+            .map(|kept| KvType::from(kept).to_string()),
         device: plan.experiment.device.name().to_owned(),
     }
 }

@@ -271,6 +271,7 @@ pub(super) fn differences(old: &Record, new: &Record) -> Vec<(Axis, String)> {
             "instruction set" | "GPU" | "GPU driver" | "host" | "processor" | "cores"
             | "threads" | "timing settings" | "seed" => continue,
             "calibration texts" => Axis::Task,
+            "kv-dtype" => Axis::Model,
             // What is not known is a setting.
             _ => Axis::Settings,
         };

@@ -3,28 +3,30 @@
 mod args;
 mod check;
 mod device;
+mod dtype;
 mod kinds;
 mod model;
 mod paper;
 mod task;
+mod timing;
 
 pub use args::{ExperimentArgs, Shard, ShardArgs};
 pub(crate) use check::{MAX_BATCH_SIZE, MAX_BEAMS, MAX_NEW_TOKENS, MAX_PROMPTS};
 pub use device::{DeviceId, DeviceName};
+pub use dtype::{DtypeName, KvDtypeName};
 pub use kinds::{Choices, SamplesFormat, ScoringMode, TaskKind};
 pub use model::{ModelEntry, ShapeEntry};
 pub use paper::PaperEntry;
 pub use task::{ChatEntry, Draw, FewShotEntry, Fields, Limit, Names, SpecialTokensRule, TaskEntry};
+pub use timing::TimingEntry;
 
 use crate::yaml::Document;
 use crate::{layer_files, models};
 use check::Misfit;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Error, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Serialize};
 use skipbench_model::WeightType;
 use skipbench_strategy::{KvFill, StrategySpec};
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// An experiment as written by a user. Relative paths are taken from the YAML file's folder.
@@ -82,6 +84,10 @@ pub struct Experiment {
     /// a CPU computes in f32, but for products with weights in blocks, which are of 8-bit integers.
     #[serde(default)]
     pub dtype: Option<DtypeName>,
+    /// What the KV cache is kept in; the default is f32 on a CPU, and the type that is computed in on a GPU. Keys and values are
+    /// rounded to it when they are written; a CPU computes with them in f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<KvDtypeName>,
     /// Seed of everything that is drawn: the order of timed blocks, resamples of intervals, calibration.
     #[serde(default = "default_seed")]
     pub seed: u64,
@@ -99,37 +105,6 @@ pub struct Experiment {
     document: Document,
 }
 
-/// How the timing pass goes.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct TimingEntry {
-    /// Batches of prompts that are timed, and of calibration prompts in a trial of `match: wallclock`, at most 10,000; 0
-    /// leaves timing out.
-    #[serde(default = "default_timing_batches")]
-    pub batches: usize,
-    /// Times that each batch is run under both the full network and the strategy, at most 10,000.
-    #[serde(default = "default_timing_repeats")]
-    pub repeats: usize,
-    /// Half width of a speedup's interval, as a share of the speedup (`1%` or `0.01`; 0.1% to 50%), until which batches are
-    /// repeated beyond `repeats`; if not given, each is run `repeats` times.
-    #[serde(
-        default,
-        deserialize_with = "share",
-        skip_serializing_if = "Option::is_none"
-    )]
-    #[schemars(schema_with = "share_schema")]
-    pub precision: Option<f64>,
-    /// The most times that `precision` has a batch run; if not given, the harness's own cap.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_repeats: Option<usize>,
-    /// Blocks that are run before the clock counts, at most 10,000.
-    #[serde(default = "default_timing_warm_up")]
-    pub warm_up: usize,
-    /// New tokens of each row, at least 2: timed rows all have exactly this many, whatever they say.
-    #[serde(default = "default_timing_new_tokens")]
-    pub new_tokens: usize,
-}
-
 /// What a target speedup means.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -140,36 +115,6 @@ pub enum Match {
     /// A share of the decode time, measured on the calibration prompts: static strategies get as many layers as meet it,
     /// dynamic ones the threshold.
     Wallclock,
-}
-
-/// What the weights of a model are kept in.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
-)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum DtypeName {
-    /// 32 bits.
-    F32,
-    /// Brain float, 16 bits.
-    Bf16,
-    /// IEEE half, 16 bits.
-    F16,
-    /// Blocks of 32 weights of 8 bits with a scale: 8.5 bits a weight. CPU only.
-    #[serde(rename = "q8_0")]
-    #[value(name = "q8_0")]
-    Q8_0,
-    /// Blocks of 32 weights of 4 bits with a scale and a minimum: 5 bits a weight. Embedding and LM head are in q8_0. CPU only.
-    #[serde(rename = "q4_1")]
-    #[value(name = "q4_1")]
-    Q4_1,
-    /// Blocks of 32 weights of 4 bits with a scale: 4.5 bits a weight. Embedding and LM head are in q8_0. CPU only.
-    #[serde(rename = "q4_0")]
-    #[value(name = "q4_0")]
-    Q4_0,
-    /// What the file has, matrix by matrix. Of the types of a GGUF file that are not among these, Q4_K becomes q4_1 with the same
-    /// codes, and others become q8_0.
-    Stored,
 }
 
 fn default_speedups() -> Vec<f64> {
@@ -187,32 +132,6 @@ fn default_length_penalty() -> f64 {
 fn default_seed() -> u64 {
     1
 }
-fn default_timing_batches() -> usize {
-    16
-}
-fn default_timing_repeats() -> usize {
-    2
-}
-fn default_timing_warm_up() -> usize {
-    2
-}
-fn default_timing_new_tokens() -> usize {
-    24
-}
-
-impl Default for TimingEntry {
-    fn default() -> Self {
-        Self {
-            batches: default_timing_batches(),
-            repeats: default_timing_repeats(),
-            precision: None,
-            max_repeats: None,
-            warm_up: default_timing_warm_up(),
-            new_tokens: default_timing_new_tokens(),
-        }
-    }
-}
-
 impl Experiment {
     /// Reads an experiment with what it `extends`, sets `overrides` (`key.path=value`) in it, and makes its paths
     /// independent of the folder of its file.
@@ -337,6 +256,11 @@ impl Experiment {
         model.dtype.or(self.dtype)
     }
 
+    /// What the KV cache of one of the models is to be kept in, where it is said.
+    pub(crate) fn kv_dtype_of(&self, model: &ModelEntry) -> Option<KvDtypeName> {
+        model.kv_dtype.or(self.kv_dtype)
+    }
+
     /// What the weights of one of the models are kept in, for a record.
     pub(crate) fn dtype_name(&self, model: &ModelEntry) -> String {
         match (self.dtype_of(model), self.device) {
@@ -354,61 +278,6 @@ impl Experiment {
 /// YAML that does not parse or does not fit, with line, column and the nearest key where one is not known.
 pub fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<T> {
     Document::parse(text, &path.display().to_string())?.to()
-}
-
-/// A share of 1, written as a number or as percent.
-struct Share(f64);
-
-impl<'de> Deserialize<'de> for Share {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ShareVisitor;
-
-        impl Visitor<'_> for ShareVisitor {
-            type Value = Share;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a share as percent or as a number, `1%` or `0.01`")
-            }
-
-            fn visit_f64<E>(self, share: f64) -> Result<Share, E> {
-                Ok(Share(share))
-            }
-
-            fn visit_u64<E>(self, share: u64) -> Result<Share, E> {
-                Ok(Share(share as f64))
-            }
-
-            fn visit_i64<E>(self, share: i64) -> Result<Share, E> {
-                Ok(Share(share as f64))
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Share, E> {
-                let percent = text.strip_suffix('%').map(str::trim_end);
-                let percent = percent.and_then(|percent| percent.parse::<f64>().ok());
-                let unfit = || E::invalid_value(Unexpected::Str(text), &self);
-                percent
-                    .map(|percent| Share(percent / 100.0))
-                    .ok_or_else(unfit)
-            }
-        }
-
-        deserializer.deserialize_any(ShareVisitor)
-    }
-}
-
-fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
-    let share = Option::<Share>::deserialize(deserializer)?;
-    Ok(share.map(|share| share.0))
-}
-
-fn share_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "anyOf": [
-            {"type": "number", "minimum": 0.001, "maximum": 0.5},
-            {"type": "string", "pattern": r"^[0-9.]+\s*%$"},
-            {"type": "null"},
-        ],
-    })
 }
 
 /// A file that extends another need not say what the other does.
@@ -453,7 +322,7 @@ mod tests {
     #[test]
     fn an_experiment_that_is_written_down_reads_the_same_anywhere() {
         let folder = tempfile::tempdir().unwrap();
-        let full = "name: e\nmodels: [{path: m}, {path: hub:a/b}]\ntasks: [{builtin: translation, metrics: [chrf, bleu], stop: [x]}, {name: t, source: s.txt, reference: s.txt, prompt: \"a {{ source }}\", few-shot: {k: 1, from: s.txt, reference: s.txt}, calibration: s.txt}]\nstrategies: [unified:even@2, {early-exit: {speedup: 2, kv-fill: deferred}}, {random: {seeds: 12, speedup: 2}}, self-speculative]\nkv-fills: [propagate]\ndevices: [cuda:1, cuda:0]\ntiming: {precision: 2.5%}\nlength-penalty: 0.6\nnotes: [\"a: b\"]\nout: here\n";
+        let full = "name: e\nmodels: [{path: m}, {path: hub:a/b, kv-dtype: f16}]\ntasks: [{builtin: translation, metrics: [chrf, bleu], stop: [x]}, {name: t, source: s.txt, reference: s.txt, prompt: \"a {{ source }}\", few-shot: {k: 1, from: s.txt, reference: s.txt}, calibration: s.txt}]\nstrategies: [unified:even@2, {early-exit: {speedup: 2, kv-fill: deferred}}, {random: {seeds: 12, speedup: 2}}, self-speculative]\nkv-fills: [propagate]\ndevices: [cuda:1, cuda:0]\ntiming: {precision: 2.5%}\nlength-penalty: 0.6\nkv-dtype: bf16\nnotes: [\"a: b\"]\nout: here\n";
         std::fs::write(folder.path().join("e.yaml"), full).unwrap();
         let mut all = experiments(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments"));
         assert!(all.len() > 3, "{all:?}");

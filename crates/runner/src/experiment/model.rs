@@ -1,6 +1,6 @@
 //! `models:` of an experiment.
 
-use super::DtypeName;
+use super::{DtypeName, KvDtypeName};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -29,6 +29,9 @@ pub struct ModelEntry {
     /// What its weights are kept in; if not given, what the experiment says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DtypeName>,
+    /// What its KV cache is kept in; if not given, what the experiment says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<KvDtypeName>,
 }
 
 impl ModelEntry {

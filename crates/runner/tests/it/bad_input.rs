@@ -491,6 +491,16 @@ fn weights_that_cannot_be_kept_in_blocks() {
         let more = ["--dtype", dtype, "--strategy", "unified@2"];
         command(&model, &more).assert().success();
     }
+    for kept in ["f32", "bf16", "f16"] {
+        for more in [
+            &["--kv-dtype", kept][..],
+            &["--kv-dtype", kept, "--composed"],
+        ] {
+            command(&model, more).assert().success();
+        }
+    }
+    let unknown = refused(&mut command(&model, &["--kv-dtype", "q8_0"]));
+    assert_names(&unknown, &["q8_0", "bf16"]);
     let composed = refused(&mut command(&model, &["--dtype", "q8_0", "--composed"]));
     assert_names(&composed, &["q8_0", "device: cpu", "bf16"]);
     let unknown = refused(&mut command(&model, &["--dtype", "q8_1"]));

@@ -189,6 +189,7 @@ pub(crate) fn record(strategy: &str, texts: &[(String, String)]) -> Record {
             tokenizer: "b2".repeat(32),
             config: "c3".repeat(32),
             dtype: "f32".to_owned(),
+            kv_dtype: None,
             device: "cpu".to_owned(),
         },
         task: TaskRecord {

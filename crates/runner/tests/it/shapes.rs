@@ -62,6 +62,30 @@ fn a_shape_is_timed_without_a_checkpoint_and_says_what_it_is() {
     }
 }
 
+/// The ledger's bytes too, and the report names it.
+#[test]
+fn a_kv_cache_of_16_bits_takes_half_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = |more: &str| format!("{{{more}, shape: {TINY}}}");
+    let models = ["name: wide", "name: own, kv-dtype: f16", "name: said"].map(model);
+    let path = experiment(dir.path(), &models.join(", "), "unified@2");
+    let out = dir.path().join("out");
+    let mut run = skipbench();
+    run.arg("run").arg(&path).arg("--out").arg(&out);
+    stdout(run.args(["--set", "models.2.kv-dtype=bf16"]));
+    let report = std::fs::read_to_string(out.join("table.md")).unwrap();
+    assert_names(&report, &["KV cache in f16", "KV cache in bf16"]);
+    let rows = csv_rows(&out.join("results.csv"));
+    let kept: Vec<&str> = rows.iter().map(|row| row["kv_dtype"].as_str()).collect();
+    assert_eq!(kept, ["", "", "f16", "f16", "bf16", "bf16"]);
+    for column in ["peak_kv_bytes", "kv_read_mbytes"] {
+        let of = |row: usize| rows[row][column].parse::<f64>().unwrap();
+        for row in 2..6 {
+            assert!((of(row) / of(row % 2) - 0.5).abs() < 1e-9, "{column}");
+        }
+    }
+}
+
 #[test]
 fn what_is_no_shape_is_refused() {
     let dir = tempfile::tempdir().unwrap();
