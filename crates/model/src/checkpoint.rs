@@ -4,13 +4,17 @@ use crate::blocks::Kind;
 use crate::config::ConfigFile;
 use crate::element::Element;
 use crate::error::{ModelError, Result};
+use crate::families::Family;
 use crate::form::{Form, WeightType};
 use crate::gguf::{self, Gguf, Order};
+use crate::lora::{Adapter, LowRank};
 use crate::matrix::Matrix;
 use crate::memory;
 use crate::safetensors_file::{Place, SafetensorsFile};
 use crate::scratch::{Pool, Scratch};
 use crate::shape::{Made, Shape};
+use crate::stored::Stored;
+use crate::weights::LayerWeights;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -28,6 +32,8 @@ pub(crate) struct Checkpoint {
     dtype: DType,
     device: Device,
     pool: Pool,
+    /// Added to the weights that it adapts, with the family whose names it has.
+    adapter: Option<(Adapter, Family)>,
 }
 
 enum Weights {
@@ -44,6 +50,8 @@ pub(crate) struct Source<'a> {
     order: Order,
     /// To be added to each value.
     add: f32,
+    /// To be added to each row.
+    low_rank: Option<&'a LowRank>,
 }
 
 impl Checkpoint {
@@ -66,7 +74,32 @@ impl Checkpoint {
             dtype,
             device: device.clone(),
             pool: Pool::default(),
+            adapter: None,
         })
+    }
+
+    /// The same with an adapter added to its weights, under the names of `family`.
+    pub(crate) fn adapted(self, adapter: Adapter, family: Family) -> Self {
+        Self {
+            adapter: Some((adapter, family)),
+            ..self
+        }
+    }
+
+    /// Refuses an adapter of what is no matrix of these layers.
+    ///
+    /// # Errors
+    /// It is of another model.
+    pub(crate) fn check_adapter(&self, layers: &[LayerWeights]) -> Result<()> {
+        let Some((adapter, family)) = &self.adapter else {
+            return Ok(());
+        };
+        let matrices = layers.iter().flat_map(LayerWeights::matrices);
+        let modules: Vec<String> = matrices
+            .map(|matrix| matrix.name.strip_suffix(".weight").unwrap_or(&matrix.name))
+            .map(|module| family.module_name(module))
+            .collect();
+        adapter.check(modules.iter().map(String::as_str))
     }
 
     /// What weights are read and converted in.
@@ -144,7 +177,7 @@ impl Checkpoint {
     /// What a matrix would be kept in where weights were kept in `keep`.
     pub(crate) fn form_in(&self, keep: WeightType, matrix: &Matrix, embeds: bool) -> Result<Form> {
         let source = self.source_of(matrix)?;
-        let form = keep.form(source.place.stored, embeds);
+        let form = keep.form(source.stored(), embeds);
         let block = form.stored().elements();
         match matrix.columns().is_multiple_of(block) {
             true => Ok(form),
@@ -193,12 +226,20 @@ impl Checkpoint {
             ([all], Order::Same) => *all,
             (_, _) => expected[1..].iter().product(),
         };
+        let module = name.strip_suffix(".weight");
+        let low_rank = match (&self.adapter, module) {
+            (Some((adapter, family)), Some(module)) => {
+                adapter.of(&family.module_name(module), expected)?
+            }
+            _ => None,
+        };
         match columns.is_multiple_of(place.stored.elements()) {
             true => Ok(Source {
                 place,
                 columns,
                 order,
                 add,
+                low_rank,
             }),
             // A vector in blocks whose values stand elsewhere.
             false => Err(ModelError::TensorShape {
@@ -248,7 +289,16 @@ impl Checkpoint {
 }
 
 impl Source<'_> {
-    /// Leaves the bytes of the rows that `place` gives for `rows`, one after the other, in the scratch.
+    /// How the numbers of [`widen`](Self::widen) lie: as in the file, but wide where an adapter is added to them.
+    pub(crate) fn stored(&self) -> Stored {
+        match self.low_rank {
+            None => self.place.stored,
+            Some(_) => Stored::F32,
+        }
+    }
+
+    /// Leaves the bytes of the rows that `place` gives for `rows`, one after the other, in the scratch, as they are in the
+    /// file.
     ///
     /// # Errors
     /// A file that can no longer be read.
@@ -292,9 +342,15 @@ impl Source<'_> {
         place: impl Fn(usize) -> usize,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        self.read(rows, place, scratch)?;
+        self.read(rows.clone(), &place, scratch)?;
         let (from, stored) = (scratch.wide.len(), self.place.stored);
         stored.widen_to(&scratch.bytes, &mut scratch.wide)?;
+        if let Some(low_rank) = self.low_rank {
+            let values = scratch.wide[from..].chunks_exact_mut(self.columns);
+            for (row, values) in rows.zip(values) {
+                low_rank.add(place(row), values);
+            }
+        }
         if self.add != 0.0 {
             scratch.wide[from..].iter_mut().for_each(|x| *x += self.add);
         }
@@ -311,14 +367,24 @@ impl Source<'_> {
         place: impl Fn(usize) -> usize,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        self.read(rows, place, scratch)?;
+        match self.low_rank {
+            None => self.read(rows, place, scratch)?,
+            Some(_) => {
+                scratch.wide.clear();
+                self.widen(rows, place, scratch)?;
+                scratch.bytes.clear();
+                let values = scratch.wide.iter().flat_map(|value| value.to_le_bytes());
+                scratch.bytes.extend(values);
+            }
+        }
+        let stored = self.stored();
         let Scratch {
             bytes,
             wide,
             blocks,
             ..
         } = scratch;
-        self.place.stored.requantise::<K>(bytes, wide, blocks)
+        stored.requantise::<K>(bytes, wide, blocks)
     }
 
     /// The values of the first `rows` rows, read and narrowed a chunk at a time.

@@ -394,13 +394,15 @@ pub(crate) fn linear(linear: &Linear<Tensor>, x: &Tensor) -> Result<Tensor> {
 /// Normalises `[_, width]` over the last dimension.
 pub(crate) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     match norm {
-        Norm::Rms { weight, eps } if weight.dtype() != x.dtype() => {
+        Norm::Rms { weight, eps, .. } if weight.dtype() != x.dtype() => {
             let wide = x.to_dtype(weight.dtype())?;
             let normed = candle_nn::ops::rms_norm(&wide, weight, *eps as f32)?;
             Ok(normed.to_dtype(x.dtype())?)
         }
-        Norm::Rms { weight, eps } => Ok(candle_nn::ops::rms_norm(x, weight, *eps as f32)?),
-        Norm::Layer { weight, bias, eps } => {
+        Norm::Rms { weight, eps, .. } => Ok(candle_nn::ops::rms_norm(x, weight, *eps as f32)?),
+        Norm::Layer {
+            weight, bias, eps, ..
+        } => {
             // In f32 with the mean taken first: candle's fused kernel uses the difference of squares,
             // which loses digits when the mean is large.
             let x32 = x.to_dtype(DType::F32)?;

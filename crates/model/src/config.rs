@@ -60,6 +60,20 @@ pub struct ModelConfig {
     pub dtype: DType,
 }
 
+/// `config.json` of a folder, or what would say the same of a `.gguf` file.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn config_json(model: &Path) -> Result<Value> {
+    if let Some(shape) = Shape::of(model)? {
+        return Ok(shape.config_file().into_value());
+    }
+    match gguf::is_gguf(model) {
+        true => Gguf::open(model)?.config(),
+        false => Ok(ConfigFile::read(&model.join("config.json"))?.into_value()),
+    }
+}
+
 /// How attention of a layer looks back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LayerKind {
@@ -150,6 +164,10 @@ impl ConfigFile {
             path: path.to_path_buf(),
             value,
         }
+    }
+
+    pub(crate) fn into_value(self) -> Value {
+        self.value
     }
 
     pub(crate) fn error(&self, message: impl Into<String>) -> ModelError {

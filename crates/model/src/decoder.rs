@@ -10,6 +10,7 @@ use crate::error::{ModelError, Result};
 use crate::form::WeightType;
 use crate::fused::{FusedHead, FusedLayer, FusedLinear};
 use crate::host_kv::KvType;
+use crate::lora::Adapter;
 use crate::matrix::Matrix;
 use crate::memory;
 use crate::packed::Packed;
@@ -78,6 +79,21 @@ impl Decoder {
         weights: Option<WeightType>,
         backend: Backend,
     ) -> Result<Self> {
+        Self::load_adapted(model, None, device, weights, backend)
+    }
+
+    /// The same with a low-rank adapter (LoRA, arXiv 2106.09685), a folder in PEFT's form, added to its weights while they are
+    /// read.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load); a folder that holds no adapter of this model, or one of another kind.
+    pub fn load_adapted(
+        model: &Path,
+        adapter: Option<&Path>,
+        device: &Device,
+        weights: Option<WeightType>,
+        backend: Backend,
+    ) -> Result<Self> {
         let config = ModelConfig::open(model)?;
         let weights = weights.unwrap_or(match device {
             Device::Cpu => WeightType::F32,
@@ -88,13 +104,17 @@ impl Decoder {
             true => (weights, weights.beside_matrices()),
             false => weights.composed(config.dtype)?,
         };
-        let checkpoint = Checkpoint::open(model, keep, dtype, device)?;
+        let mut checkpoint = Checkpoint::open(model, keep, dtype, device)?;
+        if let Some(adapter) = adapter.map(Adapter::open).transpose()? {
+            checkpoint = checkpoint.adapted(adapter, config.family);
+        }
         let state_dtype = if fused { DType::F32 } else { dtype };
         let frame = config.family.frame(&checkpoint, &config)?;
         let frame = frame.with_state_of(state_dtype)?;
         let layers = (0..config.n_layers)
             .map(|index| config.family.layer(&checkpoint, &config, index))
             .collect::<Result<Vec<_>>>()?;
+        checkpoint.check_adapter(&layers)?;
         let bytes = WeightBytes {
             checkpoint: &checkpoint,
             config: &config,

@@ -393,11 +393,13 @@ impl FusedNorms {
 impl FusedNorm {
     fn new(norm: &Norm) -> Result<Self> {
         Ok(match norm {
-            Norm::Rms { weight, eps } => FusedNorm::Rms {
+            Norm::Rms { weight, eps, .. } => FusedNorm::Rms {
                 weight: wide(weight)?,
                 eps: *eps as f32,
             },
-            Norm::Layer { weight, bias, eps } => FusedNorm::Layer {
+            Norm::Layer {
+                weight, bias, eps, ..
+            } => FusedNorm::Layer {
                 weight: wide(weight)?,
                 bias: wide(bias)?,
                 eps: *eps as f32,

@@ -2,11 +2,11 @@
 
 /// Rows of a matrix of the checkpoint, which are read when they are packed or made a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Matrix {
+pub struct Matrix {
     /// Hugging Face's name.
-    pub(crate) name: String,
+    pub name: String,
     /// `[rows, columns]` of the whole.
-    pub(crate) whole: [usize; 2],
+    pub whole: [usize; 2],
     /// Row `i` is row `first + i / run * stride + i % run` of the whole.
     first: usize,
     run: usize,
@@ -16,7 +16,7 @@ pub(crate) struct Matrix {
 
 impl Matrix {
     /// All rows of the matrix `name`, `[rows, columns]`.
-    pub(crate) fn whole(name: impl Into<String>, rows: usize, columns: usize) -> Self {
+    pub fn whole(name: impl Into<String>, rows: usize, columns: usize) -> Self {
         Self {
             name: name.into(),
             whole: [rows, columns],
@@ -28,7 +28,7 @@ impl Matrix {
     }
 
     /// `rows` of the rows of a whole: runs of `run` that lie `stride` apart, from row `first` on.
-    pub(crate) fn pick(&self, first: usize, run: usize, stride: usize, rows: usize) -> Self {
+    pub fn pick(&self, first: usize, run: usize, stride: usize, rows: usize) -> Self {
         Self {
             first,
             run: run.max(1),
@@ -38,20 +38,28 @@ impl Matrix {
         }
     }
 
-    pub(crate) fn rows(&self) -> usize {
+    /// Rows that are picked.
+    pub fn rows(&self) -> usize {
         self.rows
     }
 
-    pub(crate) fn columns(&self) -> usize {
+    /// Columns, which are those of the whole.
+    pub fn columns(&self) -> usize {
         self.whole[1]
     }
 
-    pub(crate) fn elements(&self) -> usize {
+    /// Numbers that are picked.
+    pub fn elements(&self) -> usize {
         self.rows * self.columns()
     }
 
+    /// Whether all rows of the whole are picked.
+    pub fn is_whole(&self) -> bool {
+        self.rows == self.whole[0]
+    }
+
     /// Where row `row` stands in the whole.
-    pub(crate) fn place(&self, row: usize) -> usize {
+    pub fn place(&self, row: usize) -> usize {
         self.first + row / self.run * self.stride + row % self.run
     }
 }

@@ -64,6 +64,13 @@ impl SafetensorsFile {
         })
     }
 
+    /// Names of its tensors.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.header.tensors().into_keys().collect();
+        names.sort();
+        names
+    }
+
     /// Whether there is a tensor `name`.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.header.info(name).is_some()

@@ -1,6 +1,6 @@
 //! How the numbers of a tensor lie in a file, of safetensors or GGUF.
 
-use crate::blocks::Kind;
+use crate::blocks::{Kind, Q8_0};
 use crate::error::Result;
 use crate::quantise;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
@@ -88,6 +88,31 @@ impl Stored {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of `to` with the values of these blocks; of blocks, Q8_0 alone can be asked for.
+    ///
+    /// # Errors
+    /// What candle says of the blocks.
+    pub(crate) fn convert(self, bytes: &[u8], to: Stored) -> Result<Vec<u8>> {
+        fn each<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+            values.iter().flat_map(|value| bytes(*value)).collect()
+        }
+        if self == to {
+            return Ok(bytes.to_vec());
+        }
+        let mut wide = self.widen(bytes)?;
+        Ok(match to {
+            Stored::F64 => each(&wide, |value| f64::from(value).to_le_bytes()),
+            Stored::F32 => each(&wide, f32::to_le_bytes),
+            Stored::F16 => each(&wide, |value| f16::from_f32(value).to_le_bytes()),
+            Stored::Bf16 => each(&wide, |value| bf16::from_f32(value).to_le_bytes()),
+            Stored::Quantised(_) => {
+                let mut blocks = Vec::new();
+                self.requantise::<Q8_0>(bytes, &mut wide, &mut blocks)?;
+                blocks
+            }
+        })
     }
 
     /// Appends blocks of `K` with the values of these blocks, rounded as llama.cpp rounds them; `wide` is overwritten. From

@@ -149,6 +149,20 @@ impl TextTokenizer {
         &self.special
     }
 
+    /// The contents of a `tokenizer.json`; `None` for SentencePiece's BPE by scores, which has no such form here.
+    ///
+    /// # Errors
+    /// The library cannot write it.
+    pub fn to_json(&self) -> Result<Option<String>> {
+        match &self.engine {
+            Engine::Library(tokenizer) => tokenizer
+                .to_string(true)
+                .map(Some)
+                .map_err(|error| self.fail(&error)),
+            Engine::SentencePiece(_) => Ok(None),
+        }
+    }
+
     /// Whether [`encode`](Tokenize::encode) puts a beginning of sequence in front of a text.
     ///
     /// # Errors

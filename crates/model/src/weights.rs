@@ -1,5 +1,5 @@
 //! The common decoder layer that every family reduces to. Its matrices are named and stay in their file (`W` is
-//! [`Matrix`]) until a form of the layer packs them or makes tensors of them.
+//! [`Matrix`]) until a form of the layer packs them or makes tensors of them; what else there is knows where it stands.
 
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -8,31 +8,52 @@ use candle_core::{DType, Tensor};
 
 /// `y = x W^T + b`, `weight`: `[out, in]`, `bias`: `[out]`.
 #[derive(Debug, Clone)]
-pub(crate) struct Linear<W = Matrix> {
-    pub(crate) weight: W,
-    pub(crate) bias: Option<Tensor>,
+pub struct Linear<W = Matrix> {
+    /// `[out, in]`
+    pub weight: W,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+    /// Where the bias stands: rows of one column.
+    pub bias_at: Option<Matrix>,
 }
 
 /// Normalisation over as many channels as `weight` has.
 #[derive(Debug, Clone)]
-pub(crate) enum Norm {
+pub enum Norm {
     /// Root mean square norm (arXiv 1910.07467). Where the weight is wider than the state, f32 beside bf16, the norm is
     /// computed in its type.
-    Rms { weight: Tensor, eps: f64 },
+    Rms {
+        /// `[width]`
+        weight: Tensor,
+        /// Added to the mean square.
+        eps: f64,
+        /// Hugging Face's name of the weight.
+        name: String,
+        /// What was added to the numbers there.
+        add: f64,
+    },
     /// Layer norm (arXiv 1607.06450).
     Layer {
+        /// `[width]`
         weight: Tensor,
+        /// `[width]`
         bias: Tensor,
+        /// Added to the variance.
         eps: f64,
+        /// Hugging Face's names of the weight and the bias.
+        names: [String; 2],
     },
 }
 
 /// Norms around a sub-layer `f`: `x` becomes `sum(x + after(f(before(x))))`; one that is not there changes nothing.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Norms {
-    pub(crate) before: Option<Norm>,
-    pub(crate) after: Option<Norm>,
-    pub(crate) sum: Option<Norm>,
+pub struct Norms {
+    /// Of what the sub-layer reads.
+    pub before: Option<Norm>,
+    /// Of what it gives.
+    pub after: Option<Norm>,
+    /// Of the sum.
+    pub sum: Option<Norm>,
 }
 
 impl Norms {
@@ -47,55 +68,67 @@ impl Norms {
 
 /// The projections of attention.
 #[derive(Debug, Clone)]
-pub(crate) struct Attention<W = Matrix> {
+pub struct Attention<W = Matrix> {
     /// `[n_heads * head_dim, d_model]`
-    pub(crate) q: Linear<W>,
+    pub q: Linear<W>,
     /// `[n_kv_heads * head_dim, d_model]`
-    pub(crate) k: Linear<W>,
+    pub k: Linear<W>,
     /// `[n_kv_heads * head_dim, d_model]`
-    pub(crate) v: Linear<W>,
+    pub v: Linear<W>,
     /// `[d_model, n_heads * head_dim]`
-    pub(crate) o: Linear<W>,
+    pub o: Linear<W>,
     /// Of queries before they are turned: over each head where its weight is `[head_dim]`, over all of them where it is
     /// `[n_heads * head_dim]`.
-    pub(crate) q_norm: Option<Norm>,
+    pub q_norm: Option<Norm>,
     /// The same of keys.
-    pub(crate) k_norm: Option<Norm>,
+    pub k_norm: Option<Norm>,
 }
 
 /// The feed-forward part: `down(act(gate x) * up x)` (arXiv 2002.05202), or `down(act(up x))` without a gate. `gate`, `up`:
 /// `[d_ff, d_model]`, `down`: `[d_model, d_ff]`.
 #[derive(Debug, Clone)]
-pub(crate) struct Mlp<W = Matrix> {
-    pub(crate) gate: Option<Linear<W>>,
-    pub(crate) up: Linear<W>,
-    pub(crate) down: Linear<W>,
+pub struct Mlp<W = Matrix> {
+    /// `[d_ff, d_model]`
+    pub gate: Option<Linear<W>>,
+    /// `[d_ff, d_model]`
+    pub up: Linear<W>,
+    /// `[d_model, d_ff]`
+    pub down: Linear<W>,
 }
 
 /// A decoder layer: attention and MLP, each with its norms and added to what it read. The config says the rest.
 #[derive(Debug, Clone)]
-pub(crate) struct LayerWeights<W = Matrix> {
-    pub(crate) attention_norms: Norms,
-    pub(crate) attention: Attention<W>,
-    pub(crate) mlp_norms: Norms,
-    pub(crate) mlp: Mlp<W>,
+pub struct LayerWeights<W = Matrix> {
+    /// Around attention.
+    pub attention_norms: Norms,
+    /// The projections of attention.
+    pub attention: Attention<W>,
+    /// Around the MLP.
+    pub mlp_norms: Norms,
+    /// The projections of the MLP.
+    pub mlp: Mlp<W>,
 }
 
 /// What is not a layer. The embedding and the LM head, `[vocab_size, d_embed]` each, stand here by their names in the
 /// checkpoint, which are the same where they are tied: they may be half of a model, too much to be there in two forms.
 #[derive(Debug, Clone)]
-pub(crate) struct Frame {
-    pub(crate) embedding: String,
+pub struct Frame {
+    /// Name of the embedding.
+    pub embedding: String,
     /// BLOOM normalises the embedding.
-    pub(crate) embedding_norm: Option<Norm>,
+    pub embedding_norm: Option<Norm>,
     /// `[d_model, d_embed]`, where they differ.
-    pub(crate) project_in: Option<Linear>,
+    pub project_in: Option<Linear>,
     /// Learned positions, `[max_positions, d_model]`, position 0 first.
-    pub(crate) positions: Option<Tensor>,
-    pub(crate) final_norm: Option<Norm>,
+    pub positions: Option<Tensor>,
+    /// Where those stand.
+    pub positions_at: Option<Matrix>,
+    /// In front of the head.
+    pub final_norm: Option<Norm>,
     /// `[d_embed, d_model]`, where they differ.
-    pub(crate) project_out: Option<Linear>,
-    pub(crate) head: String,
+    pub project_out: Option<Linear>,
+    /// Name of the LM head.
+    pub head: String,
 }
 
 impl Norm {
@@ -112,10 +145,11 @@ impl<W> Linear<W> {
     ///
     /// # Errors
     /// What `to` gives.
-    pub(crate) fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<Linear<V>> {
+    pub fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<Linear<V>> {
         Ok(Linear {
             weight: to(self.weight)?,
             bias: self.bias,
+            bias_at: self.bias_at,
         })
     }
 }
@@ -131,7 +165,7 @@ impl<W> LayerWeights<W> {
     ///
     /// # Errors
     /// What `to` gives.
-    pub(crate) fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<LayerWeights<V>> {
+    pub fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<LayerWeights<V>> {
         let (attention, mlp) = (self.attention, self.mlp);
         Ok(LayerWeights {
             attention_norms: self.attention_norms,
@@ -160,6 +194,16 @@ impl LayerWeights {
         gate.as_ref().map_or(0, Linear::elements) + up.elements() + down.elements()
     }
 
+    /// Its matrices.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let (attention, mlp) = (&self.attention, &self.mlp);
+        let linears = [&attention.q, &attention.k, &attention.v, &attention.o];
+        let linears = linears.into_iter().chain(&mlp.gate);
+        linears
+            .chain([&mlp.up, &mlp.down])
+            .map(|linear| &linear.weight)
+    }
+
     /// Number of weights of attention's projections.
     pub(crate) fn attention_elements(&self) -> usize {
         let Attention { q, k, v, o, .. } = &self.attention;
@@ -169,12 +213,13 @@ impl LayerWeights {
 
 impl Frame {
     /// An embedding and an LM head with nothing around them.
-    pub(crate) fn new(embedding: String, head: String) -> Self {
+    pub fn new(embedding: String, head: String) -> Self {
         Self {
             embedding,
             embedding_norm: None,
             project_in: None,
             positions: None,
+            positions_at: None,
             final_norm: None,
             project_out: None,
             head,
@@ -182,17 +227,17 @@ impl Frame {
     }
 
     /// `[vocab_size, d_embed]`
-    pub(crate) fn embedding(&self, config: &ModelConfig) -> Matrix {
+    pub fn embedding(&self, config: &ModelConfig) -> Matrix {
         Matrix::whole(&self.embedding, config.vocab_size, config.d_embed)
     }
 
     /// `[vocab_size, d_embed]`
-    pub(crate) fn head(&self, config: &ModelConfig) -> Matrix {
+    pub fn head(&self, config: &ModelConfig) -> Matrix {
         Matrix::whole(&self.head, config.vocab_size, config.d_embed)
     }
 
     /// Whether the LM head is the embedding.
-    pub(crate) fn is_tied(&self) -> bool {
+    pub fn is_tied(&self) -> bool {
         self.embedding == self.head
     }
 

@@ -101,6 +101,25 @@ impl Family {
         })
     }
 
+    /// A tensor's name within a model that has an LM head: base models are written without the prefix that they have there.
+    pub(crate) fn module_name(self, name: &str) -> String {
+        let prefix = match self {
+            Family::Bloom => "transformer.",
+            Family::GptNeoX => "gpt_neox.",
+            Family::Opt => "model.decoder.",
+            _ => "model.",
+        };
+        let outside = ["lm_head.", "embed_out."];
+        let name = match self {
+            Family::Opt => name.strip_prefix("decoder.").unwrap_or(name),
+            _ => name,
+        };
+        match name.starts_with(prefix) || outside.iter().any(|head| name.starts_with(head)) {
+            true => name.to_owned(),
+            false => format!("{prefix}{name}"),
+        }
+    }
+
     /// The classes with an LM head and without.
     fn classes(self) -> Vec<String> {
         let begins = self.names().1;

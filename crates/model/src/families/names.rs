@@ -38,6 +38,11 @@ impl<'a> Names<'a> {
         self.under(&format!("{part}.{index}"))
     }
 
+    /// The whole name of a tensor.
+    pub(super) fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.checkpoint
             .tensor(&format!("{}{name}", self.prefix), shape)
@@ -51,8 +56,8 @@ impl<'a> Names<'a> {
         columns: usize,
         bias: bool,
     ) -> Result<Linear> {
-        let weight = format!("{}{name}.weight", self.prefix);
-        let weight = Matrix::whole(weight, rows, columns);
+        let full = |part: &str| self.full(&format!("{name}.{part}"));
+        let weight = Matrix::whole(full("weight"), rows, columns);
         self.checkpoint.source_of(&weight)?;
         Ok(Linear {
             weight,
@@ -60,6 +65,7 @@ impl<'a> Names<'a> {
                 true => Some(self.tensor(&format!("{name}.bias"), &[rows])?),
                 false => None,
             },
+            bias_at: bias.then(|| Matrix::whole(full("bias"), rows, 1)),
         })
     }
 
@@ -67,6 +73,8 @@ impl<'a> Names<'a> {
         Ok(Norm::Rms {
             weight: self.tensor(&format!("{name}.weight"), &[width])?,
             eps,
+            name: self.full(&format!("{name}.weight")),
+            add: 0.0,
         })
     }
 
@@ -82,6 +90,8 @@ impl<'a> Names<'a> {
         Ok(Norm::Rms {
             weight: (weight.to_dtype(DType::F32)? + add)?,
             eps,
+            name: self.full(&format!("{name}.weight")),
+            add,
         })
     }
 
@@ -90,6 +100,7 @@ impl<'a> Names<'a> {
             weight: self.tensor(&format!("{name}.weight"), &[width])?,
             bias: self.tensor(&format!("{name}.bias"), &[width])?,
             eps,
+            names: ["weight", "bias"].map(|part| self.full(&format!("{name}.{part}"))),
         })
     }
 
@@ -131,9 +142,11 @@ impl<'a> Names<'a> {
                 let part = bias.reshape((heads, 3, width))?.narrow(1, index, 1)?;
                 Ok(part.contiguous()?.reshape(rows)?)
             };
+            let place = |whole: &Matrix| whole.pick(index * width, width, 3 * width, rows);
             Ok(Linear {
-                weight: fused.weight.pick(index * width, width, 3 * width, rows),
+                weight: place(&fused.weight),
                 bias: fused.bias.as_ref().map(pick).transpose()?,
+                bias_at: fused.bias_at.as_ref().map(place),
             })
         };
         Ok(Attention {
@@ -160,9 +173,11 @@ impl<'a> Names<'a> {
         for rows in rows {
             // A copy, so that the whole need not stay for the sake of a part.
             let pick = |bias: &Tensor| bias.narrow(0, from, rows)?.copy();
+            let place = |whole: &Matrix| whole.pick(from, rows, rows, rows);
             parts.push(Linear {
-                weight: fused.weight.pick(from, rows, rows, rows),
+                weight: place(&fused.weight),
                 bias: fused.bias.as_ref().map(pick).transpose()?,
+                bias_at: fused.bias_at.as_ref().map(place),
             });
             from += rows;
         }

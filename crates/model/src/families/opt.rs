@@ -6,6 +6,7 @@ use super::names::Names;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, Biases, ConfigFile, ModelConfig, NormPlacement, PositionScheme};
 use crate::error::Result;
+use crate::matrix::Matrix;
 use crate::weights::{Frame, LayerWeights, Mlp, Norms};
 
 /// What PyTorch's layer norm adds to the variance.
@@ -76,6 +77,10 @@ pub(super) fn frame(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Fra
         .transpose()?;
     Ok(Frame {
         positions: Some(positions.narrow(0, OFFSET, count)?),
+        positions_at: Some(
+            Matrix::whole(base.full("embed_positions.weight"), count + OFFSET, d)
+                .pick(OFFSET, count, count, count),
+        ),
         project_in: projection("project_in", d, d_embed)?,
         project_out: projection("project_out", d_embed, d)?,
         final_norm,
