@@ -15,6 +15,7 @@ pub mod task;
 
 pub use cli::main;
 
+mod adapters;
 mod binary;
 mod calibrate;
 mod digest;

@@ -1,5 +1,7 @@
 //! Reading texts and models.
 
+use crate::adapters;
+use crate::digest::CheckpointDigest;
 use crate::experiment::{DeviceName, DtypeName, KvDtypeName};
 use anyhow::{Context, bail};
 use candle_core::Device;
@@ -9,7 +11,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use skipbench_model::{Backend, Decoder};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 impl DeviceName {
     /// Refuses a device that this program was built without.
@@ -55,6 +57,9 @@ pub(crate) struct ComputeArgs {
     /// What the KV cache is kept in; the default is f32 on a CPU and what is computed in on a GPU
     #[arg(long)]
     kv_dtype: Option<KvDtypeName>,
+    /// Folder of a low-rank adapter (LoRA) in PEFT's form, added to the weights
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// Run the layers composed from candle operations instead of the fused CPU ones
     #[arg(long)]
     composed: bool,
@@ -71,7 +76,12 @@ impl ComputeArgs {
             false => Backend::Auto,
         };
         let device = self.device.open()?;
-        let decoder = Decoder::load(model, &device, self.dtype.map(Into::into), backend)?;
+        if let Some(adapter) = &self.adapter {
+            adapters::check(&CheckpointDigest::of(model)?, adapter)?;
+        }
+        let adapter = self.adapter.as_deref();
+        let dtype = self.dtype.map(Into::into);
+        let decoder = Decoder::load_adapted(model, adapter, &device, dtype, backend)?;
         Ok(decoder.with_kv_type(self.kv_dtype.map(Into::into)))
     }
 }
@@ -122,7 +132,7 @@ pub(crate) fn read_lines(path: &Path) -> anyhow::Result<Vec<String>> {
 pub(crate) struct FilePairs {
     sources: Vec<String>,
     references: Vec<String>,
-    order: Vec<u32>,
+    order: Order,
 }
 
 impl FilePairs {
@@ -140,12 +150,10 @@ impl FilePairs {
         if sources.is_empty() {
             bail!("{} is empty", source.display());
         }
-        let mut order: Vec<u32> = (0..sources.len() as u32).collect();
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
         Ok(Self {
+            order: Order::new(sources.len()),
             sources,
             references,
-            order,
         })
     }
 
@@ -160,15 +168,32 @@ impl FilePairs {
 
     /// The `index`-th of an endless stream that passes over all pairs in a shuffled order, another offset each time.
     pub(crate) fn shuffled(&self, index: u64) -> (&str, &str) {
-        let len = self.order.len() as u64;
+        let at = self.order.at(index);
+        (&self.sources[at], &self.references[at])
+    }
+}
+
+/// A shuffled order of places.
+pub(crate) struct Order(Vec<u32>);
+
+impl Order {
+    /// Of `len` places, of which there is one at least.
+    pub(crate) fn new(len: usize) -> Self {
+        let mut order: Vec<u32> = (0..len as u32).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+        Self(order)
+    }
+
+    /// The `index`-th place of an endless stream that passes over all of them, at another offset each time.
+    pub(crate) fn at(&self, index: u64) -> usize {
+        let len = self.0.len() as u64;
         let (epoch, place) = (index / len, index % len);
-        // A stride coprime to the length visits every pair once an epoch in another order.
+        // A stride coprime to the length visits every place once an epoch in another order.
         let mut stride = 2 * epoch + 1;
         while gcd(stride, len) != 1 {
             stride += 1;
         }
-        let at = self.order[((place * stride + epoch) % len) as usize] as usize;
-        (&self.sources[at], &self.references[at])
+        self.0[((place * stride + epoch) % len) as usize] as usize
     }
 }
 

@@ -1,5 +1,6 @@
 //! From an experiment to the cells that it asks for.
 
+use crate::adapters;
 use crate::cell;
 use crate::digest::CheckpointDigest;
 use crate::experiment::{
@@ -431,9 +432,24 @@ impl ModelPlan {
         let config = ModelConfig::open(&located.path)?;
         let shape = entry.shape.as_ref().map(|shape| shape.name().to_owned());
         let is_shape = shape.is_some();
-        let name = entry.name.clone().or(shape).unwrap_or(located.name);
+        let adapter = entry.adapter.as_deref();
+        let name = entry
+            .name
+            .clone()
+            .or(shape)
+            .unwrap_or_else(|| match adapter {
+                None => located.name.clone(),
+                Some(adapter) => {
+                    let adapter = adapter.file_name().unwrap_or_default().to_string_lossy();
+                    format!("{}+{adapter}", located.name)
+                }
+            });
         let absent = located.download.as_ref();
         let absent = absent.map_or(&[][..], |download| &download.files);
+        let mut digest = CheckpointDigest::with(&located.path, absent)?;
+        if let Some(adapter) = adapter {
+            digest = adapters::adapted(digest, adapter)?;
+        }
         Ok(Self {
             // Wherever the row goes, it says what it is.
             name: match is_shape {
@@ -443,7 +459,7 @@ impl ModelPlan {
             is_shape,
             n_layers: config.n_layers,
             max_positions: config.max_positions,
-            digest: CheckpointDigest::with(&located.path, absent)?,
+            digest,
             entry: ModelEntry {
                 path: located.path,
                 ..entry.clone()
@@ -462,7 +478,9 @@ impl ModelPlan {
         device: &Device,
     ) -> anyhow::Result<(Decoder, Arc<dyn Tokenize>)> {
         let weights = experiment.dtype_of(&self.entry).map(Into::into);
-        let decoder = Decoder::load(&self.entry.path, device, weights, Backend::Auto);
+        let adapter = self.entry.adapter.as_deref();
+        let path = &self.entry.path;
+        let decoder = Decoder::load_adapted(path, adapter, device, weights, Backend::Auto);
         let decoder = decoder.with_context(|| format!("model `{}`", self.name))?;
         let decoder = decoder.with_kv_type(experiment.kv_dtype_of(&self.entry).map(Into::into));
         let tokenizer = self.tokenizer(decoder.sizes().vocab_size)?;

@@ -1,8 +1,10 @@
-//! Causal grouped-query attention with RoPE over whole sequences, fused, with its backward pass.
+//! Causal grouped-query attention over whole sequences, fused, with its backward pass: positions by RoPE or ALiBi, windows,
+//! soft caps.
 
 use crate::ops::{floats, to_vec};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use skipbench_model::Rope as Frequencies;
 use skipbench_model::simd::{dot, exp, multiply_add};
 use skipbench_model::vectorised;
 use std::sync::Arc;
@@ -15,10 +17,19 @@ pub(crate) struct Attention {
     pub(crate) n_heads: usize,
     pub(crate) n_kv_heads: usize,
     pub(crate) head_dim: usize,
-    pub(crate) rope: Arc<Rope>,
+    /// Factor of the products of queries and keys.
+    pub(crate) scale: f32,
+    /// `cap * tanh(score / cap)` of scores (arXiv 2408.00118).
+    pub(crate) cap: Option<f32>,
+    /// Positions that a token sees, its own among them.
+    pub(crate) window: Option<usize>,
+    /// `None` where queries and keys do not turn.
+    pub(crate) rope: Option<Arc<Rope>>,
+    /// ALiBi's slope of each query head (arXiv 2108.12409).
+    pub(crate) slopes: Option<Arc<[f32]>>,
 }
 
-/// Cosines and sines, `[positions, head_dim / 2]`.
+/// Cosines and sines of the channels that turn, `[positions, half]`: channel `i` together with channel `i + half`.
 pub(crate) struct Rope {
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -26,7 +37,8 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    pub(crate) fn new(positions: usize, head_dim: usize, theta: f64) -> Self {
+    /// Whole heads turn with nothing but a base.
+    pub(crate) fn plain(positions: usize, head_dim: usize, theta: f64) -> Self {
         let half = head_dim / 2;
         let angles = (0..positions).flat_map(|position| {
             (0..half).map(move |pair| {
@@ -40,14 +52,30 @@ impl Rope {
         }
     }
 
-    /// Turns `x`: `[seq, head_dim]` in place; `sign` -1 turns back.
+    /// As a checkpoint's layers turn in sequences up to the trained length.
+    pub(crate) fn of(frequencies: &Frequencies, positions: usize) -> Self {
+        let factor = frequencies.attention_factor;
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for position in 0..positions {
+            for freq in &frequencies.inv_freq {
+                let (s, c) = (position as f32 * freq).sin_cos();
+                cos.push(c * factor);
+                sin.push(s * factor);
+            }
+        }
+        let half = frequencies.inv_freq.len();
+        Self { cos, sin, half }
+    }
+
+    /// Turns `x`: `[seq, head_dim]` in place; `sign` -1 turns back. With an attention factor it stretches too, both ways: what
+    /// is turned back is a gradient.
     #[inline(always)]
-    fn rotate(&self, x: &mut [f32], sign: f32) {
+    fn rotate(&self, x: &mut [f32], head_dim: usize, sign: f32) {
         let half = self.half;
-        for (position, x) in x.chunks_exact_mut(2 * half).enumerate() {
+        for (position, x) in x.chunks_exact_mut(head_dim).enumerate() {
             let at = position * half..(position + 1) * half;
             let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
-            let (low, high) = x.split_at_mut(half);
+            let (low, high) = x[..2 * half].split_at_mut(half);
             for i in 0..half {
                 let (a, b) = (low[i], high[i]);
                 low[i] = a * cos[i] - sign * b * sin[i];
@@ -64,6 +92,50 @@ impl Attention {
 
     fn kv_width(&self) -> usize {
         self.n_kv_heads * self.head_dim
+    }
+
+    #[inline(always)]
+    fn rotate(&self, x: &mut [f32], sign: f32) {
+        if let Some(rope) = &self.rope {
+            rope.rotate(x, self.head_dim, sign);
+        }
+    }
+
+    /// The first key that the query at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        match self.window {
+            None => 0,
+            Some(window) => (position + 1).saturating_sub(window),
+        }
+    }
+
+    /// Attention weights of the query at `position` over the keys from the first that it sees up to its own, into `weights`.
+    /// `capped` gets the scores behind the cap, where there is one.
+    #[inline(always)]
+    fn weights<const FMA: bool>(
+        &self,
+        head: usize,
+        q: &[f32],
+        k: &[f32],
+        weights: &mut [f32],
+        capped: &mut [f32],
+    ) {
+        for (weight, key) in weights.iter_mut().zip(k.chunks_exact(q.len())) {
+            *weight = dot::<FMA>(q, key) * self.scale;
+        }
+        if let Some(cap) = self.cap {
+            for (weight, capped) in weights.iter_mut().zip(capped) {
+                *weight = cap * (*weight / cap).tanh();
+                *capped = *weight;
+            }
+        }
+        if let Some(slopes) = &self.slopes {
+            let slope = slopes[head];
+            for (back, weight) in weights.iter_mut().rev().enumerate() {
+                *weight -= slope * back as f32;
+            }
+        }
+        softmax::<FMA>(weights);
     }
 }
 
@@ -156,12 +228,10 @@ fn axpy<const FMA: bool>(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Attention weights of the query at `position` over keys `0..=position`, into `weights`.
 #[inline(always)]
-fn weights_of<const FMA: bool>(q: &[f32], k: &[f32], scale: f32, weights: &mut [f32]) {
+fn softmax<const FMA: bool>(weights: &mut [f32]) {
     let mut largest = f32::NEG_INFINITY;
-    for (weight, key) in weights.iter_mut().zip(k.chunks_exact(q.len())) {
-        *weight = dot::<FMA>(q, key) * scale;
+    for weight in weights.iter() {
         largest = largest.max(*weight);
     }
     let mut sum = 0.0;
@@ -188,27 +258,27 @@ fn forward_body<const FMA: bool>(
 ) {
     let (seq, d) = (shape.seq, shape.head_dim);
     let group = shape.n_heads / shape.n_kv_heads;
-    let scale = 1.0 / (d as f32).sqrt();
     let (mut qh, mut kh, mut vh, mut oh) = (
         vec![0.0; seq * d],
         vec![0.0; seq * d],
         vec![0.0; seq * d],
         vec![0.0; seq * d],
     );
-    let mut weights = vec![0.0; seq];
+    let (mut weights, mut capped) = (vec![0.0; seq], vec![0.0; seq]);
     for head in 0..shape.n_heads {
         if head % group == 0 {
             gather(k, shape.kv_width(), head / group, &mut kh, d);
             gather(v, shape.kv_width(), head / group, &mut vh, d);
-            shape.rope.rotate(&mut kh, 1.0);
+            shape.rotate(&mut kh, 1.0);
         }
         gather(q, shape.q_width(), head, &mut qh, d);
-        shape.rope.rotate(&mut qh, 1.0);
+        shape.rotate(&mut qh, 1.0);
         oh.fill(0.0);
         for (position, (q, o)) in qh.chunks_exact(d).zip(oh.chunks_exact_mut(d)).enumerate() {
-            let weights = &mut weights[..=position];
-            weights_of::<FMA>(q, &kh, scale, weights);
-            for (weight, value) in weights.iter().zip(vh.chunks_exact(d)) {
+            let first = shape.first_seen(position);
+            let weights = &mut weights[..=position - first];
+            shape.weights::<FMA>(head, q, &kh[first * d..], weights, &mut capped);
+            for (weight, value) in weights.iter().zip(vh[first * d..].chunks_exact(d)) {
                 axpy::<FMA>(*weight, value, o);
             }
         }
@@ -228,46 +298,51 @@ fn backward_body<const FMA: bool>(shape: &Attention, inputs: [&[f32]; 4], grads:
     let [dq, dk, dv] = grads;
     let (seq, d) = (shape.seq, shape.head_dim);
     let group = shape.n_heads / shape.n_kv_heads;
-    let scale = 1.0 / (d as f32).sqrt();
     let buffer = || vec![0f32; seq * d];
     let (mut qh, mut kh, mut vh, mut gh) = (buffer(), buffer(), buffer(), buffer());
     let (mut dqh, mut dkh, mut dvh) = (buffer(), buffer(), buffer());
-    let (mut weights, mut dw) = (vec![0f32; seq], vec![0f32; seq]);
+    let buffer = || vec![0f32; seq];
+    let (mut weights, mut capped, mut dw) = (buffer(), buffer(), buffer());
     for head in 0..shape.n_heads {
         if head % group == 0 {
             gather(k, shape.kv_width(), head / group, &mut kh, d);
             gather(v, shape.kv_width(), head / group, &mut vh, d);
-            shape.rope.rotate(&mut kh, 1.0);
+            shape.rotate(&mut kh, 1.0);
             dkh.fill(0.0);
             dvh.fill(0.0);
         }
         gather(q, shape.q_width(), head, &mut qh, d);
         gather(grad, shape.q_width(), head, &mut gh, d);
-        shape.rope.rotate(&mut qh, 1.0);
+        shape.rotate(&mut qh, 1.0);
         dqh.fill(0.0);
         for position in 0..seq {
             let at = position * d..(position + 1) * d;
             let (q, g) = (&qh[at.clone()], &gh[at.clone()]);
-            let weights = &mut weights[..=position];
-            weights_of::<FMA>(q, &kh, scale, weights);
+            let first = shape.first_seen(position);
+            let weights = &mut weights[..=position - first];
+            shape.weights::<FMA>(head, q, &kh[first * d..], weights, &mut capped);
             let mut inner = 0.0;
             for (key, weight) in weights.iter().enumerate() {
-                let key_at = key * d..(key + 1) * d;
+                let key_at = (first + key) * d..(first + key + 1) * d;
                 dw[key] = dot::<FMA>(g, &vh[key_at.clone()]);
                 inner += weight * dw[key];
                 axpy::<FMA>(*weight, g, &mut dvh[key_at]);
             }
             for (key, weight) in weights.iter().enumerate() {
-                let key_at = key * d..(key + 1) * d;
-                let score = weight * (dw[key] - inner) * scale;
+                let key_at = (first + key) * d..(first + key + 1) * d;
+                let mut score = weight * (dw[key] - inner) * shape.scale;
+                if let Some(cap) = shape.cap {
+                    // The slope of the cap where the score stands.
+                    score *= 1.0 - (capped[key] / cap) * (capped[key] / cap);
+                }
                 axpy::<FMA>(score, &kh[key_at.clone()], &mut dqh[at.clone()]);
                 axpy::<FMA>(score, q, &mut dkh[key_at]);
             }
         }
-        shape.rope.rotate(&mut dqh, -1.0);
+        shape.rotate(&mut dqh, -1.0);
         scatter_add(&dqh, dq, shape.q_width(), head, d);
         if (head + 1) % group == 0 {
-            shape.rope.rotate(&mut dkh, -1.0);
+            shape.rotate(&mut dkh, -1.0);
             scatter_add(&dkh, dk, shape.kv_width(), head / group, d);
             scatter_add(&dvh, dv, shape.kv_width(), head / group, d);
         }

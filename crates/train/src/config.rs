@@ -43,12 +43,34 @@ pub struct ModelShape {
     pub tied_head: bool,
 }
 
-/// AdamW with a cosine schedule.
+/// How the learning rate falls behind the warm-up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Half a cosine down to the floor.
+    #[default]
+    Cosine,
+    /// A straight line down to the floor.
+    Linear,
+    /// Not at all.
+    Constant,
+}
+
+impl Schedule {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// AdamW with a schedule of its rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OptimizerConfig {
     /// Largest learning rate, reached after the warm-up.
     pub learning_rate: f64,
+    /// How it falls behind the warm-up.
+    #[serde(default, skip_serializing_if = "Schedule::is_default")]
+    pub schedule: Schedule,
     /// Learning rate at the end, as a part of the largest.
     #[serde(default = "default_floor")]
     pub floor: f64,
@@ -97,6 +119,13 @@ pub struct TrainConfig {
     /// Which tokens the loss counts.
     #[serde(default)]
     pub loss_on: LossOn,
+    /// Parts that the pairs of a step are run in, one after the other: less memory for the same update.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// Compute the layers a second time for their gradients, so that only the states between them are kept until then: less
+    /// memory for a third more time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     /// Steps between checkpoints.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u64,
@@ -104,6 +133,16 @@ pub struct TrainConfig {
     pub optimizer: OptimizerConfig,
 }
 
+fn one() -> usize {
+    1
+}
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
 fn default_rope_theta() -> f64 {
     10_000.0
 }
@@ -133,41 +172,6 @@ impl ModelShape {
     /// Width of a head.
     pub fn head_dim(&self) -> usize {
         self.d_model / self.n_heads.max(1)
-    }
-
-    /// Weights of the model.
-    fn weights(&self) -> f64 {
-        let [d, f, kv, vocab, layers] = [
-            self.d_model,
-            self.d_ff,
-            self.n_kv_heads * self.head_dim(),
-            self.vocab_size,
-            self.n_layers,
-        ]
-        .map(|size| size as f64);
-        let embeddings = if self.tied_head { 1.0 } else { 2.0 };
-        layers * (2.0 * d * d + 2.0 * d * kv + 3.0 * d * f + 2.0 * d)
-            + (embeddings * vocab + 1.0) * d
-    }
-
-    /// Bytes that training a checked shape holds whatever the batch: of each weight its value twice, its gradient twice,
-    /// two moments and an average, all f32; and the tables of the rotary positions.
-    pub fn state_bytes(&self) -> f64 {
-        4.0 * (7.0 * self.weights() + (self.max_positions * self.head_dim()) as f64)
-    }
-
-    /// Bytes of a step over `positions` of a batch, padding included, of which `counted` go through the head: what the
-    /// backward pass reads.
-    pub fn step_bytes(&self, positions: usize, counted: usize) -> f64 {
-        let [d, f, kv, vocab] = [
-            self.d_model,
-            self.d_ff,
-            self.n_kv_heads * self.head_dim(),
-            self.vocab_size,
-        ]
-        .map(|size| size as f64);
-        let layer = 10.0 * d + 2.0 * kv + 3.0 * f;
-        4.0 * (positions as f64 * self.n_layers as f64 * layer + 3.0 * counted as f64 * vocab)
     }
 
     /// # Errors
@@ -220,15 +224,19 @@ impl ModelShape {
 }
 
 impl OptimizerConfig {
-    /// Learning rate of a step: linear warm-up, then a half cosine down to the floor.
+    /// Learning rate of a step: linear warm-up, then what the schedule says.
     pub fn rate(&self, step: u64, steps: u64) -> f64 {
         if step < self.warm_up_steps {
             return self.learning_rate * (step + 1) as f64 / self.warm_up_steps as f64;
         }
         let span = steps.saturating_sub(self.warm_up_steps).max(1);
         let done = (step - self.warm_up_steps).min(span) as f64 / span as f64;
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
-        self.learning_rate * (self.floor + (1.0 - self.floor) * cosine)
+        let left = match self.schedule {
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Schedule::Linear => 1.0 - done,
+            Schedule::Constant => 1.0,
+        };
+        self.learning_rate * (self.floor + (1.0 - self.floor) * left)
     }
 }
 
@@ -248,6 +256,7 @@ impl TrainConfig {
         let below_one = "at least 0 and below 1";
         let OptimizerConfig {
             learning_rate: rate,
+            schedule: _,
             floor,
             warm_up_steps: warm_up,
             weight_decay: decay,
@@ -260,6 +269,7 @@ impl TrainConfig {
             whole("steps", self.steps, MAX_STEPS),
             whole("batch-size", self.batch_size as u64, MAX_BATCH_SIZE as u64),
             whole("checkpoint-every", self.checkpoint_every, u64::MAX),
+            whole("accumulate", self.accumulate as u64, self.batch_size as u64),
             (warm_up > self.steps).then(|| {
                 format!(
                     "`warm-up-steps` is {warm_up}, more than all {} steps",
@@ -305,10 +315,12 @@ fn wrong(message: String) -> TrainError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::architecture::Architecture;
 
     fn optimizer() -> OptimizerConfig {
         OptimizerConfig {
             learning_rate: 1.0,
+            schedule: Schedule::Cosine,
             floor: 0.1,
             warm_up_steps: 10,
             weight_decay: 0.0,
@@ -326,12 +338,26 @@ mod tests {
         assert!((config.rate(10, 100) - 1.0).abs() < 1e-12);
         assert!((config.rate(55, 100) - 0.55).abs() < 1e-12);
         assert!((config.rate(100, 100) - 0.1).abs() < 1e-12);
+        let linear = OptimizerConfig {
+            schedule: Schedule::Linear,
+            ..optimizer()
+        };
+        for (step, rate) in [(0, 0.1), (10, 1.0), (28, 0.82), (100, 0.1)] {
+            assert!((linear.rate(step, 100) - rate).abs() < 1e-12, "{step}");
+        }
+        let constant = OptimizerConfig {
+            schedule: Schedule::Constant,
+            ..optimizer()
+        };
+        assert!((constant.rate(4, 100) - 0.5).abs() < 1e-12);
+        assert!((constant.rate(99, 100) - 1.0).abs() < 1e-12);
     }
 
     #[test]
     fn a_schedule_that_cannot_work_is_refused_by_its_key() {
         type Spoil = fn(&mut TrainConfig);
-        let spoilt: [(&str, Spoil); 14] = [
+        let spoilt: [(&str, Spoil); 15] = [
+            ("`accumulate` is 5", |config| config.accumulate = 5),
             ("`steps` is 0", |config| config.steps = 0),
             ("`steps`", |config| config.steps = u64::MAX),
             ("`batch-size` is 0", |config| config.batch_size = 0),
@@ -364,6 +390,8 @@ mod tests {
             batch_size: 4,
             seed: 0,
             loss_on: LossOn::Response,
+            accumulate: 1,
+            recompute: false,
             checkpoint_every: 10,
             optimizer: optimizer(),
         };
@@ -414,7 +442,8 @@ mod tests {
             d_ff: MAX_SIZE,
             ..good
         };
-        assert!(huge.check().is_ok() && huge.state_bytes() > 1e15);
-        assert!(huge.step_bytes(MAX_SIZE, MAX_SIZE) > 1e15);
+        let huge = Architecture::of_shape(&huge).unwrap();
+        assert!(huge.state_bytes(None) > 1e15);
+        assert!(huge.step_bytes(MAX_SIZE, MAX_SIZE, true) > 1e15);
     }
 }

@@ -3,6 +3,7 @@
 use crate::config::LossOn;
 use crate::error::{Result, TrainError};
 use skipbench_strategy::LayerSet;
+use std::ops::Range;
 
 /// A prompt and its answer, as token ids; the answer ends with the end of sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,15 @@ pub struct Depths {
 }
 
 impl Depths {
+    /// Those of some rows.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Self {
+        Self {
+            prompts: self.prompts[rows.clone()].to_vec(),
+            responses: self.responses[rows].to_vec(),
+            fill: self.fill,
+        }
+    }
+
     /// The set of each row for all of its tokens, the prompt's too: layers that the network goes without.
     pub fn of_rows(pairs: &[Pair], sets: Vec<LayerSet>) -> Self {
         let response =
@@ -108,6 +118,32 @@ impl Batch {
             }
         }
         batch
+    }
+
+    /// Some of its rows, without the padding that they do not need.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Self {
+        let lens = self.lens[rows.clone()].to_vec();
+        let seq = lens.iter().max().copied().unwrap_or(0);
+        let mut part = Batch {
+            rows: rows.len(),
+            seq,
+            inputs: Vec::with_capacity(rows.len() * seq),
+            counted: Vec::new(),
+            targets: Vec::new(),
+            prompt_lens: self.prompt_lens[rows.clone()].to_vec(),
+            lens,
+        };
+        for row in rows.clone() {
+            part.inputs.extend(&self.inputs[row * self.seq..][..seq]);
+        }
+        for (&position, &target) in self.counted.iter().zip(&self.targets) {
+            let (row, at) = (position as usize / self.seq, position as usize % self.seq);
+            if rows.contains(&row) {
+                part.counted.push(((row - rows.start) * seq + at) as u32);
+                part.targets.push(target);
+            }
+        }
+        part
     }
 
     /// Tokens that are not padding.

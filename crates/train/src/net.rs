@@ -1,26 +1,39 @@
-//! The LLaMA network as trained: whole sequences, with gradients.
+//! A network as trained: whole sequences, with gradients.
 
-use crate::attention::{Attention, Rope};
-use crate::config::ModelShape;
+mod fresh;
+mod written;
+
+use crate::adapter::AdapterConfig;
+use crate::again::{Again, Found, Half};
+use crate::architecture::Architecture;
+use crate::assemble::{Assembled, Source, Trained, Variables, assemble, check_matrices};
 use crate::data::{Batch, Depths, Fill, Runs};
 use crate::error::{Result, TrainError};
-use crate::ops::{Blend, RmsNorm, SwiGlu, to_vec};
-use candle_core::{DType, Device, Tensor, Var};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use crate::ops::{Blend, CrossEntropy, to_vec};
+use candle_core::{Device, Tensor, TensorId, Var};
+use skipbench_model::{ModelConfig, Parts, WeightType};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Standard deviation of the initial weights.
-const INIT_STD: f64 = 0.02;
+/// Tokens whose logits are there at once, where no gradients are.
+const ROWS_OF_LOGITS: usize = 256;
 
-/// Weights under their Hugging Face names, in a fixed order.
+/// What is trained under its Hugging Face names, in a fixed order, and beside it what stays as it is.
 pub struct Net {
-    shape: ModelShape,
-    names: Vec<String>,
-    vars: HashMap<String, Var>,
-    rope: Arc<Rope>,
+    architecture: Architecture,
+    net: Assembled,
+    /// The checkpoint that it was made from, and its adapters where those alone are trained.
+    base: Option<Parts>,
+    adapter: Option<AdapterConfig>,
+    again: Option<Recomputing>,
+}
+
+/// What parts of layers that are computed again go by.
+struct Recomputing {
+    found: Arc<Found>,
+    /// Has the gradients of layers asked for where their input has none.
+    mark: Var,
 }
 
 /// A batch that has run through layers.
@@ -40,138 +53,177 @@ pub struct LayerUse {
     pub mlp: usize,
 }
 
-/// Name and shape of every weight, in order.
-fn weight_list(shape: &ModelShape) -> Vec<(String, Vec<usize>)> {
-    let (d, f) = (shape.d_model, shape.d_ff);
-    let kv = shape.n_kv_heads * shape.head_dim();
-    let mut list = vec![(
-        "model.embed_tokens.weight".to_owned(),
-        vec![shape.vocab_size, d],
-    )];
-    for layer in 0..shape.n_layers {
-        let parts = [
-            ("input_layernorm", vec![d]),
-            ("self_attn.q_proj", vec![d, d]),
-            ("self_attn.k_proj", vec![kv, d]),
-            ("self_attn.v_proj", vec![kv, d]),
-            ("self_attn.o_proj", vec![d, d]),
-            ("post_attention_layernorm", vec![d]),
-            ("mlp.gate_proj", vec![f, d]),
-            ("mlp.up_proj", vec![f, d]),
-            ("mlp.down_proj", vec![d, f]),
-        ];
-        list.extend(
-            parts.map(|(name, dims)| (format!("model.layers.{layer}.{name}.weight"), dims)),
-        );
-    }
-    list.push(("model.norm.weight".to_owned(), vec![d]));
-    if !shape.tied_head {
-        list.push(("lm_head.weight".to_owned(), vec![shape.vocab_size, d]));
-    }
-    list
-}
-
 impl Net {
-    /// A new network: normal weights of deviation 0.02, divided by `sqrt(2 n_layers)` where a projection writes to
-    /// the residual (GPT-2's rule), norms at one.
+    /// The network of a checkpoint, a Hugging Face folder or a `.gguf` file, that has `architecture`. All its weights are
+    /// trained, in f32; or those of an adapter alone, which begin where the seed says.
     ///
     /// # Errors
-    /// A shape that cannot work.
-    pub fn new(shape: &ModelShape, seed: u64) -> Result<Self> {
-        shape.check()?;
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let residual = 1.0 / (2.0 * shape.n_layers as f64).sqrt();
-        let mut tensors = HashMap::new();
-        for (name, dims) in weight_list(shape) {
-            let len = dims.iter().product();
-            let std = if name.contains("o_proj") || name.contains("down_proj") {
-                INIT_STD * residual
-            } else {
-                INIT_STD
-            };
-            let values: Vec<f32> = if dims.len() == 1 {
-                vec![1.0; len]
-            } else {
-                (0..len).map(|_| (normal(&mut rng) * std) as f32).collect()
-            };
-            tensors.insert(name, Tensor::from_vec(values, dims, &Device::Cpu)?);
-        }
-        Self::from_tensors(shape, tensors)
-    }
-
-    /// The network of a Hugging Face LLaMA folder that has `shape`.
-    ///
-    /// # Errors
-    /// A folder that cannot be read, or weights of another shape.
-    pub fn load(shape: &ModelShape, dir: &Path) -> Result<Self> {
-        shape.check()?;
-        let path = dir.join("model.safetensors");
-        let tensors = candle_core::safetensors::load(&path, &Device::Cpu).map_err(|error| {
-            TrainError::Checkpoint {
-                path: path.clone(),
-                message: format!("cannot be loaded: {error}"),
-            }
-        })?;
-        let ends = ["model.embed_tokens.weight", "lm_head.weight"].map(|name| tensors.get(name));
-        if let ([Some(embedding), Some(head)], true) = (ends, shape.tied_head)
-            && (embedding.dims() != head.dims()
-                || embedding.ne(head)?.max_all()?.to_scalar::<u8>()? > 0)
-        {
-            let message = "`tie_word_embeddings` is true in config.json, but `lm_head.weight` is not the embedding; set it to false"
-                .to_owned();
-            return Err(TrainError::Checkpoint { path, message });
-        }
-        Self::from_tensors(shape, tensors).map_err(|error| match error {
-            TrainError::Config(message) => TrainError::Checkpoint { path, message },
-            other => other,
-        })
-    }
-
-    pub(crate) fn from_tensors(
-        shape: &ModelShape,
-        mut tensors: HashMap<String, Tensor>,
+    /// A checkpoint that cannot be read or is another one, weights that are no numbers together.
+    pub fn load(
+        architecture: &Architecture,
+        model: &Path,
+        adapter: Option<(&AdapterConfig, u64)>,
     ) -> Result<Self> {
-        let mut names = Vec::new();
-        let mut vars = HashMap::new();
-        for (name, dims) in weight_list(shape) {
-            let tensor = tensors
-                .remove(&name)
-                .ok_or_else(|| TrainError::Config(format!("tensor `{name}` is missing")))?;
-            if tensor.dims() != dims {
-                return Err(TrainError::Config(format!(
-                    "tensor `{name}` has shape {:?}, the model shape calls for {dims:?}",
-                    tensor.dims()
-                )));
-            }
-            let var = Var::from_tensor(&tensor.to_dtype(DType::F32)?.contiguous()?)?;
-            vars.insert(name.clone(), var);
-            names.push(name);
+        let base = Parts::open(model)?;
+        if base.config() != architecture.config() {
+            return Err(TrainError::Checkpoint {
+                path: model.to_path_buf(),
+                message: "is not the checkpoint any more that it was when the run began".to_owned(),
+            });
         }
+        let (frame, layers) = (base.frame(), base.layers());
+        if base.config().tied_head && frame.embedding != frame.head {
+            return Err(TrainError::Checkpoint {
+                path: model.to_path_buf(),
+                message: format!(
+                    "`tie_word_embeddings` is true in config.json, but `{}` is not the embedding; set it to false",
+                    frame.head
+                ),
+            });
+        }
+        let keep = adapter.map_or(WeightType::F32, |(adapter, _)| adapter.base.into());
+        let source = Source {
+            frame,
+            layers,
+            tensor: &|matrix| Ok(base.tensor(matrix)?),
+            keep: &|matrix| Ok(base.keep(matrix, keep)?),
+        };
+        let trained = match adapter {
+            None => Trained::All,
+            Some((adapter, seed)) => Trained::Adapters(adapter, seed),
+        };
         Ok(Self {
-            rope: Arc::new(Rope::new(
-                shape.max_positions,
-                shape.head_dim(),
-                shape.rope_theta,
-            )),
-            shape: shape.clone(),
-            names,
-            vars,
+            architecture: architecture.clone(),
+            net: assemble(architecture, &source, trained)?,
+            base: Some(base),
+            adapter: adapter.map(|(adapter, _)| adapter.clone()),
+            again: None,
         })
     }
 
-    /// The shape of the model.
-    pub fn shape(&self) -> &ModelShape {
-        &self.shape
+    /// Refuses an adapter that a checkpoint cannot have, before any of its matrices is read.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load).
+    pub fn check_adapter(model: &Path, adapter: &AdapterConfig) -> Result<()> {
+        check_matrices(Parts::open(model)?.layers(), adapter)
     }
 
-    /// Names of the weights, in a fixed order.
+    /// The same, whose layers are computed a second time for their gradients if `on`, so that only the states between them are
+    /// kept until then (arXiv 1604.06174).
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    pub fn recomputing(self, on: bool) -> Result<Self> {
+        let again = match on {
+            false => None,
+            true => Some(Recomputing {
+                found: Arc::default(),
+                mark: Var::new(0f32, &Device::Cpu)?,
+            }),
+        };
+        Ok(Self { again, ..self })
+    }
+
+    /// Gradients of weights that candle has not collected, since their layers were computed again.
+    pub(crate) fn take_found(&self) -> HashMap<TensorId, Tensor> {
+        let again = self.again.as_ref();
+        again.map_or_else(HashMap::new, |again| again.found.take())
+    }
+
+    /// What it computes.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// Its sizes.
+    pub fn shape(&self) -> &ModelConfig {
+        self.architecture.config()
+    }
+
+    /// Names of what is trained, in a fixed order.
     pub fn names(&self) -> &[String] {
-        &self.names
+        &self.variables().names
     }
 
-    /// A weight by name.
+    /// A trained weight by name.
     pub(crate) fn var(&self, name: &str) -> &Var {
-        &self.vars[name]
+        &self.variables().vars[name]
+    }
+
+    fn variables(&self) -> &Variables {
+        &self.net.variables
+    }
+
+    /// Numbers that are trained.
+    pub fn trained(&self) -> usize {
+        let vars = self.names().iter().map(|name| self.var(name));
+        vars.map(|var| var.elem_count()).sum()
+    }
+
+    /// Bytes of the weights beside them, as they are kept.
+    pub fn kept_bytes(&self) -> usize {
+        let net = &self.net;
+        let of_layers = net.layers.iter().flat_map(|layer| {
+            let linears = [&layer.q, &layer.k, &layer.v, &layer.o];
+            let linears = linears.into_iter().chain(&layer.gate);
+            linears.chain([&layer.up, &layer.down])
+        });
+        let linears = of_layers.chain(&net.project_in).chain(&net.project_out);
+        let linears: usize = linears.map(|linear| linear.weight.kept_bytes()).sum();
+        let head = match self.shape().tied_head {
+            true => 0,
+            false => net.head.kept_bytes(),
+        };
+        linears + net.embedding.kept_bytes() + head
+    }
+
+    /// The adapters, where those alone are trained.
+    pub(crate) fn adapter(&self) -> Option<&AdapterConfig> {
+        self.adapter.as_ref()
+    }
+
+    /// The configuration of the checkpoint that was started from.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub(crate) fn base_config(&self) -> Result<serde_json::Value> {
+        match &self.base {
+            Some(base) => Ok(base.config_json()?),
+            None => Err(TrainError::Config(
+                "a new model has no configuration to go on with".to_owned(),
+            )),
+        }
+    }
+
+    /// A name of what is trained within a model that has an LM head, as transformers calls it.
+    pub(crate) fn module_name(&self, name: &str) -> String {
+        match &self.base {
+            Some(base) => base.module_name(name),
+            None => name.to_owned(),
+        }
+    }
+
+    /// Mean cross-entropy of the tokens of a batch that count, and their number, without gradients.
+    ///
+    /// # Errors
+    /// A batch that has more positions than the model; depths of another batch.
+    pub fn loss_of(&self, batch: &Batch, depths: Option<&Depths>) -> Result<(f64, usize)> {
+        let run = self.run(batch, depths, &BTreeSet::new(), false)?;
+        let counted = Tensor::new(batch.counted.as_slice(), &Device::Cpu)?;
+        let last = &run.states[&self.net.layers.len()];
+        let mut sum = 0.0;
+        // The logits of all are the largest thing there is.
+        for first in (0..batch.counted.len()).step_by(ROWS_OF_LOGITS) {
+            let rows = ROWS_OF_LOGITS.min(batch.counted.len() - first);
+            let states = last.index_select(&counted.narrow(0, first, rows)?, 0)?;
+            let loss = self.logits(&states)?.detach().apply_op1(CrossEntropy {
+                targets: batch.targets[first..first + rows].to_vec(),
+            })?;
+            sum += f64::from(loss.to_scalar::<f32>()?) * rows as f64;
+        }
+        let count = batch.counted.len();
+        Ok((sum / count.max(1) as f64, count))
     }
 
     /// Cosine of the output of each sub-layer to its input, mean over the tokens of each prompt, at full depth:
@@ -182,16 +234,18 @@ impl Net {
     /// A batch that has more positions than the model.
     pub fn prompt_similarity(&self, batch: &Batch) -> Result<Vec<Vec<f64>>> {
         self.check(batch)?;
+        let d = self.shape().d_model;
         let mut similarity = vec![Vec::new(); batch.rows];
         let mut state = self.embed(batch)?.detach();
-        for layer in 0..self.shape.n_layers {
+        for layer in 0..self.net.layers.len() {
+            let input = state.clone();
             for is_mlp in [false, true] {
                 let new = match is_mlp {
                     false => self.attention(layer, &state, batch.seq)?,
-                    true => self.mlp(layer, &state)?,
+                    true => self.mlp(layer, &state, &input)?,
                 }
                 .detach();
-                let cosines = cosines(&to_vec(&state)?, &to_vec(&new)?, self.shape.d_model);
+                let cosines = cosines(&to_vec(&state)?, &to_vec(&new)?, d);
                 for (row, &len) in batch.prompt_lens().iter().enumerate() {
                     let prompt = &cosines[row * batch.seq..][..len.min(batch.seq)];
                     similarity[row].push(prompt.iter().sum::<f64>() / prompt.len().max(1) as f64);
@@ -203,28 +257,40 @@ impl Net {
     }
 
     fn check(&self, batch: &Batch) -> Result<()> {
-        if batch.seq > self.shape.max_positions {
+        let longest = self.architecture.max_positions();
+        if batch.seq > longest {
             return Err(TrainError::Config(format!(
-                "a pair of {} tokens does not fit into `max-positions` {}",
+                "a pair of {} tokens does not fit into `max-positions` {longest}",
                 batch.seq + 1,
-                self.shape.max_positions
             )));
         }
+        let vocab_size = self.shape().vocab_size;
         let mut tokens = batch.inputs.iter().chain(&batch.targets);
-        match tokens.find(|token| **token as usize >= self.shape.vocab_size) {
+        match tokens.find(|token| **token as usize >= vocab_size) {
             Some(token) => Err(TrainError::Config(format!(
-                "token {token} is outside the vocabulary of {}",
-                self.shape.vocab_size
+                "token {token} is outside the vocabulary of {vocab_size}"
             ))),
             None => Ok(()),
         }
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        let ids = Tensor::new(batch.inputs.as_slice(), &Device::Cpu)?;
-        Ok(self
-            .var("model.embed_tokens.weight")
-            .index_select(&ids, 0)?)
+        let net = &self.net;
+        let mut state = net.embedding.rows(&batch.inputs)?;
+        if let Some(scale) = self.shape().embedding_scale {
+            state = (state * scale)?;
+        }
+        if let Some(norm) = &net.embedding_norm {
+            state = norm.apply(&state)?;
+        }
+        if let Some(project) = &net.project_in {
+            state = project.apply(&state)?;
+        }
+        if let Some(table) = &net.positions {
+            let places: Vec<u32> = (0..batch.rows).flat_map(|_| 0..batch.seq as u32).collect();
+            state = (state + table.index_select(&Tensor::new(places, &Device::Cpu)?, 0)?)?;
+        }
+        Ok(state)
     }
 
     /// Runs `batch`, each of its tokens through the sub-layers that `depths` names, or through all, and keeps the state
@@ -246,7 +312,7 @@ impl Net {
         let mut left = state.clone();
         let mut states = HashMap::new();
         let mut ran = Vec::new();
-        for layer in 0..self.shape.n_layers {
+        for layer in 0..self.net.layers.len() {
             if !tracked {
                 (state, left) = (state.detach(), left.detach());
             }
@@ -264,68 +330,70 @@ impl Net {
                 attention: attention.1,
                 mlp: mlp.1,
             });
+            let input = state.clone();
             if depths.is_some_and(|depths| depths.fill == Fill::Deferred) {
                 let attended = self.attention(layer, &state, batch.seq)?;
-                state = self.mlp(layer, &attended)?;
+                state = self.mlp(layer, &attended, &input)?;
                 left = blend(mlp.0, &left, || Ok(state.clone()))?;
             } else {
                 state = blend(attention.0, &state, || {
                     self.attention(layer, &state, batch.seq)
                 })?;
-                state = blend(mlp.0, &state, || self.mlp(layer, &state))?;
+                state = blend(mlp.0, &state, || self.mlp(layer, &state, &input))?;
                 left = state.clone();
             }
         }
         let last = if tracked { left } else { left.detach() };
-        states.insert(self.shape.n_layers, last);
+        states.insert(self.net.layers.len(), last);
         Ok(Run { states, ran })
     }
 
-    /// What the LM head makes of `states`, `[n, d_model]`, behind the final norm: `[n, vocab_size]`.
-    pub(crate) fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        let normed = self.norm(states, "model.norm.weight")?;
-        let head = match self.shape.tied_head {
-            true => "model.embed_tokens.weight",
-            false => "lm_head.weight",
+    /// The state behind attention; `state`: `[rows * seq, d_model]`.
+    fn attention(&self, layer: usize, state: &Tensor, seq: usize) -> Result<Tensor> {
+        let half = Half::Attention { seq };
+        self.half(layer, half, state, state)
+    }
+
+    /// The state behind the MLP. `input`: what the layer read, which the MLP reads too where it stands beside attention.
+    fn mlp(&self, layer: usize, state: &Tensor, input: &Tensor) -> Result<Tensor> {
+        let read = match self.shape().parallel {
+            true => input,
+            false => state,
         };
-        self.linear(&normed, head)
+        self.half(layer, Half::Mlp, state, read)
     }
 
-    /// `x + attention(norm(x))`; `hidden`: `[rows * seq, d_model]`.
-    fn attention(&self, layer: usize, hidden: &Tensor, seq: usize) -> Result<Tensor> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let attention = Attention {
-            seq,
-            n_heads: self.shape.n_heads,
-            n_kv_heads: self.shape.n_kv_heads,
-            head_dim: self.shape.head_dim(),
-            rope: Arc::clone(&self.rope),
-        };
-        let normed = self.norm(hidden, &name("input_layernorm"))?;
-        let q = self.linear(&normed, &name("self_attn.q_proj"))?;
-        let k = self.linear(&normed, &name("self_attn.k_proj"))?;
-        let v = self.linear(&normed, &name("self_attn.v_proj"))?;
-        let attended = q.apply_op3(&k, &v, attention)?;
-        Ok((hidden + self.linear(&attended, &name("self_attn.o_proj"))?)?)
+    fn half(&self, layer: usize, half: Half, state: &Tensor, input: &Tensor) -> Result<Tensor> {
+        let layer = &self.net.layers[layer];
+        match (&self.again, half) {
+            (Some(again), half) => {
+                let op = Again {
+                    layer: Arc::clone(layer),
+                    half,
+                    found: Arc::clone(&again.found),
+                };
+                Ok(state.apply_op3(input, &again.mark, op)?)
+            }
+            (None, Half::Attention { seq }) => layer.attend(state, seq),
+            (None, Half::Mlp) => layer.feed(state, input),
+        }
     }
 
-    /// `x + mlp(norm(x))`; `hidden`: `[rows * seq, d_model]`.
-    fn mlp(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let normed = self.norm(hidden, &name("post_attention_layernorm"))?;
-        let gate = self.linear(&normed, &name("mlp.gate_proj"))?;
-        let up = self.linear(&normed, &name("mlp.up_proj"))?;
-        let inner = gate.apply_op2(&up, SwiGlu)?;
-        Ok((hidden + self.linear(&inner, &name("mlp.down_proj"))?)?)
-    }
-
-    fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let eps = self.shape.norm_eps as f32;
-        Ok(x.apply_op2(self.var(name), RmsNorm { eps })?)
-    }
-
-    fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        Ok(x.matmul(&self.var(name).t()?)?)
+    /// Final norm and LM head: `[tokens, vocab_size]` of `hidden`: `[tokens, d_model]`.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let net = &self.net;
+        let mut state = hidden.clone();
+        if let Some(norm) = &net.final_norm {
+            state = norm.apply(&state)?;
+        }
+        if let Some(project) = &net.project_out {
+            state = project.apply(&state)?;
+        }
+        let logits = net.head.apply(&state)?;
+        match self.shape().logit_cap {
+            None => Ok(logits),
+            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
+        }
     }
 }
 
@@ -348,12 +416,6 @@ fn cosines(a: &[f32], b: &[f32], d: usize) -> Vec<f64> {
         .zip(b.chunks_exact(d))
         .map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE))
         .collect()
-}
-
-/// A standard normal number (Box-Muller).
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
-    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    radius * (2.0 * std::f64::consts::PI * rng.random::<f64>()).cos()
 }
 
 #[cfg(test)]

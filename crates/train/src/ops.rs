@@ -23,7 +23,17 @@ pub(crate) fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// Rows handed to a thread at a time.
-const ROWS: usize = 64;
+pub(crate) const ROWS: usize = 64;
+
+/// The sum of `parts`, `[len]` each, which does not depend on the threads that made them.
+pub(crate) fn add_in_order(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
+    parts.into_iter().fold(vec![0.0; len], |mut sum, part| {
+        sum.iter_mut()
+            .zip(part)
+            .for_each(|(sum, part)| *sum += part);
+        sum
+    })
+}
 
 /// `x / rms(x) * weight`; `x`: `[rows, d]`, `weight`: `[d]`.
 pub(crate) struct RmsNorm {
@@ -69,15 +79,8 @@ impl CustomOp2 for RmsNorm {
                 rms_norm_grad(x, &weights, grad, self.eps, dx, &mut dw);
                 dw
             })
-            // In order, so that the sum does not depend on the threads.
-            .collect::<Vec<_>>()
-            .into_iter()
-            .fold(vec![0.0; d], |mut sum, part| {
-                sum.iter_mut()
-                    .zip(part)
-                    .for_each(|(sum, part)| *sum += part);
-                sum
-            });
+            .collect();
+        let dw = add_in_order(dw, d);
         Ok((
             Some(Tensor::from_vec(dx, x.shape(), x.device())?),
             Some(Tensor::from_vec(dw, weight.shape(), x.device())?),

@@ -76,7 +76,7 @@ impl AdamW {
             .zip(&gradients.values)
             .zip(net.names())
             .for_each(|((weight, grad), name)| {
-                let is_matrix = !name.contains("norm");
+                let is_matrix = net.var(name).rank() > 1;
                 update.apply(weight, grad, is_matrix);
             });
         for (name, weight) in net.names().iter().zip(&self.weights) {
@@ -102,30 +102,60 @@ impl AdamW {
 /// Gradients of the weights, in the order of [`Net::names`].
 pub(crate) struct Gradients {
     /// Empty for a weight that took no part.
-    values: Vec<Vec<f32>>,
+    pub(crate) values: Vec<Vec<f32>>,
     /// Global norm.
     pub(crate) norm: f64,
 }
 
 impl Gradients {
     pub(crate) fn of(net: &Net, grads: &GradStore) -> Result<Self> {
+        let found = net.take_found();
         let values = net
             .names()
             .iter()
-            .map(|name| match grads.get(net.var(name)) {
-                Some(grad) => Ok(to_vec(grad)?),
-                None => Ok(Vec::new()),
+            .map(|name| {
+                let var = net.var(name);
+                Ok(match (grads.get(var), found.get(&var.id())) {
+                    (Some(grad), None) | (None, Some(grad)) => to_vec(grad)?,
+                    (Some(one), Some(other)) => to_vec(&(one + other)?)?,
+                    (None, None) => Vec::new(),
+                })
             })
             .collect::<Result<Vec<Vec<f32>>>>()?;
-        let norm = values
-            .par_iter()
-            .map(|grad| grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum())
-            .collect::<Vec<f64>>()
-            .iter()
-            .sum::<f64>()
-            .sqrt();
+        let norm = norm(&values);
         Ok(Self { values, norm })
     }
+
+    /// Multiplies all of them.
+    pub(crate) fn scale(&mut self, by: f32) {
+        let values = self.values.par_iter_mut();
+        values.for_each(|grad| grad.iter_mut().for_each(|value| *value *= by));
+        self.norm *= f64::from(by);
+    }
+
+    /// Adds those of another part of the batch.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let values = self.values.par_iter_mut().zip(&other.values);
+        values.for_each(|(sum, grad)| match sum.is_empty() {
+            true => sum.clone_from(grad),
+            false => sum
+                .iter_mut()
+                .zip(grad)
+                .for_each(|(sum, grad)| *sum += grad),
+        });
+        self.norm = norm(&self.values);
+    }
+}
+
+/// Global norm.
+fn norm(values: &[Vec<f32>]) -> f64 {
+    values
+        .par_iter()
+        .map(|grad| grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum())
+        .collect::<Vec<f64>>()
+        .iter()
+        .sum::<f64>()
+        .sqrt()
 }
 
 struct Update {

@@ -1,6 +1,7 @@
 //! What makes a training run the one that it is.
 
-use crate::config::{ModelShape, TrainConfig};
+use crate::architecture::Architecture;
+use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
 use serde_json::{Map, Value};
 
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 /// A setting that JSON cannot hold, such as an infinite number.
 pub fn of_run(
     config: &TrainConfig,
-    shape: &ModelShape,
+    architecture: &Architecture,
     context: &Map<String, Value>,
 ) -> Result<Value> {
     let failed = |error: serde_json::Error| TrainError::Config(error.to_string());
@@ -22,10 +23,7 @@ pub fn of_run(
     }
     let mut settings = context.clone();
     settings.insert("train".to_owned(), train);
-    settings.insert(
-        "shape".to_owned(),
-        serde_json::to_value(shape).map_err(failed)?,
-    );
+    settings.insert("shape".to_owned(), architecture.settings().map_err(failed)?);
     Ok(Value::Object(settings))
 }
 

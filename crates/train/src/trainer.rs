@@ -3,16 +3,15 @@
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::error::{Result, TrainError};
+use crate::export::Export;
 use crate::net::{LayerUse, Net};
 use crate::objective::Step;
 use crate::optimizer::{AdamW, Gradients};
 use crate::{checkpoint, export, settings};
-use candle_core::DType;
 use serde_json::{Map, Value};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tokenizers::Tokenizer;
 
 /// What happened in a step.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +66,8 @@ pub struct Trainer {
     optimizer: AdamW,
     step: u64,
     saved: Option<u64>,
+    /// Whether the training ends before its last step.
+    stopped: bool,
     dir: PathBuf,
 }
 
@@ -110,7 +111,7 @@ impl Trainer {
         config.check()?;
         std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
         let mut optimizer = AdamW::new(&net, &config.optimizer)?;
-        let settings = settings::of_run(config, net.shape(), context)?;
+        let settings = settings::of_run(config, net.architecture(), context)?;
         let saved = match Self::is_unfinished(dir) {
             true => Some(checkpoint::load(
                 &checkpoint_in(dir),
@@ -129,6 +130,7 @@ impl Trainer {
             optimizer,
             step,
             saved,
+            stopped: false,
             dir: dir.to_path_buf(),
         })
     }
@@ -138,9 +140,36 @@ impl Trainer {
         self.step
     }
 
-    /// Whether every update is done.
+    /// Whether there is no update left to do.
     pub fn is_done(&self) -> bool {
-        self.step >= self.config.steps
+        self.stopped || self.step >= self.config.steps
+    }
+
+    /// Ends the training where it stands.
+    pub fn stop_early(&mut self) {
+        self.stopped = true;
+    }
+
+    /// Keeps what is there now as the best so far, in `best.safetensors`.
+    ///
+    /// # Errors
+    /// A weight that is no number, a file that cannot be written.
+    pub fn keep_best(&mut self) -> Result<()> {
+        if !self.optimizer.is_finite() {
+            return Err(self.diverged(self.step, "largest weight", f64::INFINITY));
+        }
+        let path = best_in(&self.dir);
+        checkpoint::save(&path, &self.net, &self.optimizer, self.step, &self.settings)
+    }
+
+    /// Goes back to the weights of the best, which are exported then.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn take_best(&mut self) -> Result<()> {
+        let path = best_in(&self.dir);
+        checkpoint::load(&path, &self.net, &mut self.optimizer, &self.settings)?;
+        Ok(())
     }
 
     /// The network as it stands.
@@ -156,22 +185,14 @@ impl Trainer {
     /// a file that cannot be written.
     pub fn update(&mut self, batch: &Batch, step: &Step) -> Result<StepReport> {
         let start = Instant::now();
-        let pass = self.net.losses(batch, step)?;
-        let loss = pass.loss.to_scalar::<f32>()?;
-        if !loss.is_finite() {
-            return Err(self.diverged(self.step + 1, "loss", f64::from(loss)));
-        }
-        let gradients = Gradients::of(&self.net, &pass.loss.backward()?)?;
-        if !gradients.norm.is_finite() {
-            return Err(self.diverged(self.step + 1, "gradient norm", gradients.norm));
-        }
+        let Summed { pass, gradients } = self.summed(batch, step)?;
         let rate = self.config.optimizer.rate(self.step, self.config.steps);
         self.optimizer
             .step(&self.net, &gradients, rate, self.step)?;
         self.step += 1;
         let mut report = StepReport {
             step: self.step,
-            loss,
+            loss: pass.loss,
             terms: pass.terms,
             last_loss: pass.last,
             rate,
@@ -188,6 +209,54 @@ impl Trainer {
             report.saved = true;
         }
         Ok(report)
+    }
+
+    /// Losses and gradients of a batch, in as many parts as the config says. A part counts for as much as it has tokens that
+    /// count.
+    fn summed(&self, batch: &Batch, step: &Step) -> Result<Summed> {
+        let height = batch.rows.div_ceil(self.config.accumulate.max(1)).max(1);
+        let mut sum: Option<Summed> = None;
+        for first in (0..batch.rows.max(1)).step_by(height) {
+            let rows = first..batch.rows.min(first + height);
+            let (part, of_part);
+            let (these, of_these) = match rows.len() == batch.rows {
+                true => (batch, step),
+                false => {
+                    (part, of_part) = (batch.part(rows.clone()), step.part(rows));
+                    (&part, &of_part)
+                }
+            };
+            let counted = these.counted.len();
+            if counted == 0 && !batch.counted.is_empty() {
+                continue;
+            }
+            let pass = self.net.losses(these, of_these)?;
+            let loss = pass.loss.to_scalar::<f32>()?;
+            if !loss.is_finite() {
+                return Err(self.diverged(self.step + 1, "loss", f64::from(loss)));
+            }
+            let gradients = Gradients::of(&self.net, &pass.loss.backward()?)?;
+            let share = counted as f64 / batch.counted.len().max(1) as f64;
+            let new = Summed {
+                pass: Losses {
+                    loss,
+                    terms: pass.terms,
+                    last: pass.last,
+                    ran: pass.ran,
+                    full_ran: pass.full_ran,
+                },
+                gradients,
+            };
+            sum = Some(match sum {
+                None => new.weighed(share),
+                Some(sum) => sum.plus(new.weighed(share)),
+            });
+        }
+        let sum = sum.ok_or_else(|| TrainError::Config("a batch without pairs".to_owned()))?;
+        match sum.gradients.norm {
+            norm if norm.is_finite() => Ok(sum),
+            norm => Err(self.diverged(self.step + 1, "gradient norm", norm)),
+        }
     }
 
     /// Writes a checkpoint, unless the last one is of this step.
@@ -212,12 +281,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// Writes the finished network, or the average of its weights where one is kept, as a Hugging Face folder; then
+    /// Writes the finished network, or the average of its weights where one is kept, as a folder; then
     /// removes the checkpoint. A cut-off at any point leaves a run that does the rest when it is resumed.
     ///
     /// # Errors
     /// A training that has not ended, a folder that cannot be written.
-    pub fn export(&mut self, dir: &Path, tokenizer: &Tokenizer, dtype: DType) -> Result<()> {
+    pub fn export(&mut self, dir: &Path, export: &Export<'_>) -> Result<()> {
         if !self.is_done() {
             return Err(TrainError::Unfinished {
                 step: self.step,
@@ -234,13 +303,18 @@ impl Trainer {
                 false => weight.average.as_slice(),
             })
             .collect();
-        export::export(dir, &self.net, &values, tokenizer, dtype)?;
+        export::export(dir, &self.net, &values, export)?;
         let settings = format!("{:#}\n", self.settings);
         skipbench_fs::write_whole(&finished_in(&self.dir), settings.as_bytes())?;
         let checkpoint = checkpoint_in(&self.dir);
         std::fs::remove_file(&checkpoint).map_err(TrainError::io(&checkpoint))?;
         self.saved = None;
-        Ok(())
+        match std::fs::remove_file(best_in(&self.dir)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(TrainError::io(&best_in(&self.dir))(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn diverged(&self, step: u64, what: &'static str, value: f64) -> TrainError {
@@ -253,8 +327,60 @@ impl Trainer {
     }
 }
 
+/// Losses and gradients of a batch.
+struct Summed {
+    pass: Losses,
+    gradients: Gradients,
+}
+
+/// What a pass gave, in numbers.
+struct Losses {
+    loss: f32,
+    terms: Vec<f32>,
+    last: Option<f32>,
+    ran: Vec<LayerUse>,
+    full_ran: Vec<LayerUse>,
+}
+
+impl Summed {
+    fn weighed(mut self, share: f64) -> Self {
+        if share < 1.0 {
+            let by = share as f32;
+            let pass = &mut self.pass;
+            pass.loss *= by;
+            pass.terms.iter_mut().for_each(|term| *term *= by);
+            pass.last = pass.last.map(|last| last * by);
+            self.gradients.scale(by);
+        }
+        self
+    }
+
+    fn plus(mut self, other: Self) -> Self {
+        let add = |ran: &mut Vec<LayerUse>, other: &[LayerUse]| {
+            for (ran, other) in ran.iter_mut().zip(other) {
+                ran.attention += other.attention;
+                ran.mlp += other.mlp;
+            }
+        };
+        let pass = &mut self.pass;
+        pass.loss += other.pass.loss;
+        let terms = pass.terms.iter_mut().zip(&other.pass.terms);
+        terms.for_each(|(term, other)| *term += other);
+        let lasts = pass.last.zip(other.pass.last);
+        pass.last = lasts.map(|(one, other)| one + other);
+        add(&mut pass.ran, &other.pass.ran);
+        add(&mut pass.full_ran, &other.pass.full_ran);
+        self.gradients.add(&other.gradients);
+        self
+    }
+}
+
 fn checkpoint_in(dir: &Path) -> PathBuf {
     dir.join("checkpoint.safetensors")
+}
+
+fn best_in(dir: &Path) -> PathBuf {
+    dir.join("best.safetensors")
 }
 
 fn finished_in(dir: &Path) -> PathBuf {
@@ -311,7 +437,7 @@ fn keep_log(path: &Path, step: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LossOn, ModelShape, OptimizerConfig, Pair};
+    use crate::{LossOn, ModelShape, OptimizerConfig, Pair, Schedule};
 
     fn start(dir: &Path) -> Trainer {
         let shape = ModelShape {
@@ -331,9 +457,12 @@ mod tests {
             batch_size: 1,
             seed: 0,
             loss_on: LossOn::All,
+            accumulate: 1,
+            recompute: false,
             checkpoint_every: 3,
             optimizer: OptimizerConfig {
                 learning_rate: 0.1,
+                schedule: Schedule::Cosine,
                 floor: 0.1,
                 warm_up_steps: 0,
                 weight_decay: 0.0,

@@ -265,7 +265,7 @@ fn renamed(name: &str, places: &[Option<usize>]) -> Option<String> {
 }
 
 /// What a folder holds besides weights and configuration: tokenizer, chat template, settings of generation.
-fn other_files(model: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(super) fn other_files(model: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let read = || format!("cannot read {}", model.display());
     let mut found = Vec::new();
     for entry in fs::read_dir(model).with_context(read)? {

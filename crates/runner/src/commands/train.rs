@@ -6,19 +6,22 @@ mod depths;
 mod objective;
 mod out;
 mod start;
+mod task;
+mod validation;
 
 use crate::progress::Progress;
 use anyhow::{Context, bail};
 use clap::Args;
 use config::TrainFile;
-use data::PairSource;
+use data::{PairSource, TooLong};
 use skipbench_report::LossSeries;
 use skipbench_train::objective::Term;
-use skipbench_train::{Batch, StepReport, Trainer};
+use skipbench_train::{Batch, Net, StepReport, Trainer};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use validation::Validation;
 
 /// Arguments of `skipbench train`.
 #[derive(Debug, Args)]
@@ -56,13 +59,19 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
         .and_then(|minutes| Instant::now().checked_add(minutes));
     let file = TrainFile::read(&args.config)?;
     let in_file = || args.config.display().to_string();
-    let shape = file.shape()?;
-    let objective = file.objective(shape.n_layers)?;
-    check_memory("this model", shape.state_bytes()).with_context(in_file)?;
+    let start = file.start()?;
+    let start = start.as_ref();
+    let architecture = file.architecture(start)?;
+    let objective = file.objective(architecture.config().n_layers)?;
+    let state_bytes = architecture.state_bytes(file.adapter.as_ref());
+    check_memory("this model", state_bytes).with_context(in_file)?;
+    if let (Some(start), Some(adapter)) = (start, &file.adapter) {
+        Net::check_adapter(&start.path, adapter).with_context(in_file)?;
+    }
     let sources = file.sources()?;
-    let context = file.context(&sources)?;
+    let context = file.context(&sources, start)?;
 
-    let settings = skipbench_train::settings_of_run(&file.train, &shape, &context)?;
+    let settings = skipbench_train::settings_of_run(&file.train, &architecture, &context)?;
     if out::is_finished(&file.out, &settings, args.force)? {
         say(&format!(
             "nothing to do: {} is finished; --force trains anew",
@@ -71,37 +80,86 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let work = out::Work::open(&file.out)?;
-    let tokenizer = file.tokenizer(&sources, work.dir(), &shape)?;
-    let mut pairs = PairSource::new(sources, tokenizer.clone(), &file.train)?;
-    pairs.check_fit(shape.max_positions)?;
-    let mut trainer = Trainer::new(work.dir(), &file.train, &context, file.net(&shape)?)?;
+    let words = file.words(&sources, work.dir(), start)?;
+    let finished = file.finished(&words, start)?;
+    let longest = architecture.max_positions();
+    let mut pairs = PairSource::new(sources, &words, start, &file.train, longest, file.too_long)?;
+    let net = file.net(start)?.recomputing(file.train.recompute)?;
+    let mut trainer = Trainer::new(work.dir(), &file.train, &context, net)?;
+
+    let mut validation = match &file.validation {
+        None => None,
+        Some(entry) => {
+            let sources = entry.sources().with_context(in_file)?;
+            // What is refused in the data that is learnt is left out here.
+            let too_long = match file.too_long {
+                TooLong::Refuse => TooLong::LeaveOut,
+                other => other,
+            };
+            let pairs = PairSource::new(sources, &words, start, &file.train, longest, too_long)?;
+            let size = file.train.batch_size.div_ceil(file.train.accumulate);
+            let (on, layers) = (file.train.loss_on, architecture.config().n_layers);
+            let step = trainer.step();
+            Some(Validation::open(
+                entry,
+                &pairs,
+                size,
+                on,
+                layers,
+                work.dir(),
+                step,
+            )?)
+        }
+    };
 
     let mut account = Account::begin(&file, &trainer);
+    for fit in pairs.fits() {
+        say(&fit.text());
+    }
+    if validation.as_ref().is_some_and(Validation::is_over) {
+        trainer.stop_early();
+    }
     while !trainer.is_done() {
         let step = trainer.step();
         let pairs = pairs.batch(step)?;
         let batch = Batch::new(pairs, file.train.loss_on);
         let step = objective.step(step, pairs, &batch, trainer.net())?;
-        let bytes = shape.step_bytes(
-            batch.rows * batch.seq * step.tracked_passes(),
-            batch.counted.len() * step.heads_at_once(),
+        let parts = file.train.accumulate;
+        let bytes = architecture.step_bytes(
+            batch.rows.div_ceil(parts) * batch.seq * step.tracked_passes(),
+            batch.counted.len().div_ceil(parts) * step.heads_at_once(),
+            file.train.recompute,
         );
-        check_memory("a step of this batch size", shape.state_bytes() + bytes)
-            .with_context(in_file)?;
+        check_memory("a step of this batch size", state_bytes + bytes).with_context(in_file)?;
         let done = trainer.update(&batch, &step)?;
         account.tell(&done, &step.terms);
+        if let Some(validation) = &mut validation
+            && validation.is_due(&trainer)
+        {
+            account.say(&validation.run(&trainer)?);
+            if validation.is_best() {
+                trainer.keep_best()?;
+            }
+            if validation.is_over() {
+                trainer.stop_early();
+            }
+        }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             break;
         }
     }
     if trainer.is_done() {
-        let dtype = file.dtype.map_or(candle_core::DType::F32, Into::into);
-        trainer.export(&file.out, &tokenizer, dtype)?;
-        account.end(&format!(
-            "finished all {} steps: {}",
-            file.train.steps,
-            file.out.display()
-        ));
+        let ends = match trainer.step() {
+            step if step < file.train.steps => {
+                format!("ended early at step {step} of {}", file.train.steps)
+            }
+            steps => format!("finished all {steps} steps"),
+        };
+        if validation.as_ref().is_some_and(Validation::takes_best) {
+            trainer.take_best()?;
+        }
+        trainer.export(&file.out, &finished)?;
+        account.end(&format!("{ends}: {}", file.out.display()));
     } else {
         trainer.save()?;
         account.end(&format!(
@@ -111,7 +169,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
             file.out.display()
         ));
     }
-    draw_loss(work.dir())?;
+    let curves = validation.map_or_else(Vec::new, |validation| validation.series());
+    draw_loss(work.dir(), curves)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -191,6 +250,11 @@ impl Account {
         });
     }
 
+    /// Says something above the progress bar.
+    fn say(&self, message: &str) {
+        self.progress.suspend(|| say(message));
+    }
+
     fn end(self, message: &str) {
         drop(self.progress);
         say(message);
@@ -215,7 +279,7 @@ fn say(message: &str) {
 }
 
 /// `loss.csv` as a plot beside it.
-fn draw_loss(work: &Path) -> anyhow::Result<()> {
+fn draw_loss(work: &Path, validation: Vec<LossSeries>) -> anyhow::Result<()> {
     let path = work.join("loss.csv");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}", path.display()))?;
@@ -231,6 +295,8 @@ fn draw_loss(work: &Path) -> anyhow::Result<()> {
         name: "training loss".to_owned(),
         points,
     };
-    skipbench_report::loss_plot(&work.join("loss.svg"), &[series])?;
+    let mut curves = vec![series];
+    curves.extend(validation);
+    skipbench_report::loss_plot(&work.join("loss.svg"), &curves)?;
     Ok(())
 }

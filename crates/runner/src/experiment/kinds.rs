@@ -3,10 +3,12 @@
 use super::Misfit;
 use super::check::{misfit, within};
 use super::task::TaskEntry;
+use crate::models;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use skipbench_engine::ScoreMode;
 use skipbench_metrics::{Metric, Reads};
+use std::path::PathBuf;
 
 /// What a task asks of a model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -125,6 +127,37 @@ pub enum SamplesFormat {
 }
 
 impl TaskEntry {
+    /// Makes its paths independent of the folders of the files that they are written in; `folder` gives that of a key.
+    pub(crate) fn resolve(&mut self, folder: impl Fn(&str) -> PathBuf) {
+        let files = [
+            ("source", &mut self.source),
+            ("reference", &mut self.reference),
+            ("calibration", &mut self.calibration),
+            ("instruction", &mut self.instruction),
+        ];
+        let files = files.map(|(key, file)| (key, file.as_mut()));
+        let examples = self.few_shot.iter_mut().flat_map(|few_shot| {
+            [
+                ("few-shot.from", Some(&mut few_shot.from)),
+                ("few-shot.reference", few_shot.reference.as_mut()),
+            ]
+        });
+        for (key, file) in files.into_iter().chain(examples) {
+            if let Some(file) = file {
+                *file = models::join_data(&folder(key), file);
+            }
+        }
+    }
+
+    /// Refuses keys of another kind of task, of one that stands in no experiment.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub(crate) fn check_alone(&self) -> Result<(), String> {
+        self.check_kind("task")
+            .map_err(|misfit| format!("{}: {}", misfit.path, misfit.message))
+    }
+
     /// Refuses keys and metrics of another kind of task.
     pub(super) fn check_kind(&self, path: &str) -> Result<(), Misfit> {
         let at = |key: &str| format!("{path}.{key}");

@@ -151,6 +151,10 @@ impl Experiment {
                 Some(shape) => shape.path(),
                 None => models::join(folder, &model.path),
             };
+            if let Some(adapter) = &mut model.adapter {
+                let folder = document.folder_of(&format!("models.{index}.adapter"));
+                *adapter = folder.join(&*adapter);
+            }
         }
         for (index, strategy) in experiment.strategies.iter_mut().enumerate() {
             let key = format!("strategies.{index}");
@@ -161,25 +165,11 @@ impl Experiment {
             paper.figures = document.folder_of("paper.figures").join(&paper.figures);
         }
         for (index, task) in experiment.tasks.iter_mut().enumerate() {
-            let files = [
-                ("source", &mut task.source),
-                ("reference", &mut task.reference),
-                ("calibration", &mut task.calibration),
-                ("instruction", &mut task.instruction),
-            ];
-            let files = files.map(|(key, file)| (key, file.as_mut()));
-            let examples = task.few_shot.iter_mut().flat_map(|few_shot| {
-                [
-                    ("few-shot.from", Some(&mut few_shot.from)),
-                    ("few-shot.reference", few_shot.reference.as_mut()),
-                ]
+            task.resolve(|key| {
+                document
+                    .folder_of(&format!("tasks.{index}.{key}"))
+                    .to_path_buf()
             });
-            for (key, file) in files.into_iter().chain(examples) {
-                if let Some(file) = file {
-                    let folder = document.folder_of(&format!("tasks.{index}.{key}"));
-                    *file = models::join_data(folder, file);
-                }
-            }
         }
         if let Some(first) = experiment.devices.first() {
             experiment.device = first.kind();
@@ -199,6 +189,7 @@ impl Experiment {
         let here = std::env::current_dir()?;
         for model in frozen.models.iter_mut().filter(|m| m.shape.is_none()) {
             model.path = models::join(&here, &model.path);
+            model.adapter = model.adapter.as_ref().map(|adapter| here.join(adapter));
         }
         if let Some(paper) = &mut frozen.paper {
             paper.figures = here.join(&paper.figures);

@@ -20,6 +20,10 @@ pub struct ModelEntry {
     /// `hub:owner/name[@revision]`.
     #[serde(default)]
     pub path: PathBuf,
+    /// Folder of a low-rank adapter (LoRA) in PEFT's form, added to the weights while they are read: what `train` writes. One
+    /// that says which checkpoint it was made for is refused for another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// Instead of a checkpoint, a model of this shape with random weights, made where it is computed with: the name of a
     /// published one, or keys of a `config.json` (`like: NAME` lays them over that one's). It has the speed of the real one
     /// and no quality; each four bytes of a prompt stand for a token.
@@ -42,6 +46,9 @@ impl ModelEntry {
                 Some("a model needs a `path`, or a `shape` to be made of random weights")
             }
             (false, Some(_)) => Some("a model has either a `path` or a `shape`"),
+            (true, Some(_)) if self.adapter.is_some() => {
+                Some("random weights have no `adapter`; leave it out")
+            }
             _ => None,
         }
     }

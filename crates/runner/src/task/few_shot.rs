@@ -139,7 +139,7 @@ impl Examples {
 }
 
 /// What parts an answer from its prompt: a space, unless one of them has white space there.
-pub(super) fn delimiter<'d>(own: Option<&'d str>, prompt: &str, answer: &str) -> &'d str {
+pub(crate) fn delimiter<'d>(own: Option<&'d str>, prompt: &str, answer: &str) -> &'d str {
     let is_parted =
         prompt.ends_with(char::is_whitespace) || answer.starts_with(char::is_whitespace);
     own.unwrap_or(if is_parted { "" } else { " " })

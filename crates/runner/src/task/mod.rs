@@ -6,6 +6,7 @@ mod items;
 mod parquet;
 mod rows;
 
+pub(crate) use few_shot::delimiter;
 pub(crate) use given::{Given, Question, Text, Windows};
 pub(crate) use rows::{Kind, json_objects};
 

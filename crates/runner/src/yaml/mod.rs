@@ -83,6 +83,14 @@ impl Document {
         source.map_or(Path::new(""), |source| &source.folder)
     }
 
+    /// Whether there is a value at a key path.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        let mut steps = path.split('.');
+        steps
+            .try_fold(&self.root, |node, step| node.child(step))
+            .is_some()
+    }
+
     fn nearest_to(&self, path: &str) -> &Node {
         let mut node = &self.root;
         for step in path.split('.') {
@@ -110,6 +118,19 @@ impl Document {
         })?;
         for task in node.items_mut("tasks") {
             self.extend(task, &folder, open)?;
+        }
+        // Of a training: what is learnt and what is validated on.
+        let mut tasks: Vec<&mut Node> = node.children_mut("data", "task");
+        tasks.iter_mut().try_for_each(|task| {
+            task.text_is("extends");
+            self.extend(task, &folder, open)
+        })?;
+        if let Some(validation) = node.child_mut("validation") {
+            let mut tasks: Vec<&mut Node> = validation.children_mut("data", "task");
+            tasks.iter_mut().try_for_each(|task| {
+                task.text_is("extends");
+                self.extend(task, &folder, open)
+            })?;
         }
         self.extend(&mut node, &folder, open)?;
         open.pop();

@@ -212,6 +212,38 @@ impl Node {
         Some(entries.remove(index).value)
     }
 
+    /// The value of a key.
+    pub(super) fn child_mut(&mut self, key: &str) -> Option<&mut Node> {
+        let Value::Map(entries) = &mut self.value else {
+            return None;
+        };
+        let entry = entries.iter_mut().find(|entry| entry.key == key)?;
+        Some(&mut entry.value)
+    }
+
+    /// Of the items of the list below `list`, the values of `key`.
+    pub(super) fn children_mut(&mut self, list: &str, key: &str) -> Vec<&mut Node> {
+        self.items_mut(list)
+            .filter_map(|item| item.child_mut(key))
+            .collect()
+    }
+
+    /// Makes a text a map of one key with that text.
+    pub(super) fn text_is(&mut self, key: &str) {
+        if !matches!(self.value, Value::Text(_)) {
+            return;
+        }
+        let text = std::mem::take(self);
+        *self = Node {
+            place: text.place,
+            value: Value::Map(vec![Entry {
+                key: key.to_owned(),
+                key_place: text.place,
+                value: text,
+            }]),
+        };
+    }
+
     /// The items of a list below a key; none where there is no list.
     pub(super) fn items_mut(&mut self, key: &str) -> impl Iterator<Item = &mut Node> {
         let entry = match &mut self.value {

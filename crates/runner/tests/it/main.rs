@@ -32,3 +32,4 @@ mod support;
 mod sweep;
 mod tasks;
 mod train;
+mod train_adapter;

@@ -173,15 +173,35 @@ fn a_model_that_cannot_be_had() {
     assert_names(&generate(&cut.display().to_string()), &["cut.gguf", "GGUF"]);
 }
 
+/// As a whole, and with an adapter that is added to the file.
 #[test]
-fn a_gguf_file_is_not_fine_tuned() {
+fn a_gguf_file_is_fine_tuned() {
     let dir = tempfile::tempdir().unwrap();
-    let config = format!(
-        "out: out\nstart-from: {}\ndata: [{{builtin: translation, weight: 1}}]\ntrain: {{steps: 1, batch-size: 2, optimizer: {{learning-rate: 1.0e-3}}}}\n",
-        gguf("qwen2.gguf").canonicalize().unwrap().display()
-    );
-    std::fs::write(dir.path().join("t.yaml"), config).unwrap();
-    let mut command = skipbench();
-    let message = refused(command.arg("train").arg(dir.path().join("t.yaml")));
-    assert_names(&message, &["qwen2.gguf", "Hugging Face folder"]);
+    let model = gguf("qwen2.gguf").canonicalize().unwrap();
+    let train = |out: &str, more: &str| {
+        let config = format!(
+            "out: {out}\nstart-from: {}\ncontext: 60\ntoo-long: cut\n{more}data: [{{task: {{source: words, reference: words}}}}]\ntrain: {{steps: 3, batch-size: 2, optimizer: {{learning-rate: 1.0e-1}}}}\n",
+            model.display()
+        );
+        std::fs::write(dir.path().join("words"), "a b c\nd e f\n").unwrap();
+        let path = dir.path().join(format!("{out}.yaml"));
+        std::fs::write(&path, config).unwrap();
+        skipbench().arg("train").arg(&path).assert().success();
+        dir.path().join(out)
+    };
+    let whole = train("whole", "");
+    let adapter = train("adapter", "adapter: {rank: 2, base: stored}\n");
+    let answer = |model: &Path, adapter: Option<&Path>| {
+        let input = dir.path().join("words");
+        let mut command = skipbench();
+        command.arg("generate").arg("--model").arg(model);
+        if let Some(adapter) = adapter {
+            command.arg("--adapter").arg(adapter);
+        }
+        command.arg("--input").arg(input);
+        stdout(command.args(["--max-new-tokens", "6"]))
+    };
+    let plain = answer(&model, None);
+    assert_ne!(answer(&model, Some(&adapter)), plain);
+    assert_ne!(answer(&whole, None), plain);
 }

@@ -677,10 +677,9 @@ fn a_folder_that_cannot_be_written_or_trained_is_named() {
     assert_names(&tune("./checkpoint"), &["tune.yaml", "same folder"]);
 
     let path = model.join("config.json");
-    let text = std::fs::read_to_string(&path).unwrap().replace(
-        "\"rope_theta\": 10000.0",
-        "\"rope_theta\": 10000.0, \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 2.0}",
-    );
+    let text = std::fs::read_to_string(&path)
+        .unwrap()
+        .replace("\"model_type\": \"llama\"", "\"model_type\": \"mamba\"");
     std::fs::write(&path, text).unwrap();
-    assert_names(&tune("tuned"), &["config.json", "RoPE scaling"]);
+    assert_names(&tune("tuned"), &["`start-from`", "config.json", "mamba"]);
 }

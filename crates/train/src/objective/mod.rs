@@ -16,6 +16,7 @@ pub use evaluate::Pass;
 use crate::data::Depths;
 use crate::error::{Result, TrainError};
 use std::fmt;
+use std::ops::Range;
 
 /// What one update trains.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,6 +105,14 @@ impl Step {
                 weight: 1.0,
                 loss: last,
             }],
+        }
+    }
+
+    /// The same for some rows of its batch.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Self {
+        Self {
+            depths: self.depths.as_ref().map(|depths| depths.part(rows)),
+            terms: self.terms.clone(),
         }
     }
 

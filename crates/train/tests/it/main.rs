@@ -3,12 +3,12 @@
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
-use skipbench_model::{Backend, CausalLm, Decoder, KvCache, Part, Span};
+use skipbench_model::{Backend, CausalLm, Decoder, KvCache, ModelConfig, Part, Span};
 use skipbench_strategy::LayerSet;
 use skipbench_train::objective::Step;
 use skipbench_train::{
-    Batch, Depths, Fill, LayerUse, LossOn, ModelShape, Net, OptimizerConfig, Pair, TrainConfig,
-    Trainer, train_tokenizer,
+    Architecture, Batch, Depths, Export, Fill, LayerUse, LossOn, ModelShape, Net, OptimizerConfig,
+    Pair, Schedule, TrainConfig, Trainer, train_tokenizer,
 };
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,27 +31,28 @@ fn shape() -> ModelShape {
     }
 }
 
+fn load(dir: &Path) -> skipbench_train::Result<Net> {
+    let config = ModelConfig::open(dir).unwrap();
+    let architecture = Architecture::of_checkpoint(config, None, None)?;
+    Net::load(&architecture, dir, None)
+}
+
 /// A head that is not the embedding is not thrown away because a config ties them.
 #[test]
 fn a_tied_head_that_differs_is_refused() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/checkpoints/adapted");
-    let shape = |tied_head| ModelShape {
-        vocab_size: 1024,
-        d_model: 96,
-        n_layers: 16,
-        n_heads: 3,
-        n_kv_heads: 3,
-        d_ff: 256,
-        tied_head,
-        ..shape()
-    };
-    assert!(Net::load(&shape(false), &dir).is_ok());
-    let message = Net::load(&shape(true), &dir).err().unwrap().to_string();
-    for part in [
-        "model.safetensors",
-        "tie_word_embeddings",
-        "set it to false",
-    ] {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/checkpoints/adapted");
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(shipped.join(name), dir.path().join(name)).unwrap();
+    }
+    let load = || load(dir.path());
+    assert!(load().is_ok());
+    let config = dir.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let tied = text.replace("word_embeddings\": false", "word_embeddings\": true");
+    std::fs::write(&config, tied).unwrap();
+    let message = load().err().unwrap().to_string();
+    for part in ["tie_word_embeddings", "lm_head.weight", "set it to false"] {
         assert!(message.contains(part), "{message}");
     }
 }
@@ -62,9 +63,12 @@ fn config(steps: u64) -> TrainConfig {
         batch_size: 16,
         seed: SEED,
         loss_on: LossOn::Response,
+        accumulate: 1,
+        recompute: false,
         checkpoint_every: 7,
         optimizer: OptimizerConfig {
             learning_rate: 5e-3,
+            schedule: Schedule::Cosine,
             floor: 0.1,
             warm_up_steps: steps.min(10),
             weight_decay: 0.01,
@@ -132,9 +136,17 @@ fn tokenizer() -> Tokenizer {
     train_tokenizer(std::iter::once(text), 300).unwrap()
 }
 
+fn export(trainer: &mut Trainer, dir: &Path) -> skipbench_train::Result<()> {
+    let model = Export::Model {
+        tokenizer: &tokenizer(),
+        dtype: DType::F32,
+    };
+    trainer.export(dir, &model)
+}
+
 /// Weights of the folder that a finished training exports.
 fn exported(trainer: &mut Trainer, dir: &Path) -> Vec<u8> {
-    trainer.export(dir, &tokenizer(), DType::F32).unwrap();
+    export(trainer, dir).unwrap();
     std::fs::read(dir.join("model.safetensors")).unwrap()
 }
 
@@ -184,16 +196,51 @@ fn a_run_that_was_cut_off_ends_with_the_same_bytes() {
     assert_eq!(column(5).collect::<Vec<_>>(), layers);
 }
 
+/// Losses and weights of a few updates under another config.
+fn updates(dir: &Path, change: impl Fn(&mut TrainConfig)) -> (Vec<f32>, HashMap<String, Tensor>) {
+    let mut config = config(6);
+    change(&mut config);
+    let net = Net::new(&shape(), SEED).unwrap();
+    let net = net.recomputing(config.recompute).unwrap();
+    let mut trainer = Trainer::new(dir, &config, &context("reversed"), net).unwrap();
+    let losses = train(&mut trainer, None);
+    let out = dir.join("out");
+    exported(&mut trainer, &out);
+    let weights = out.join("model.safetensors");
+    (
+        losses,
+        candle_core::safetensors::load(weights, &Device::Cpu).unwrap(),
+    )
+}
+
+#[test]
+fn an_update_in_parts_is_that_of_the_whole_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    let (losses, weights) = updates(&dir("whole"), |_| {});
+    let in_parts = updates(&dir("parts"), |config| config.accumulate = 3);
+    let again = updates(&dir("again"), |config| config.recompute = true);
+    for (name, (found_losses, found)) in [("parts", in_parts), ("again", again)] {
+        for (found, wanted) in found_losses.iter().zip(&losses) {
+            assert!((found - wanted).abs() < 1e-3, "{name}: {found} {wanted}");
+        }
+        for (tensor, wanted) in &weights {
+            let apart = (&found[tensor] - wanted).unwrap().abs().unwrap();
+            let most = apart.flatten_all().unwrap().max(0).unwrap();
+            let most = most.to_scalar::<f32>().unwrap();
+            // AdamW makes steps of 0.005 of gradients whose signs alone are sure.
+            assert!(most < 5e-3, "{name}: {tensor} {most}");
+        }
+    }
+}
+
 #[test]
 fn only_a_finished_network_is_exported_and_then_the_run_is_over() {
     let folder = tempfile::tempdir().unwrap();
     let (dir, out) = (folder.path().join("training"), folder.path());
     let mut trainer = start(&dir, 8);
     train(&mut trainer, Some(7));
-    let message = trainer
-        .export(out, &tokenizer(), DType::F32)
-        .unwrap_err()
-        .to_string();
+    let message = export(&mut trainer, out).unwrap_err().to_string();
     assert!(message.contains("step 7 of 8"), "{message}");
     assert!(!out.join("config.json").exists() && Trainer::is_unfinished(&dir));
     assert_eq!(Trainer::finished(&dir).unwrap(), None);
@@ -201,8 +248,9 @@ fn only_a_finished_network_is_exported_and_then_the_run_is_over() {
     train(&mut trainer, None);
     let weights = exported(&mut trainer, out);
     assert!(!Trainer::is_unfinished(&dir));
+    let architecture = Architecture::of_shape(&shape()).unwrap();
     let settings =
-        skipbench_train::settings_of_run(&config(8), &shape(), &context("reversed")).unwrap();
+        skipbench_train::settings_of_run(&config(8), &architecture, &context("reversed")).unwrap();
     assert_eq!(Trainer::finished(&dir).unwrap(), Some(settings));
 
     // Killed between the last step and the end of the export: what was there is gone, and the rest is done again.
@@ -228,7 +276,7 @@ fn an_export_that_fails_leaves_the_old_network_as_it_was() {
     // The last file but the weights cannot be staged.
     let blocked = format!("tokenizer.json.{}.tmp", std::process::id());
     std::fs::create_dir(out.join(&blocked)).unwrap();
-    trainer.export(&out, &tokenizer(), DType::F32).unwrap_err();
+    export(&mut trainer, &out).unwrap_err();
     let mut names: Vec<String> = std::fs::read_dir(&out)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -446,7 +494,7 @@ fn the_loss_is_that_of_the_exported_folder_run_token_by_token() {
     // The average of the weights is what is exported; a network loaded from there is compared.
     let out = folder.path().join("out");
     exported(&mut trainer, &out);
-    let net = Net::load(&shape(), &out).unwrap();
+    let net = load(&out).unwrap();
     let model = Decoder::load(&out, &Device::Cpu, None, Backend::Auto).unwrap();
     let pairs = pairs(1000, 5);
     let batch = Batch::new(&pairs, LossOn::Response);
@@ -503,7 +551,7 @@ fn the_similarity_of_a_prompt_is_that_of_the_exported_folder() {
     train(&mut trainer, None);
     let out = folder.path().join("out");
     exported(&mut trainer, &out);
-    let net = Net::load(&shape(), &out).unwrap();
+    let net = load(&out).unwrap();
     let model = Decoder::load(&out, &Device::Cpu, None, Backend::Auto).unwrap();
     let mut pairs = pairs(1000, 3);
     pairs[1].prompt.pop();

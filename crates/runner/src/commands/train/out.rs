@@ -71,5 +71,6 @@ pub(super) fn is_finished(out: &Path, settings: &Value, force: bool) -> anyhow::
 
 /// Whether there is a checkpoint in the folder.
 pub(super) fn has_weights(out: &Path) -> bool {
-    out.join("model.safetensors").exists()
+    let files = ["model.safetensors", "adapter_model.safetensors"];
+    files.iter().any(|file| out.join(file).exists())
 }
