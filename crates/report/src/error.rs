@@ -31,7 +31,7 @@ pub enum ReportError {
     },
     /// A table could not be made.
     #[error("table: {0}")]
-    Frame(#[from] polars::error::PolarsError),
+    Frame(#[from] polars_core::error::PolarsError),
     /// A plot could not be drawn.
     #[error("plot `{name}`: {message}")]
     Plot {

@@ -4,7 +4,8 @@ use crate::columns::Get;
 use crate::error::Result;
 use crate::fields::{Field, file_fields};
 use crate::row::Row;
-use polars::prelude::*;
+use polars_core::prelude::{Column, DataFrame};
+use polars_io::prelude::{CsvWriter, ParquetWriter, SerWriter};
 
 /// Every column of every row.
 pub(crate) struct Frame(DataFrame);

@@ -1,7 +1,8 @@
 //! The files that a report leaves.
 
 use crate::support::{answers, cell, cells, info, run, write};
-use polars::prelude::*;
+use polars_core::prelude::AnyValue;
+use polars_io::prelude::{CsvWriter, ParquetReader, SerReader, SerWriter};
 use skipbench_record::{RecordError, Run};
 use skipbench_report::Report;
 use std::fs::read_to_string;

@@ -2,7 +2,8 @@
 
 use super::rows::{Row, Rows};
 use anyhow::{Context, anyhow};
-use polars::prelude::{AnyValue, ArrowDataType, DataFrame, ParquetReader, SerReader, Series};
+use polars_core::prelude::{AnyValue, ArrowDataType, DataFrame, Series};
+use polars_io::prelude::{ParquetReader, SerReader};
 use serde_json::{Map, Number, Value};
 use std::fs::File;
 use std::panic::{self, AssertUnwindSafe};
