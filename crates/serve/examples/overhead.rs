@@ -16,11 +16,10 @@
 use candle_core::Device;
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::StdRng};
-use skipbench_engine::{Engine, Options};
+use skipbench_engine::{Engine, Options, student};
 use skipbench_model::{Backend, Decoder, TextTokenizer, Tokenize};
 use skipbench_serve::{Limits, Served, Stop};
 use skipbench_strategy::StrategySpec;
-use statrs::distribution::{ContinuousCDF, StudentsT};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -127,10 +126,7 @@ fn mean_ratio(ratios: impl Iterator<Item = f64>) -> [f64; 3] {
     let n = logs.len() as f64;
     let mean = logs.iter().sum::<f64>() / n;
     let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let quantile = StudentsT::new(0.0, 1.0, n - 1.0)
-        .unwrap()
-        .inverse_cdf(0.975);
-    let half = quantile * (variance / n).sqrt();
+    let half = student::quantile(0.975, n - 1.0) * (variance / n).sqrt();
     [mean, mean - half, mean + half].map(f64::exp)
 }
 
@@ -146,7 +142,7 @@ fn main() {
             .expect("overhead MODEL [ROUNDS] [TOKENS] [stream]"),
     );
     let number = |at: usize, default| args.get(at).map_or(default, |text| text.parse().unwrap());
-    let (rounds, tokens) = (number(1, 40), number(2, 136));
+    let (rounds, tokens) = (number(1, 40), number(2, 264));
     let load = || Decoder::load(path, &Device::Cpu, None, Backend::Auto).unwrap();
     let model = load();
     let tokenizer = Arc::new(TextTokenizer::load(path, model.config().vocab_size).unwrap());
