@@ -94,8 +94,9 @@ impl Checkpoint {
         let Some((adapter, family)) = &self.adapter else {
             return Ok(());
         };
-        let matrices = layers.iter().flat_map(LayerWeights::matrices);
-        let modules: Vec<String> = matrices
+        let linears = layers.iter().flat_map(LayerWeights::linears);
+        let modules: Vec<String> = linears
+            .map(|linear| &linear.weight)
             .map(|matrix| matrix.name.strip_suffix(".weight").unwrap_or(&matrix.name))
             .map(|module| family.module_name(module))
             .collect();

@@ -133,16 +133,14 @@ impl Parts {
         found.extend(frame.project_in.iter().flat_map(linear));
         found.extend(frame.positions_at.iter().map(matrix));
         for layer in &self.layers {
-            let (attention, mlp) = (&layer.attention, &layer.mlp);
+            let attention = &layer.attention;
             let norms = [&layer.attention_norms, &layer.mlp_norms];
             let norms = norms
                 .into_iter()
                 .flat_map(|norms| [&norms.before, &norms.after, &norms.sum])
                 .chain([&attention.q_norm, &attention.k_norm]);
             found.extend(norms.flatten().flat_map(norm));
-            let linears = [&attention.q, &attention.k, &attention.v, &attention.o];
-            let linears = linears.into_iter().chain(&mlp.gate);
-            found.extend(linears.chain([&mlp.up, &mlp.down]).flat_map(linear));
+            found.extend(layer.linears().flat_map(linear));
         }
         found.extend(frame.final_norm.iter().flat_map(norm));
         found.extend(frame.project_out.iter().flat_map(linear));

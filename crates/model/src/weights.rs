@@ -145,7 +145,7 @@ impl<W> Linear<W> {
     ///
     /// # Errors
     /// What `to` gives.
-    pub fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<Linear<V>> {
+    pub(crate) fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<Linear<V>> {
         Ok(Linear {
             weight: to(self.weight)?,
             bias: self.bias,
@@ -165,7 +165,7 @@ impl<W> LayerWeights<W> {
     ///
     /// # Errors
     /// What `to` gives.
-    pub fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<LayerWeights<V>> {
+    pub(crate) fn map<V>(self, to: &impl Fn(W) -> Result<V>) -> Result<LayerWeights<V>> {
         let (attention, mlp) = (self.attention, self.mlp);
         Ok(LayerWeights {
             attention_norms: self.attention_norms,
@@ -194,14 +194,12 @@ impl LayerWeights {
         gate.as_ref().map_or(0, Linear::elements) + up.elements() + down.elements()
     }
 
-    /// Its matrices.
-    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+    /// Its projections, in the order in which they are computed.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let (attention, mlp) = (&self.attention, &self.mlp);
         let linears = [&attention.q, &attention.k, &attention.v, &attention.o];
         let linears = linears.into_iter().chain(&mlp.gate);
-        linears
-            .chain([&mlp.up, &mlp.down])
-            .map(|linear| &linear.weight)
+        linears.chain([&mlp.up, &mlp.down])
     }
 
     /// Number of weights of attention's projections.
@@ -237,7 +235,7 @@ impl Frame {
     }
 
     /// Whether the LM head is the embedding.
-    pub fn is_tied(&self) -> bool {
+    pub(crate) fn is_tied(&self) -> bool {
         self.embedding == self.head
     }
 
