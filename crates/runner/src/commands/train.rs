@@ -7,8 +7,11 @@ mod objective;
 mod out;
 mod start;
 mod task;
+#[cfg(test)]
+mod testing;
 mod validation;
 
+use crate::digest::CheckpointDigest;
 use crate::progress::Progress;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -68,8 +71,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     if let (Some(start), Some(adapter)) = (start, &file.adapter) {
         Net::check_adapter(&start.path, adapter).with_context(in_file)?;
     }
+    let digest = start.map(|start| CheckpointDigest::of(&start.path));
+    let digest = digest.transpose()?;
     let sources = file.sources()?;
-    let context = file.context(&sources, start)?;
+    let context = file.context(&sources, digest.as_ref())?;
 
     let settings = skipbench_train::settings_of_run(&file.train, &architecture, &context)?;
     if out::is_finished(&file.out, &settings, args.force)? {
@@ -81,15 +86,15 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     }
     let work = out::Work::open(&file.out)?;
     let words = file.words(&sources, work.dir(), start)?;
-    let finished = file.finished(&words, start)?;
+    let finished = file.finished(&words, start.zip(digest.as_ref()))?;
     let longest = architecture.max_positions();
     let mut pairs = PairSource::new(sources, &words, start, &file.train, longest, file.too_long)?;
     let net = file.net(start)?.recomputing(file.train.recompute)?;
     let mut trainer = Trainer::new(work.dir(), &file.train, &context, net)?;
 
-    let mut validation = match &file.validation {
-        None => None,
-        Some(entry) => {
+    let validation = file.validation.as_ref();
+    let mut validation = validation
+        .map(|entry| {
             let sources = entry.sources().with_context(in_file)?;
             // What is refused in the data that is learnt is left out here.
             let too_long = match file.too_long {
@@ -97,20 +102,9 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
                 other => other,
             };
             let pairs = PairSource::new(sources, &words, start, &file.train, longest, too_long)?;
-            let size = file.train.batch_size.div_ceil(file.train.accumulate);
-            let (on, layers) = (file.train.loss_on, architecture.config().n_layers);
-            let step = trainer.step();
-            Some(Validation::open(
-                entry,
-                &pairs,
-                size,
-                on,
-                layers,
-                work.dir(),
-                step,
-            )?)
-        }
-    };
+            Validation::open(entry, &pairs, &file.train, &trainer, work.dir())
+        })
+        .transpose()?;
 
     let mut account = Account::begin(&file, &trainer);
     for fit in pairs.fits() {

@@ -120,21 +120,27 @@ impl Document {
             self.extend(task, &folder, open)?;
         }
         // Of a training: what is learnt and what is validated on.
-        let mut tasks: Vec<&mut Node> = node.children_mut("data", "task");
-        tasks.iter_mut().try_for_each(|task| {
-            task.text_is("extends");
-            self.extend(task, &folder, open)
-        })?;
+        self.extend_data(&mut node, &folder, open)?;
         if let Some(validation) = node.child_mut("validation") {
-            let mut tasks: Vec<&mut Node> = validation.children_mut("data", "task");
-            tasks.iter_mut().try_for_each(|task| {
-                task.text_is("extends");
-                self.extend(task, &folder, open)
-            })?;
+            self.extend_data(validation, &folder, open)?;
         }
         self.extend(&mut node, &folder, open)?;
         open.pop();
         Ok(node)
+    }
+
+    /// Lays the tasks of `data` over the files that they name or extend.
+    fn extend_data(
+        &mut self,
+        node: &mut Node,
+        folder: &Path,
+        open: &mut Vec<PathBuf>,
+    ) -> anyhow::Result<()> {
+        for task in node.children_mut("data", "task") {
+            task.text_is("extends");
+            self.extend(task, folder, open)?;
+        }
+        Ok(())
     }
 
     /// Lays a map of a file in `folder` over the file that it `extends`, if it does.

@@ -33,3 +33,4 @@ mod sweep;
 mod tasks;
 mod train;
 mod train_adapter;
+mod train_objective;

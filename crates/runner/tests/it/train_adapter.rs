@@ -1,24 +1,8 @@
 //! `skipbench train` on checkpoints with adapters, and on tasks.
 
 use crate::support::{assert_names, refused, skipbench, stdout};
+use crate::train::{train, write};
 use std::path::{Path, PathBuf};
-
-fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
-    let path = dir.join(name);
-    std::fs::write(&path, text).unwrap();
-    path
-}
-
-/// Standard error of a training that succeeds.
-fn train(config: &Path, options: &[&str]) -> String {
-    let assert = skipbench()
-        .arg("train")
-        .arg(config)
-        .args(options)
-        .assert()
-        .success();
-    String::from_utf8(assert.get_output().stderr.clone()).unwrap()
-}
 
 /// A tiny model in the folder `base`.
 fn base(dir: &Path) -> PathBuf {

@@ -3,10 +3,12 @@
 use crate::data::{Depths, Pair};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use skipbench_strategy::LayerSet;
 
 /// What a draw holds for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Per {
     /// All pairs of a batch.
     Batch,

@@ -15,6 +15,7 @@ pub use evaluate::Pass;
 
 use crate::data::Depths;
 use crate::error::{Result, TrainError};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
 
@@ -67,11 +68,13 @@ pub enum Loss {
 }
 
 /// How far two states are apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Measure {
     /// One minus their cosine.
     Cosine,
     /// The mean square of the difference of their elements.
+    #[serde(rename = "mse")]
     SquaredError,
 }
 

@@ -157,16 +157,7 @@ impl TrainFile {
         if self.out.as_os_str().is_empty() {
             bail!("`out` is empty; it is the folder that the result is written to");
         }
-        let weight: u64 = self.data.iter().map(|data| u64::from(data.weight)).sum();
-        if weight == 0 {
-            bail!("`data` is empty, or all its weights are 0");
-        }
-        if weight > u64::from(u32::MAX) {
-            bail!(
-                "the weights of `data` add up to {weight}, more than {}",
-                u32::MAX
-            );
-        }
+        DataEntry::check_weights(&self.data, "data")?;
         Ok(self.train.check()?)
     }
 
@@ -234,22 +225,19 @@ impl TrainFile {
         self.data.iter().enumerate().map(open).collect()
     }
 
-    /// What the result depends on besides the schedule and the shape: contents, not paths.
+    /// What the result depends on besides the schedule and the shape: contents, not paths. `start`: of the checkpoint that is
+    /// started from.
     ///
     /// # Errors
-    /// A checkpoint to start from that cannot be read.
+    /// A source of validation that cannot be read.
     pub(super) fn context(
         &self,
         sources: &[Source],
-        start: Option<&Start>,
+        start: Option<&CheckpointDigest>,
     ) -> anyhow::Result<Map<String, Value>> {
-        let start = match start {
-            Some(start) => {
-                let digest = CheckpointDigest::of(&start.path)?;
-                json!({"weights": digest.weights, "tokenizer": digest.tokenizer, "config": digest.config})
-            }
-            None => Value::Null,
-        };
+        let start = start.map_or(Value::Null, |digest| {
+            json!({"weights": digest.weights, "tokenizer": digest.tokenizer, "config": digest.config})
+        });
         let mut data: Vec<Value> = sources.iter().map(Source::identity).collect();
         if self.too_long != TooLong::Refuse {
             // Which pairs there are depends on it.
@@ -360,23 +348,24 @@ impl TrainFile {
     pub(super) fn finished<'a>(
         &self,
         words: &'a Words,
-        start: Option<&Start>,
+        start: Option<(&Start, &CheckpointDigest)>,
     ) -> anyhow::Result<Export<'a>> {
         let dtype = self.dtype.map_or(DType::F32, Into::into);
         let adapted = self.adapter.is_some().then(|| self.form());
         let start = match (start, words.as_own(), adapted) {
-            (Some(start), _, Some(ExportForm::Adapter)) => {
-                let digest = CheckpointDigest::of(&start.path)?;
+            (Some((start, digest)), _, Some(ExportForm::Adapter)) => {
                 return Ok(Export::Adapter {
                     base: start.name.clone(),
                     digest: json!({"weights": digest.weights, "config": digest.config}),
                     dtype,
                 });
             }
-            (_, Some(tokenizer), None) if self.architecture(start)?.is_plain() => {
+            (_, Some(tokenizer), None)
+                if self.architecture(start.map(|(start, _)| start))?.is_plain() =>
+            {
                 return Ok(Export::Model { tokenizer, dtype });
             }
-            (Some(start), ..) => start,
+            (Some((start, _)), ..) => start,
             (None, ..) => bail!("give either `shape` or `start-from`"),
         };
         let beside = match words.as_given() {

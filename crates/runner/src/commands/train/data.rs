@@ -49,6 +49,26 @@ fn one() -> u32 {
     1
 }
 
+impl DataEntry {
+    /// Refuses shares that nothing can be drawn by; `key` is what messages call the list.
+    ///
+    /// # Errors
+    /// All of them are 0, or their sum is too large.
+    pub(super) fn check_weights(entries: &[Self], key: &str) -> anyhow::Result<()> {
+        let weight: u64 = entries.iter().map(|data| u64::from(data.weight)).sum();
+        if weight == 0 {
+            bail!("`{key}` is empty, or all its weights are 0");
+        }
+        if weight > u64::from(u32::MAX) {
+            bail!(
+                "the weights of `{key}` add up to {weight}, more than {}",
+                u32::MAX
+            );
+        }
+        Ok(())
+    }
+}
+
 /// What becomes of a pair that is longer than the context.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -60,6 +80,33 @@ pub(super) enum TooLong {
     Cut,
     /// It is left out.
     LeaveOut,
+}
+
+/// What was done to a pair so that it fits.
+enum Fitted {
+    /// Nothing.
+    Whole,
+    /// The end of its answer was cut off.
+    Cut,
+    /// It does not fit, and is left out.
+    Out,
+    /// It does not fit, which is to be refused.
+    Refused,
+}
+
+impl TooLong {
+    /// Makes a pair fit into `longest` tokens if it may.
+    fn fit(self, pair: &mut Pair, longest: usize) -> Fitted {
+        match self {
+            _ if pair.prompt.len() + pair.response.len() <= longest => Fitted::Whole,
+            Self::Refuse => Fitted::Refused,
+            Self::Cut if pair.prompt.len() < longest => {
+                pair.response.truncate(longest - pair.prompt.len());
+                Fitted::Cut
+            }
+            Self::Cut | Self::LeaveOut => Fitted::Out,
+        }
+    }
 }
 
 /// An open source of pairs.
@@ -300,11 +347,7 @@ impl<'a> PairSource<'a> {
                     let (pairs, fit) = fitting(&source, all, max_positions, too_long)?;
                     let order = Order::new(pairs.len());
                     fits.push(fit);
-                    match (&source.texts, too_long) {
-                        // As it always was: they are drawn and tokenized one by one.
-                        (Texts::Files { .. }, TooLong::Refuse) => Draw::Texts(source),
-                        _ => Draw::Pairs { pairs, order },
-                    }
+                    Draw::Pairs { pairs, order }
                 }
             };
             draws.push((draw, weight));
@@ -375,15 +418,10 @@ impl<'a> PairSource<'a> {
     fn drawn(&self, source: &Source, index: u64) -> anyhow::Result<Pair> {
         for draw in 0..DRAWS {
             let mut pair = encode(self.words, &source.pair(index + (draw << 40))?)?;
-            let tokens = pair.prompt.len() + pair.response.len();
-            match self.too_long {
-                TooLong::Cut if tokens > self.longest && pair.prompt.len() < self.longest => {
-                    pair.response.truncate(self.longest - pair.prompt.len());
-                    return Ok(pair);
-                }
-                TooLong::Cut | TooLong::LeaveOut if tokens > self.longest => {}
+            match self.too_long.fit(&mut pair, self.longest) {
                 // One that is to be refused is refused with its step.
-                _ => return Ok(pair),
+                Fitted::Whole | Fitted::Cut | Fitted::Refused => return Ok(pair),
+                Fitted::Out => {}
             }
         }
         bail!(
@@ -435,28 +473,24 @@ fn fitting(
     };
     let mut kept = Vec::with_capacity(all.len());
     for (index, mut pair) in all.into_iter().enumerate() {
-        let tokens = pair.prompt.len() + pair.response.len();
-        if tokens > longest {
-            match too_long {
-                TooLong::Refuse => {
-                    let place = match &source.texts {
-                        Texts::Task(task) => task.place(index).to_owned(),
-                        _ => format!("line {}", index + 1),
-                    };
-                    bail!(
-                        "{}: {place} and its reference are {tokens} tokens, more than `max-positions` {max_positions} allows; \
-                         shorten or drop the pair, or set `too-long: cut` or `too-long: leave-out`",
-                        fit.name
-                    );
-                }
-                TooLong::Cut if pair.prompt.len() < longest => {
-                    pair.response.truncate(longest - pair.prompt.len());
-                    fit.cut += 1;
-                }
-                TooLong::Cut | TooLong::LeaveOut => {
-                    fit.left_out += 1;
-                    continue;
-                }
+        match too_long.fit(&mut pair, longest) {
+            Fitted::Whole => {}
+            Fitted::Cut => fit.cut += 1,
+            Fitted::Out => {
+                fit.left_out += 1;
+                continue;
+            }
+            Fitted::Refused => {
+                let place = match &source.texts {
+                    Texts::Task(task) => task.place(index).to_owned(),
+                    _ => format!("line {}", index + 1),
+                };
+                bail!(
+                    "{}: {place} and its reference are {} tokens, more than `max-positions` {max_positions} allows; \
+                     shorten or drop the pair, or set `too-long: cut` or `too-long: leave-out`",
+                    fit.name,
+                    pair.prompt.len() + pair.response.len()
+                );
             }
         }
         fit.tokens += pair.prompt.len() + pair.response.len();
@@ -473,7 +507,11 @@ fn fitting(
     }
 }
 
-fn encode(words: &Words, (prompt, response): &(String, String)) -> anyhow::Result<Pair> {
+/// A prompt and its answer, with the token that ends it.
+///
+/// # Errors
+/// A text that the tokenizer does not take.
+pub(super) fn encode(words: &Words, (prompt, response): &(String, String)) -> anyhow::Result<Pair> {
     let mut response = words.encode_with(response, false)?;
     response.push(words.end()?);
     Ok(Pair {

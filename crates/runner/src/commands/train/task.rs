@@ -1,5 +1,6 @@
 //! Tasks of the runner as pairs to train on.
 
+use super::data::encode;
 use super::start::{Start, Words};
 use crate::prompter::{Form, Prompter, Request};
 use crate::task::{Given, TaskData};
@@ -40,11 +41,19 @@ impl TaskPairs {
     /// # Errors
     /// An example without an answer.
     pub(super) fn texts(&self, index: u64) -> anyhow::Result<(String, String)> {
-        let index = (index % self.task.requests.len().max(1) as u64) as usize;
+        self.plain_texts((index % self.task.requests.len().max(1) as u64) as usize)
+    }
+
+    fn plain_texts(&self, index: usize) -> anyhow::Result<(String, String)> {
         let text = self.task.requests[index].content();
-        let answer = self.answer(index)?;
-        let rest = format!("{}{answer}", self.delimiter(&text, answer));
+        let rest = self.behind(&text, self.answer(index)?);
         Ok((text, rest))
+    }
+
+    /// An answer with what parts it from its prompt.
+    fn behind(&self, prompt: &str, answer: &str) -> String {
+        let delimiter = crate::task::delimiter(self.delimiter.as_deref(), prompt, answer);
+        format!("{delimiter}{answer}")
     }
 
     /// What its pairs depend on, beside the model's tokenizer and chat template.
@@ -87,7 +96,7 @@ impl TaskPairs {
                             (prompt, words.encode_with(answer, false)?, end)
                         }
                         Request::Text(text) => {
-                            let rest = format!("{}{answer}", self.delimiter(text, answer));
+                            let rest = self.behind(text, answer);
                             let whole = Request::Text(format!("{text}{rest}"));
                             let whole = prompter.ids(&whole)?;
                             // As the answer is read behind the prompt, where the border of the two is one of tokens.
@@ -124,19 +133,8 @@ impl TaskPairs {
         if !matches!(self.task.given, Given::Nothing) {
             bail!("a new model is trained on tasks of `kind: generate`");
         }
-        let requests = self.task.requests.iter().enumerate();
-        requests
-            .map(|(index, request)| {
-                let text = request.content();
-                let answer = self.answer(index)?;
-                let rest = format!("{}{answer}", self.delimiter(&text, answer));
-                let mut response = words.encode_with(&rest, false)?;
-                response.push(words.end()?);
-                Ok(Pair {
-                    prompt: words.encode_with(&text, true)?,
-                    response,
-                })
-            })
+        (0..self.task.requests.len())
+            .map(|index| encode(words, &self.plain_texts(index)?))
             .collect()
     }
 
@@ -146,10 +144,6 @@ impl TaskPairs {
         first
             .filter(|answer| !answer.is_empty())
             .with_context(|| format!("{} has no answer to learn from", self.place(index)))
-    }
-
-    fn delimiter<'a>(&'a self, prompt: &str, answer: &str) -> &'a str {
-        crate::task::delimiter(self.delimiter.as_deref(), prompt, answer)
     }
 }
 

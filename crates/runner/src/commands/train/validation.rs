@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use skipbench_report::LossSeries;
 use skipbench_strategy::StrategySpec;
-use skipbench_train::{Batch, LossOn, Pair, Trainer};
+use skipbench_train::{Batch, LossOn, Pair, TrainConfig, Trainer};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -71,10 +71,7 @@ impl ValidationEntry {
         if self.patience == Some(0) {
             bail!("`validation.patience` is 0; it must be 1 or more, or left out");
         }
-        if self.data.iter().all(|data| data.weight == 0) {
-            bail!("`validation.data` is empty, or all its weights are 0");
-        }
-        Ok(())
+        DataEntry::check_weights(&self.data, "validation.data")
     }
 
     /// What the result depends on; nothing without early stopping.
@@ -125,19 +122,18 @@ struct Row {
 }
 
 impl Validation {
-    /// Draws the pairs and takes up the log in `work` behind `step`.
+    /// Draws the pairs and takes up the log in `work` where `trainer` stands.
     ///
     /// # Errors
     /// A strategy that cannot be trained, data or a log that cannot be read.
     pub(super) fn open(
         entry: &ValidationEntry,
         pairs: &PairSource<'_>,
-        batch_size: usize,
-        loss_on: LossOn,
-        n_layers: usize,
+        config: &TrainConfig,
+        trainer: &Trainer,
         work: &Path,
-        step: u64,
     ) -> anyhow::Result<Self> {
+        let n_layers = trainer.net().shape().n_layers;
         let mut drawn = pairs.first(entry.pairs)?;
         drawn.sort_by_key(|pair| pair.prompt.len() + pair.response.len());
         let plan = |spec: &StrategySpec| -> anyhow::Result<_> {
@@ -156,16 +152,16 @@ impl Validation {
         let mut validation = Self {
             every: entry.every,
             patience: entry.patience,
-            loss_on,
+            loss_on: config.loss_on,
             batches: drawn
-                .chunks(batch_size.max(1))
+                .chunks(config.batch_size.div_ceil(config.accumulate).max(1))
                 .map(<[Pair]>::to_vec)
                 .collect(),
             depths,
             path: work.join("validation.csv"),
             rows: Vec::new(),
         };
-        validation.resume(step)?;
+        validation.resume(trainer.step())?;
         Ok(validation)
     }
 

@@ -1,8 +1,9 @@
 //! The layers that the batches of each strategy run.
 
 use super::*;
+use crate::commands::train::testing::net;
 use skipbench_train::objective::Step;
-use skipbench_train::{LayerUse, LossOn, ModelShape};
+use skipbench_train::{LayerUse, LossOn};
 
 const LAYERS: usize = 6;
 
@@ -11,22 +12,6 @@ fn pair(prompt: u32, response: u32) -> Pair {
         prompt: (0..prompt).collect(),
         response: (0..response).map(|token| token % 16).collect(),
     }
-}
-
-fn net(n_layers: usize) -> Net {
-    let shape = ModelShape {
-        vocab_size: 16,
-        d_model: 8,
-        n_layers,
-        n_heads: 2,
-        n_kv_heads: 1,
-        d_ff: 12,
-        rope_theta: 100.0,
-        norm_eps: 1e-5,
-        max_positions: 64,
-        tied_head: true,
-    };
-    Net::new(&shape, 5).unwrap()
 }
 
 fn entry(yaml: &str) -> DepthEntry {

@@ -160,7 +160,7 @@ impl Objective {
                 trains_full,
             };
             let cosine = states(Measure::Cosine, Side::Input, true);
-            let taught = states(distil.measure.into(), Side::Output, false);
+            let taught = states(distil.measure, Side::Output, false);
             terms.push((self.full_loss, Loss::Full));
             terms.push((self.state_cosine, cosine));
             terms.push((distil.states, taught));
@@ -279,7 +279,7 @@ impl Objective {
     fn layer_drop(&mut self, settings: &LayerDrop) -> anyhow::Result<()> {
         check_share("objective.layer-drop.p", settings.p)?;
         self.draw = Draw::Drops {
-            drops: Drops::uniform(self.size.n_layers, settings.p, settings.per.into()),
+            drops: Drops::uniform(self.size.n_layers, settings.p, settings.per),
             rises: false,
         };
         Ok(())
@@ -298,7 +298,7 @@ impl Objective {
         };
         self.exits = self.exit_plan(&exits, weights, Curriculum::None);
         self.draw = Draw::Drops {
-            drops: Drops::linear(n_layers, settings.p, settings.per.into()),
+            drops: Drops::linear(n_layers, settings.p, settings.per),
             rises: false,
         };
         Ok(())

@@ -197,33 +197,14 @@ pub(crate) struct LayerDrop {
     /// Chance of each layer to be left out.
     pub(super) p: f64,
     /// What a draw holds for.
-    pub(super) per: PerName,
+    pub(super) per: Per,
 }
 
 impl Default for LayerDrop {
     fn default() -> Self {
         Self {
             p: 0.2,
-            per: PerName::Batch,
-        }
-    }
-}
-
-/// What a draw holds for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum PerName {
-    /// All pairs of a batch.
-    Batch,
-    /// One pair.
-    Sample,
-}
-
-impl From<PerName> for Per {
-    fn from(name: PerName) -> Self {
-        match name {
-            PerName::Batch => Self::Batch,
-            PerName::Sample => Self::Sample,
+            per: Per::Batch,
         }
     }
 }
@@ -235,7 +216,7 @@ pub(crate) struct PruningOnDemand {
     /// Chance of the last layer to be left out; lower layers have less, linearly.
     pub(super) p: f64,
     /// What a draw holds for.
-    pub(super) per: PerName,
+    pub(super) per: Per,
     /// Layers below each intermediate loss; every quarter of the layers if it is not given.
     pub(super) exits: Option<Vec<usize>>,
     /// What the intermediate losses weigh together.
@@ -246,7 +227,7 @@ impl Default for PruningOnDemand {
     fn default() -> Self {
         Self {
             p: 0.3,
-            per: PerName::Batch,
+            per: Per::Batch,
             exits: None,
             weight: 0.3,
         }
@@ -280,7 +261,7 @@ pub(crate) struct Distil {
     /// Weight of the distance between the states that the layers of a batch write in both passes.
     pub(super) states: f64,
     /// How states are compared.
-    pub(super) measure: MeasureName,
+    pub(super) measure: Measure,
 }
 
 impl Default for Distil {
@@ -290,26 +271,7 @@ impl Default for Distil {
             logits: 0.5,
             temperature: 1.0,
             states: 0.0,
-            measure: MeasureName::Mse,
-        }
-    }
-}
-
-/// How states are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum MeasureName {
-    /// The mean square of the difference.
-    Mse,
-    /// One minus the cosine.
-    Cosine,
-}
-
-impl From<MeasureName> for Measure {
-    fn from(name: MeasureName) -> Self {
-        match name {
-            MeasureName::Mse => Self::SquaredError,
-            MeasureName::Cosine => Self::Cosine,
+            measure: Measure::SquaredError,
         }
     }
 }

@@ -1,27 +1,12 @@
 //! What each objective draws and adds up, and what it refuses.
 
 use super::*;
+use crate::commands::train::testing::net;
 use skipbench_strategy::LayerSet;
-use skipbench_train::{LayerUse, LossOn, ModelShape};
+use skipbench_train::{LayerUse, LossOn};
 
 const LAYERS: usize = 8;
 const STEPS: u64 = 160;
-
-fn net() -> Net {
-    let shape = ModelShape {
-        vocab_size: 16,
-        d_model: 8,
-        n_layers: LAYERS,
-        n_heads: 2,
-        n_kv_heads: 1,
-        d_ff: 12,
-        rope_theta: 100.0,
-        norm_eps: 1e-5,
-        max_positions: 64,
-        tied_head: true,
-    };
-    Net::new(&shape, 5).unwrap()
-}
 
 fn pairs() -> Vec<Pair> {
     [(5, 6), (3, 2)]
@@ -67,7 +52,7 @@ struct Ran {
 }
 
 fn run(yaml: &str, number: u64) -> Ran {
-    let (net, pairs) = (net(), pairs());
+    let (net, pairs) = (net(LAYERS), pairs());
     let batch = Batch::new(&pairs, LossOn::Response);
     let step = resolve(yaml)
         .unwrap()
