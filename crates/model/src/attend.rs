@@ -9,7 +9,7 @@ use crate::cache_layer::{LayerKv, Storage};
 use crate::element::Element;
 use crate::host_kv::{HostKv, Pair};
 use crate::pointwise::soft_cap_body;
-use crate::simd::{Isa, dot_with, exp, isa, multiply_add};
+use crate::simd::{Isa, dot_with, exp_below, isa, largest, multiply_add};
 use crate::threads;
 use std::ops::Range;
 
@@ -363,35 +363,12 @@ fn weigh<const FMA: bool>(
             *score = f32::NEG_INFINITY;
         }
     }
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (body, tail) = scores.as_chunks::<LANES>();
-    for scores in body {
-        for lane in 0..LANES {
-            lanes[lane] = larger(scores[lane], lanes[lane]);
-        }
-    }
-    let largest = lanes
-        .iter()
-        .chain(tail)
-        .fold(f32::NEG_INFINITY, |max, &score| larger(score, max));
-    let mut lanes = [0f32; LANES];
-    let (body, tail) = scores.as_chunks_mut::<LANES>();
-    for scores in body {
-        for lane in 0..LANES {
-            scores[lane] = exp::<FMA>(scores[lane] - largest);
-            lanes[lane] += scores[lane];
-        }
-    }
-    let mut sum = lanes.iter().sum::<f32>();
-    for score in tail {
-        *score = exp::<FMA>(*score - largest);
-        sum += *score;
-    }
+    let highest = largest(scores);
+    let sum = exp_below::<FMA>(scores, highest);
     if masked.is_empty() {
         return sum;
     }
-    sum = 0.0;
+    let mut sum = 0.0;
     for (score, masked) in scores.iter_mut().zip(masked) {
         *score = if *masked { 0.0 } else { *score };
         sum += *score;

@@ -108,6 +108,42 @@ pub(crate) fn dot_with<const FMA: bool, T: Element>(a: &[f32], b: &[T]) -> f32 {
         .fold(sums[0], |sum, (a, b)| sum + a * b.widen())
 }
 
+/// The largest number; negative infinity where there is none.
+#[inline(always)]
+pub fn largest(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (body, tail) = x.as_chunks::<LANES>();
+    for x in body {
+        for lane in 0..LANES {
+            lanes[lane] = larger(x[lane], lanes[lane]);
+        }
+    }
+    lanes
+        .iter()
+        .chain(tail)
+        .fold(f32::NEG_INFINITY, |max, &x| larger(x, max))
+}
+
+/// Makes `exp(x - largest)` of each number and gives their sum, in one fixed order.
+#[inline(always)]
+pub fn exp_below<const FMA: bool>(x: &mut [f32], largest: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (body, tail) = x.as_chunks_mut::<LANES>();
+    for x in body {
+        for lane in 0..LANES {
+            x[lane] = exp::<FMA>(x[lane] - largest);
+            lanes[lane] += x[lane];
+        }
+    }
+    let mut sum = lanes.iter().sum::<f32>();
+    for x in tail {
+        *x = exp::<FMA>(*x - largest);
+        sum += *x;
+    }
+    sum
+}
+
 /// Added to a number below 2^22 it leaves the nearest whole one in the last bits, ties to even.
 const WHOLE: f32 = 12_582_912.0;
 

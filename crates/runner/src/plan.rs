@@ -19,7 +19,7 @@ use skipbench_model::{
 };
 use skipbench_record::{Beside, PlannedCell, RunInfo, VERSION};
 use skipbench_report::BAND;
-use skipbench_strategy::StrategySpec;
+use skipbench_strategy::{KvFill, StrategySpec};
 use std::sync::Arc;
 
 /// Everything that an experiment runs, in order.
@@ -131,16 +131,18 @@ impl Plan {
         let tasks = tasks.collect::<anyhow::Result<Vec<_>>>()?;
         told_apart("models", models.iter().map(|model| &model.name))?;
         told_apart("tasks", tasks.iter().map(|task| &task.name))?;
-        for (index, strategy) in experiment.strategies.iter().enumerate() {
-            if let (true, Some(shape)) = (
-                strategy.is_oracle(),
-                models.iter().find(|model| model.is_shape),
-            ) {
+        for (model, shape) in models
+            .iter()
+            .enumerate()
+            .filter(|(_, model)| model.is_shape)
+        {
+            let mut strategies = experiment.strategies_of(&shape.entry).iter();
+            if let Some(oracle) = strategies.find(|strategy| strategy.is_oracle()) {
                 let error = anyhow!(
                     "an oracle is about what a model says, and `{}` says nothing; leave it out, or run a checkpoint",
                     shape.name
                 );
-                return Err(experiment.fault(&at("strategies", index), error));
+                return Err(experiment.fault(&experiment.path_of(model, oracle), error));
             }
         }
         for model in &models {
@@ -194,15 +196,12 @@ impl Plan {
     }
 
     fn cells(&self) -> anyhow::Result<Vec<Cell>> {
-        let specs = self.specs()?;
-        let searches = self.experiment.beams.iter().any(|&beams| beams > 1);
-        for spec in &specs {
-            let beams = if searches { 2 } else { 1 };
-            spec.check_search(beams, false, self.experiment.no_repeat_ngram)
-                .map_err(|error| self.experiment.fault(&self.experiment.path_of(spec), error))?;
-        }
+        let specs = (0..self.models.len()).map(|model| self.specs(model));
+        let specs = specs.collect::<anyhow::Result<Vec<_>>>()?;
+        self.check_kv_fills(&specs)?;
         let mut cells = Vec::new();
-        for (model, model_plan) in self.models.iter().enumerate() {
+        for (model, (model_plan, specs)) in self.models.iter().zip(&specs).enumerate() {
+            let specs = self.with_kv_fills(specs);
             for (task, task_data) in self.tasks.iter().enumerate() {
                 if task_data.calibration.is_empty()
                     && let Some((spec, lacks)) = specs
@@ -275,76 +274,75 @@ impl Plan {
         }
     }
 
-    /// Strategies with their targets and KV fills, without repetition, the full network always among them.
-    fn specs(&self) -> anyhow::Result<Vec<StrategySpec>> {
+    /// Strategies of a model with their targets, the full network always among them.
+    fn specs(&self, model: usize) -> anyhow::Result<Vec<StrategySpec>> {
+        let experiment = &self.experiment;
+        let plan = &self.models[model];
         let mut specs = vec![StrategySpec::full()];
-        for spec in &self.experiment.strategies {
+        for spec in experiment.strategies_of(&plan.entry) {
             // One that has its target, or can do without, runs as it is.
-            let complete = self
-                .models
-                .iter()
-                .any(|model| spec.validate(model.n_layers).is_ok());
-            if complete || spec.target_speedup().is_some() {
+            if spec.target_speedup().is_some() || spec.validate(plan.n_layers).is_ok() {
                 specs.push(spec.clone());
             } else {
-                let speedups = self.experiment.speedups.iter();
+                let speedups = experiment.speedups.iter();
                 specs.extend(speedups.map(|&speedup| spec.with_target(speedup)));
             }
         }
-        for (model, spec) in self
-            .models
-            .iter()
-            .flat_map(|m| specs.iter().map(move |s| (m, s)))
-        {
-            spec.validate(model.n_layers)
-                .with_context(|| format!("strategy `{spec}` with model `{}`", model.name))
-                .map_err(|error| self.experiment.fault(&self.experiment.path_of(spec), error))?;
+        let beams = match experiment.beams.iter().any(|&beams| beams > 1) {
+            true => 2,
+            false => 1,
+        };
+        for spec in &specs {
+            spec.validate(plan.n_layers)
+                .with_context(|| format!("strategy `{spec}` with model `{}`", plan.name))
+                .and_then(|()| Ok(spec.check_search(beams, false, experiment.no_repeat_ngram)?))
+                .map_err(|error| experiment.fault(&experiment.path_of(model, spec), error))?;
         }
-        let specs = specs
-            .into_iter()
+        let members = specs.into_iter();
+        Ok(members
             .flat_map(|spec| spec.members().unwrap_or_else(|| vec![spec]))
-            .collect();
-        let mut unique: Vec<StrategySpec> = Vec::new();
-        for spec in self.with_kv_fills(specs)? {
-            if !unique.contains(&spec) {
-                unique.push(spec);
-            }
-        }
-        Ok(unique)
+            .collect())
     }
 
-    /// Every strategy that leaves a choice with each of the experiment's KV fills that it can use.
-    fn with_kv_fills(&self, specs: Vec<StrategySpec>) -> anyhow::Result<Vec<StrategySpec>> {
-        let fills = &self.experiment.kv_fills;
-        if fills.is_empty() {
-            return Ok(specs);
-        }
-        // An oracle's own cache is exact, and a fill that was asked for by name stands.
-        let open = |spec: &StrategySpec| !spec.is_oracle() && !spec.has_own_kv_fill();
-        for fill in fills {
-            let uses = |spec: &StrategySpec| spec.kv_fills().contains(fill) && open(spec);
-            if !specs.iter().any(uses) {
+    /// The KV fills of the experiment that a strategy is run with: none where it leaves no choice. An oracle's own cache is exact,
+    /// and a fill that was asked for by name stands.
+    fn fills_of(&self, spec: &StrategySpec) -> Vec<KvFill> {
+        let open = !spec.is_oracle() && !spec.has_own_kv_fill();
+        let fills = self.experiment.kv_fills.iter().copied();
+        fills
+            .filter(|fill| open && spec.kv_fills().contains(fill))
+            .collect()
+    }
+
+    fn check_kv_fills(&self, specs: &[Vec<StrategySpec>]) -> anyhow::Result<()> {
+        for fill in &self.experiment.kv_fills {
+            let mut specs = specs.iter().flatten();
+            if !specs.any(|spec| self.fills_of(spec).contains(fill)) {
                 let error = anyhow!(
                     "`kv-fills` holds `{fill}`, which none of the strategies can use; `early-exit` and `shallow-deep` can use propagate, copy, mask and deferred"
                 );
                 return Err(self.experiment.fault("kv-fills", error));
             }
         }
-        Ok(specs
-            .into_iter()
-            .flat_map(|spec| {
-                let usable = fills
-                    .iter()
-                    .filter(|fill| spec.kv_fills().contains(fill) && open(&spec));
-                let filled: Vec<StrategySpec> =
-                    usable.map(|&fill| spec.with_kv_fill(fill)).collect();
-                if filled.is_empty() {
-                    vec![spec]
-                } else {
-                    filled
+        Ok(())
+    }
+
+    /// Every strategy that leaves a choice with each of the experiment's KV fills that it can use, without repetition.
+    fn with_kv_fills(&self, specs: &[StrategySpec]) -> Vec<StrategySpec> {
+        let mut unique: Vec<StrategySpec> = Vec::new();
+        for spec in specs {
+            let fills = self.fills_of(spec);
+            let filled = match fills.is_empty() {
+                true => vec![spec.clone()],
+                false => fills.iter().map(|&fill| spec.with_kv_fill(fill)).collect(),
+            };
+            for spec in filled {
+                if !unique.contains(&spec) {
+                    unique.push(spec);
                 }
-            })
-            .collect())
+            }
+        }
+        unique
     }
 
     /// What `run.json` says of it.

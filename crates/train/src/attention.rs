@@ -1,12 +1,14 @@
 //! Causal grouped-query attention over whole sequences, fused, with its backward pass: positions by RoPE or ALiBi, windows,
 //! soft caps.
 
-use crate::ops::{floats, to_vec};
+use crate::ops::{floats, softmax_body, to_vec};
+use crate::products::{Sizes, Strided, alone};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use skipbench_model::Rope as Frequencies;
-use skipbench_model::simd::{dot, exp, multiply_add};
+use skipbench_model::simd::dot;
 use skipbench_model::vectorised;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// `q`: `[rows * seq, n_heads * head_dim]`, `k` and `v`: `[rows * seq, n_kv_heads * head_dim]`, straight from their
@@ -67,19 +69,20 @@ impl Rope {
         Self { cos, sin, half }
     }
 
-    /// Turns `x`: `[seq, head_dim]` in place; `sign` -1 turns back. With an attention factor it stretches too, both ways: what
-    /// is turned back is a gradient.
-    #[inline(always)]
-    fn rotate(&self, x: &mut [f32], head_dim: usize, sign: f32) {
+    /// Turns `x`: `[seq, heads, head_dim]` in place; `sign` -1 turns back. With an attention factor it stretches too, both ways:
+    /// what is turned back is a gradient.
+    fn rotate(&self, x: &mut [f32], heads: usize, head_dim: usize, sign: f32) {
         let half = self.half;
-        for (position, x) in x.chunks_exact_mut(head_dim).enumerate() {
+        for (position, x) in x.chunks_exact_mut(heads * head_dim).enumerate() {
             let at = position * half..(position + 1) * half;
             let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
-            let (low, high) = x[..2 * half].split_at_mut(half);
-            for i in 0..half {
-                let (a, b) = (low[i], high[i]);
-                low[i] = a * cos[i] - sign * b * sin[i];
-                high[i] = b * cos[i] + sign * a * sin[i];
+            for x in x.chunks_exact_mut(head_dim) {
+                let (low, high) = x[..2 * half].split_at_mut(half);
+                for i in 0..half {
+                    let (a, b) = (low[i], high[i]);
+                    low[i] = a * cos[i] - sign * b * sin[i];
+                    high[i] = b * cos[i] + sign * a * sin[i];
+                }
             }
         }
     }
@@ -94,11 +97,9 @@ impl Attention {
         self.n_kv_heads * self.head_dim
     }
 
-    #[inline(always)]
-    fn rotate(&self, x: &mut [f32], sign: f32) {
-        if let Some(rope) = &self.rope {
-            rope.rotate(x, self.head_dim, sign);
-        }
+    /// Query heads that read one head of keys and values.
+    fn group(&self) -> usize {
+        self.n_heads / self.n_kv_heads
     }
 
     /// The first key that the query at `position` sees.
@@ -109,35 +110,54 @@ impl Attention {
         }
     }
 
-    /// Attention weights of the query at `position` over the keys from the first that it sees up to its own, into `weights`.
-    /// `capped` gets the scores behind the cap, where there is one.
-    #[inline(always)]
-    fn weights<const FMA: bool>(
+    /// Those heads of `x`, `[seq, width]`, that belong to head `kv_head` of the keys and values, turned where `turns`:
+    /// `[seq, heads, head_dim]`.
+    fn gather(&self, x: &[f32], heads: usize, kv_head: usize, turns: bool) -> Vec<f32> {
+        let (width, part) = (x.len() / self.seq, heads * self.head_dim);
+        let mut found = Vec::with_capacity(self.seq * part);
+        for x in x.chunks_exact(width) {
+            found.extend_from_slice(&x[kv_head * part..(kv_head + 1) * part]);
+        }
+        if let (true, Some(rope)) = (turns, &self.rope) {
+            rope.rotate(&mut found, heads, self.head_dim, 1.0);
+        }
+        found
+    }
+
+    /// Blocks of queries: positions, and the keys that any of them sees.
+    fn blocks(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let height = (ROWS / self.group()).max(8);
+        (0..self.seq).step_by(height).map(move |first| {
+            let positions = first..self.seq.min(first + height);
+            let keys = self.first_seen(first)..positions.end;
+            (positions, keys)
+        })
+    }
+
+    /// Scores of the queries of a block before they are weights, `[positions, heads, keys]`.
+    fn scores(
         &self,
-        head: usize,
         q: &[f32],
         k: &[f32],
-        weights: &mut [f32],
-        capped: &mut [f32],
+        block: &(Range<usize>, Range<usize>),
+        to: &mut Vec<f32>,
     ) {
-        for (weight, key) in weights.iter_mut().zip(k.chunks_exact(q.len())) {
-            *weight = dot::<FMA>(q, key) * self.scale;
-        }
-        if let Some(cap) = self.cap {
-            for (weight, capped) in weights.iter_mut().zip(capped) {
-                *weight = cap * (*weight / cap).tanh();
-                *capped = *weight;
-            }
-        }
-        if let Some(slopes) = &self.slopes {
-            let slope = slopes[head];
-            for (back, weight) in weights.iter_mut().rev().enumerate() {
-                *weight -= slope * back as f32;
-            }
-        }
-        softmax::<FMA>(weights);
+        let (positions, keys) = block;
+        let (d, part) = (self.head_dim, self.group() * self.head_dim);
+        let sizes = Sizes {
+            m: positions.len() * self.group(),
+            k: d,
+            n: keys.len(),
+        };
+        to.resize(sizes.m * sizes.n, 0.0);
+        let q = Strided::rows_of(&q[positions.start * part..positions.end * part], d);
+        let k = Strided::rows_of(&k[keys.start * d..keys.end * d], d);
+        alone(to, q, k.turned(), sizes, false);
     }
 }
+
+/// Rows of queries, over all heads that read the same keys, whose weights are there at a time.
+const ROWS: usize = 96;
 
 impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
@@ -158,12 +178,17 @@ impl CustomOp3 for Attention {
             floats(k, k_layout)?,
             floats(v, v_layout)?,
         );
-        let mut out = vec![0.0; q.len()];
         let (q_row, kv_row) = (self.seq * self.q_width(), self.seq * self.kv_width());
-        out.par_chunks_exact_mut(q_row)
-            .zip(q.par_chunks_exact(q_row))
-            .zip(k.par_chunks_exact(kv_row).zip(v.par_chunks_exact(kv_row)))
-            .for_each(|((out, q), (k, v))| forward(self, q, k, v, out));
+        let heads = (0..q.len() / q_row * self.n_kv_heads).into_par_iter();
+        let heads = heads.map(|at| {
+            let (row, head) = (at / self.n_kv_heads, at % self.n_kv_heads);
+            let kv = row * kv_row..(row + 1) * kv_row;
+            let q = &q[row * q_row..(row + 1) * q_row];
+            forward(self, head, q, &k[kv.clone()], &v[kv])
+        });
+        let heads: Vec<Vec<f32>> = heads.collect();
+        let mut out = vec![0.0; q.len()];
+        self.scatter(&mut out, &heads, self.group());
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
@@ -176,27 +201,33 @@ impl CustomOp3 for Attention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (qs, ks, vs, grads) = (to_vec(q)?, to_vec(k)?, to_vec(v)?, to_vec(grad)?);
+        let (q_row, kv_row) = (self.seq * self.q_width(), self.seq * self.kv_width());
+        let heads = (0..qs.len() / q_row * self.n_kv_heads).into_par_iter();
+        let heads = heads.map(|at| {
+            let (row, head) = (at / self.n_kv_heads, at % self.n_kv_heads);
+            let (q, kv) = (
+                row * q_row..(row + 1) * q_row,
+                row * kv_row..(row + 1) * kv_row,
+            );
+            let inputs = [&qs[q.clone()], &ks[kv.clone()], &vs[kv], &grads[q]];
+            backward(self, head, inputs)
+        });
+        let mut of_q = Vec::new();
+        let mut of_k = Vec::new();
+        let mut of_v = Vec::new();
+        for [dq, dk, dv] in heads.collect::<Vec<_>>() {
+            of_q.push(dq);
+            of_k.push(dk);
+            of_v.push(dv);
+        }
         let (mut dq, mut dk, mut dv) = (
             vec![0.0; qs.len()],
             vec![0.0; ks.len()],
             vec![0.0; vs.len()],
         );
-        let (q_row, kv_row) = (self.seq * self.q_width(), self.seq * self.kv_width());
-        dq.par_chunks_exact_mut(q_row)
-            .zip(dk.par_chunks_exact_mut(kv_row))
-            .zip(dv.par_chunks_exact_mut(kv_row))
-            .enumerate()
-            .for_each(|(row, ((dq, dk), dv))| {
-                let (q, kv) = (
-                    row * q_row..(row + 1) * q_row,
-                    row * kv_row..(row + 1) * kv_row,
-                );
-                backward(
-                    self,
-                    [&qs[q.clone()], &ks[kv.clone()], &vs[kv], &grads[q]],
-                    [dq, dk, dv],
-                );
-            });
+        self.scatter(&mut dq, &of_q, self.group());
+        self.scatter(&mut dk, &of_k, 1);
+        self.scatter(&mut dv, &of_v, 1);
         let tensor = |data: Vec<f32>, like: &Tensor| -> Result<Option<Tensor>> {
             Ok(Some(Tensor::from_vec(data, like.shape(), like.device())?))
         };
@@ -204,147 +235,187 @@ impl CustomOp3 for Attention {
     }
 }
 
-/// Head `head` of `x`: `[seq, width]` as `[seq, head_dim]`.
-#[inline(always)]
-fn gather(x: &[f32], width: usize, head: usize, out: &mut [f32], head_dim: usize) {
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(head_dim)) {
-        out.copy_from_slice(&x[head * head_dim..(head + 1) * head_dim]);
-    }
-}
-
-/// Adds `[seq, head_dim]` to head `head` of `out`: `[seq, width]`.
-#[inline(always)]
-fn scatter_add(x: &[f32], out: &mut [f32], width: usize, head: usize, head_dim: usize) {
-    for (x, out) in x.chunks_exact(head_dim).zip(out.chunks_exact_mut(width)) {
-        let out = &mut out[head * head_dim..(head + 1) * head_dim];
-        out.iter_mut().zip(x).for_each(|(out, x)| *out += x);
-    }
-}
-
-#[inline(always)]
-fn axpy<const FMA: bool>(a: f32, x: &[f32], y: &mut [f32]) {
-    for (x, y) in x.iter().zip(y) {
-        *y = multiply_add::<FMA>(a, *x, *y);
-    }
-}
-
-#[inline(always)]
-fn softmax<const FMA: bool>(weights: &mut [f32]) {
-    let mut largest = f32::NEG_INFINITY;
-    for weight in weights.iter() {
-        largest = largest.max(*weight);
-    }
-    let mut sum = 0.0;
-    for weight in weights.iter_mut() {
-        *weight = exp::<FMA>(*weight - largest);
-        sum += *weight;
-    }
-    for weight in weights {
-        *weight /= sum;
-    }
-}
-
-vectorised! {
-    fn forward(shape: &Attention, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) = forward_body
-}
-
-#[inline(always)]
-fn forward_body<const FMA: bool>(
-    shape: &Attention,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &mut [f32],
-) {
-    let (seq, d) = (shape.seq, shape.head_dim);
-    let group = shape.n_heads / shape.n_kv_heads;
-    let (mut qh, mut kh, mut vh, mut oh) = (
-        vec![0.0; seq * d],
-        vec![0.0; seq * d],
-        vec![0.0; seq * d],
-        vec![0.0; seq * d],
-    );
-    let (mut weights, mut capped) = (vec![0.0; seq], vec![0.0; seq]);
-    for head in 0..shape.n_heads {
-        if head % group == 0 {
-            gather(k, shape.kv_width(), head / group, &mut kh, d);
-            gather(v, shape.kv_width(), head / group, &mut vh, d);
-            shape.rotate(&mut kh, 1.0);
-        }
-        gather(q, shape.q_width(), head, &mut qh, d);
-        shape.rotate(&mut qh, 1.0);
-        oh.fill(0.0);
-        for (position, (q, o)) in qh.chunks_exact(d).zip(oh.chunks_exact_mut(d)).enumerate() {
-            let first = shape.first_seen(position);
-            let weights = &mut weights[..=position - first];
-            shape.weights::<FMA>(head, q, &kh[first * d..], weights, &mut capped);
-            for (weight, value) in weights.iter().zip(vh[first * d..].chunks_exact(d)) {
-                axpy::<FMA>(*weight, value, o);
-            }
-        }
-        scatter_add(&oh, out, shape.q_width(), head, d);
-    }
-}
-
-vectorised! {
-    /// `inputs`: q, k, v and the gradient of the output; `grads`: of q, k and v. The weights are computed again
-    /// rather than kept: a pass over them is cheaper than the memory.
-    fn backward(shape: &Attention, inputs: [&[f32]; 4], grads: [&mut [f32]; 3]) = backward_body
-}
-
-#[inline(always)]
-fn backward_body<const FMA: bool>(shape: &Attention, inputs: [&[f32]; 4], grads: [&mut [f32]; 3]) {
-    let [q, k, v, grad] = inputs;
-    let [dq, dk, dv] = grads;
-    let (seq, d) = (shape.seq, shape.head_dim);
-    let group = shape.n_heads / shape.n_kv_heads;
-    let buffer = || vec![0f32; seq * d];
-    let (mut qh, mut kh, mut vh, mut gh) = (buffer(), buffer(), buffer(), buffer());
-    let (mut dqh, mut dkh, mut dvh) = (buffer(), buffer(), buffer());
-    let buffer = || vec![0f32; seq];
-    let (mut weights, mut capped, mut dw) = (buffer(), buffer(), buffer());
-    for head in 0..shape.n_heads {
-        if head % group == 0 {
-            gather(k, shape.kv_width(), head / group, &mut kh, d);
-            gather(v, shape.kv_width(), head / group, &mut vh, d);
-            shape.rotate(&mut kh, 1.0);
-            dkh.fill(0.0);
-            dvh.fill(0.0);
-        }
-        gather(q, shape.q_width(), head, &mut qh, d);
-        gather(grad, shape.q_width(), head, &mut gh, d);
-        shape.rotate(&mut qh, 1.0);
-        dqh.fill(0.0);
-        for position in 0..seq {
-            let at = position * d..(position + 1) * d;
-            let (q, g) = (&qh[at.clone()], &gh[at.clone()]);
-            let first = shape.first_seen(position);
-            let weights = &mut weights[..=position - first];
-            shape.weights::<FMA>(head, q, &kh[first * d..], weights, &mut capped);
-            let mut inner = 0.0;
-            for (key, weight) in weights.iter().enumerate() {
-                let key_at = (first + key) * d..(first + key + 1) * d;
-                dw[key] = dot::<FMA>(g, &vh[key_at.clone()]);
-                inner += weight * dw[key];
-                axpy::<FMA>(*weight, g, &mut dvh[key_at]);
-            }
-            for (key, weight) in weights.iter().enumerate() {
-                let key_at = (first + key) * d..(first + key + 1) * d;
-                let mut score = weight * (dw[key] - inner) * shape.scale;
-                if let Some(cap) = shape.cap {
-                    // The slope of the cap where the score stands.
-                    score *= 1.0 - (capped[key] / cap) * (capped[key] / cap);
+impl Attention {
+    /// Puts `[seq, heads, head_dim]` of each row and head of the keys and values into their places in `out`.
+    fn scatter(&self, out: &mut [f32], parts: &[Vec<f32>], heads: usize) {
+        let part = heads * self.head_dim;
+        let width = self.n_kv_heads * part;
+        out.par_chunks_exact_mut(self.seq * width)
+            .zip(parts.par_chunks_exact(self.n_kv_heads))
+            .for_each(|(out, parts)| {
+                for (position, out) in out.chunks_exact_mut(width).enumerate() {
+                    for (out, from) in out.chunks_exact_mut(part).zip(parts) {
+                        out.copy_from_slice(&from[position * part..(position + 1) * part]);
+                    }
                 }
-                axpy::<FMA>(score, &kh[key_at.clone()], &mut dqh[at.clone()]);
-                axpy::<FMA>(score, q, &mut dkh[key_at]);
+            });
+    }
+}
+
+/// What the query heads that read head `head` of the keys make of a row, `[seq, heads, head_dim]`.
+fn forward(shape: &Attention, head: usize, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    let (d, group) = (shape.head_dim, shape.group());
+    let q = shape.gather(q, group, head, true);
+    let (k, v) = (
+        shape.gather(k, 1, head, true),
+        shape.gather(v, 1, head, false),
+    );
+    let mut out = vec![0.0; q.len()];
+    let (mut weights, mut capped) = (Vec::new(), Vec::new());
+    for block in shape.blocks() {
+        shape.scores(&q, &k, &block, &mut weights);
+        weigh(shape, head, &block, &mut weights, &mut capped);
+        let (positions, keys) = block;
+        let sizes = Sizes {
+            m: positions.len() * group,
+            k: keys.len(),
+            n: d,
+        };
+        let out = &mut out[positions.start * group * d..positions.end * group * d];
+        let weights = Strided::rows_of(&weights, keys.len());
+        alone(
+            out,
+            weights,
+            Strided::rows_of(&v[keys.start * d..keys.end * d], d),
+            sizes,
+            false,
+        );
+    }
+    out
+}
+
+/// Gradients of q, `[seq, heads, head_dim]`, k and v, `[seq, head_dim]`, of the query heads that read head `head` of the keys.
+/// `inputs`: q, k, v and the gradient of the output of a row. The weights are computed again rather than kept: a pass over them
+/// is cheaper than the memory.
+fn backward(shape: &Attention, head: usize, inputs: [&[f32]; 4]) -> [Vec<f32>; 3] {
+    let [q, k, v, grad] = inputs;
+    let (d, group) = (shape.head_dim, shape.group());
+    let q = shape.gather(q, group, head, true);
+    let grad = shape.gather(grad, group, head, false);
+    let (k, v) = (
+        shape.gather(k, 1, head, true),
+        shape.gather(v, 1, head, false),
+    );
+    let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+    let (mut weights, mut capped, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
+    for block in shape.blocks() {
+        shape.scores(&q, &k, &block, &mut weights);
+        weigh(shape, head, &block, &mut weights, &mut capped);
+        // With G the gradient of the output and P the weights: of the weights G V^T, of the values P^T G.
+        shape.scores(&grad, &v, &block, &mut slopes);
+        let (positions, keys) = block;
+        let (rows, columns) = (positions.len() * group, keys.len());
+        let of_rows = positions.start * group * d..positions.end * group * d;
+        let of_keys = keys.start * d..keys.end * d;
+        let (q, grad) = (&q[of_rows.clone()], &grad[of_rows.clone()]);
+        let to_keys = Sizes {
+            m: columns,
+            k: rows,
+            n: d,
+        };
+        let by_key = Strided::rows_of(&weights, columns).turned();
+        alone(
+            &mut dv[of_keys.clone()],
+            by_key,
+            Strided::rows_of(grad, d),
+            to_keys,
+            true,
+        );
+        slope(shape, columns, &weights, &capped, &mut slopes);
+        // With S what is now in `slopes`: of the queries S K, of the keys S^T Q.
+        let slopes = Strided::rows_of(&slopes, columns);
+        let to_rows = Sizes {
+            m: rows,
+            k: columns,
+            n: d,
+        };
+        alone(
+            &mut dq[of_rows],
+            slopes,
+            Strided::rows_of(&k[of_keys.clone()], d),
+            to_rows,
+            false,
+        );
+        alone(
+            &mut dk[of_keys],
+            slopes.turned(),
+            Strided::rows_of(q, d),
+            to_keys,
+            true,
+        );
+    }
+    if let Some(rope) = &shape.rope {
+        rope.rotate(&mut dq, group, d, -1.0);
+        rope.rotate(&mut dk, 1, d, -1.0);
+    }
+    [dq, dk, dv]
+}
+
+vectorised! {
+    /// Makes weights of the scores of a block, `[positions, heads, keys]`: zero where a query does not see a key. `capped` gets the
+    /// scores behind the cap, where there is one.
+    fn weigh(shape: &Attention, head: usize, block: &(Range<usize>, Range<usize>), scores: &mut [f32], capped: &mut Vec<f32>) = weigh_body
+}
+
+#[inline(always)]
+fn weigh_body<const FMA: bool>(
+    shape: &Attention,
+    head: usize,
+    (positions, keys): &(Range<usize>, Range<usize>),
+    scores: &mut [f32],
+    capped: &mut Vec<f32>,
+) {
+    let group = shape.group();
+    for score in scores.iter_mut() {
+        *score *= shape.scale;
+    }
+    if let Some(cap) = shape.cap {
+        for score in scores.iter_mut() {
+            *score = cap * (*score / cap).tanh();
+        }
+        capped.clear();
+        capped.extend_from_slice(scores);
+    }
+    for (row, scores) in scores.chunks_exact_mut(keys.len()).enumerate() {
+        let position = positions.start + row / group;
+        let first = shape.first_seen(position) - keys.start;
+        let end = position + 1 - keys.start;
+        scores[..first].fill(0.0);
+        scores[end..].fill(0.0);
+        let seen = &mut scores[first..end];
+        if let Some(slopes) = &shape.slopes {
+            let slope = slopes[head * group + row % group];
+            for (back, score) in seen.iter_mut().rev().enumerate() {
+                *score -= slope * back as f32;
             }
         }
-        shape.rotate(&mut dqh, -1.0);
-        scatter_add(&dqh, dq, shape.q_width(), head, d);
-        if (head + 1) % group == 0 {
-            shape.rotate(&mut dkh, -1.0);
-            scatter_add(&dkh, dk, shape.kv_width(), head / group, d);
-            scatter_add(&dvh, dv, shape.kv_width(), head / group, d);
+        softmax_body::<FMA>(seen, 1.0);
+    }
+}
+
+vectorised! {
+    /// Makes gradients of scores, before the scale and the cap, of those of the weights: `[rows, keys]`.
+    fn slope(shape: &Attention, keys: usize, weights: &[f32], capped: &[f32], grads: &mut [f32]) = slope_body
+}
+
+#[inline(always)]
+fn slope_body<const FMA: bool>(
+    shape: &Attention,
+    keys: usize,
+    weights: &[f32],
+    capped: &[f32],
+    grads: &mut [f32],
+) {
+    for (weights, grads) in weights.chunks_exact(keys).zip(grads.chunks_exact_mut(keys)) {
+        let inner = dot::<FMA>(weights, grads);
+        for (weight, grad) in weights.iter().zip(grads) {
+            *grad = weight * (*grad - inner) * shape.scale;
+        }
+    }
+    if let Some(cap) = shape.cap {
+        for (grad, capped) in grads.iter_mut().zip(capped) {
+            // The slope of the cap where the score stands.
+            *grad *= 1.0 - (capped / cap) * (capped / cap);
         }
     }
 }

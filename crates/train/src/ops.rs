@@ -3,7 +3,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Error, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use skipbench_model::simd::{dot, exp};
+use skipbench_model::simd::{dot, exp, exp_below, largest};
 use skipbench_model::vectorised;
 
 /// The contiguous f32 data behind a storage.
@@ -266,8 +266,16 @@ vectorised! {
 
 #[inline(always)]
 fn exp_sum_body<const FMA: bool>(x: &[f32]) -> (f32, f32) {
-    let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (largest, x.iter().map(|x| exp::<FMA>(x - largest)).sum())
+    let largest = largest(x);
+    let mut sum = 0.0;
+    // A part at a time, so that nothing as long as the vocabulary is written.
+    let mut part = [0.0; 256];
+    for x in x.chunks(part.len()) {
+        let part = &mut part[..x.len()];
+        part.copy_from_slice(x);
+        sum += exp_below::<FMA>(part, largest);
+    }
+    (largest, sum)
 }
 
 vectorised! {
@@ -276,11 +284,11 @@ vectorised! {
 }
 
 #[inline(always)]
-fn softmax_body<const FMA: bool>(x: &mut [f32], scale: f32) {
-    let (largest, sum) = exp_sum_body::<FMA>(x);
-    let scale = scale / sum;
+pub(crate) fn softmax_body<const FMA: bool>(x: &mut [f32], scale: f32) {
+    let largest = largest(x);
+    let scale = scale / exp_below::<FMA>(x, largest);
     for x in x {
-        *x = exp::<FMA>(*x - largest) * scale;
+        *x *= scale;
     }
 }
 

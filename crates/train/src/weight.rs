@@ -4,7 +4,9 @@ use crate::error::Result;
 use crate::layer_norm::LayerNorm;
 use crate::ops::{RmsNorm, floats, to_vec};
 use crate::products::{add_product, product, transposed_product};
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Error, Layout, Shape, Tensor, Var};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Error, Layout, Shape, Tensor, Var,
+};
 use skipbench_model::KeptMatrix;
 use std::sync::Arc;
 
@@ -63,7 +65,7 @@ impl Weight {
     /// `x W^T`; `x`: `[tokens, columns]`.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Weight::Trained(var) => x.matmul(&var.t()?)?,
+            Weight::Trained(var) => x.apply_op2(var, TrainedProduct)?,
             Weight::Kept(kept) => x.apply_op1(KeptProduct(Arc::clone(kept)))?,
         })
     }
@@ -170,6 +172,50 @@ impl Norms {
             None => Ok(sum),
             Some(norm) => norm.apply(&sum),
         }
+    }
+}
+
+/// `x W^T` of a matrix with gradients. `x`: `[tokens, columns]`, `w`: `[rows, columns]`.
+struct TrainedProduct;
+
+impl CustomOp2 for TrainedProduct {
+    fn name(&self) -> &'static str {
+        "train-product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (rows, columns) = w_layout.shape().dims2()?;
+        let tokens = x_layout.shape().dims2()?.0;
+        let y = product(
+            floats(x, x_layout)?,
+            floats(w, w_layout)?,
+            [rows, columns],
+            false,
+        );
+        Ok((CpuStorage::F32(y), Shape::from((tokens, rows))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let (rows, columns) = w.dims2()?;
+        let grads = to_vec(grad)?;
+        let dx = product(&grads, &to_vec(w)?, [rows, columns], true);
+        let dw = transposed_product(&grads, &to_vec(x)?, [rows, columns]);
+        Ok((
+            Some(Tensor::from_vec(dx, x.shape(), x.device())?),
+            Some(Tensor::from_vec(dw, w.shape(), w.device())?),
+        ))
     }
 }
 

@@ -156,8 +156,7 @@ impl Experiment {
                 *adapter = folder.join(&*adapter);
             }
         }
-        for (index, strategy) in experiment.strategies.iter_mut().enumerate() {
-            let key = format!("strategies.{index}");
+        for (key, strategy) in experiment.strategies_mut() {
             *strategy = layer_files::read(strategy, document.folder_of(&key))
                 .map_err(|error| document.fault(&key, format!("{error:#}")))?;
         }
@@ -222,17 +221,43 @@ impl Experiment {
         self.document.fault(path, format!("{:#}", error.into()))
     }
 
-    /// The key path of a strategy, with whatever target it was given since.
-    pub(crate) fn path_of(&self, spec: &StrategySpec) -> String {
-        let written = self.strategies.iter().position(|written| {
+    /// The strategies of a model.
+    pub(crate) fn strategies_of<'a>(&'a self, model: &'a ModelEntry) -> &'a [StrategySpec] {
+        match model.strategies.is_empty() {
+            true => &self.strategies,
+            false => &model.strategies,
+        }
+    }
+
+    /// All strategies that are written down, with their key paths.
+    fn strategies_mut(&mut self) -> impl Iterator<Item = (String, &mut StrategySpec)> {
+        let models = self.models.iter_mut().enumerate();
+        let models = models.map(|(index, model)| {
+            let key = format!("models.{index}.strategies");
+            (key, &mut model.strategies)
+        });
+        std::iter::once(("strategies".to_owned(), &mut self.strategies))
+            .chain(models)
+            .flat_map(|(key, strategies)| {
+                let strategies = strategies.iter_mut().enumerate();
+                strategies.map(move |(index, strategy)| (format!("{key}.{index}"), strategy))
+            })
+    }
+
+    /// The key path of a strategy of the model at `model`, with whatever target it was given since.
+    pub(crate) fn path_of(&self, model: usize, spec: &StrategySpec) -> String {
+        let model_entry = &self.models[model];
+        let key = match model_entry.strategies.is_empty() {
+            true => "strategies".to_owned(),
+            false => format!("models.{model}.strategies"),
+        };
+        let written = self.strategies_of(model_entry).iter().position(|written| {
             let targeted = spec
                 .target_speedup()
                 .map(|speedup| written.with_target(speedup));
             written == spec || targeted.as_ref() == Some(spec)
         });
-        written.map_or("strategies".to_owned(), |index| {
-            format!("strategies.{index}")
-        })
+        written.map_or(key.clone(), |index| format!("{key}.{index}"))
     }
 
     /// Folder of the results.

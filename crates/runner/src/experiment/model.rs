@@ -6,6 +6,7 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use skipbench_model::Shape;
+use skipbench_strategy::StrategySpec;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,9 @@ pub struct ModelEntry {
     /// What its KV cache is kept in; if not given, what the experiment says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_dtype: Option<KvDtypeName>,
+    /// Strategies to run it with, where they are not those of the experiment: for a checkpoint that was trained for some of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub strategies: Vec<StrategySpec>,
 }
 
 impl ModelEntry {
