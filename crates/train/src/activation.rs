@@ -1,7 +1,7 @@
 //! Activation functions of an MLP with their backward pass, fused for the CPU. SiLU with a gate, which nearly all have, is
 //! [`crate::ops::SwiGlu`].
 
-use crate::ops::{floats, to_vec};
+use crate::ops::{floats, to_vec, values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use skipbench_model::Activation;
@@ -32,7 +32,7 @@ impl CustomOp1 for Activate {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (xs, mut grads) = (to_vec(x)?, to_vec(grad)?);
+        let (xs, mut grads) = (values(x)?, to_vec(grad)?);
         grads
             .par_chunks_mut(CHUNK)
             .zip(xs.par_chunks(CHUNK))
@@ -71,7 +71,7 @@ impl CustomOp2 for Gated {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (gates, ups, grads) = (to_vec(gate)?, to_vec(up)?, to_vec(grad)?);
+        let (gates, ups, grads) = (values(gate)?, values(up)?, values(grad)?);
         let (mut d_gate, mut d_up) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
         d_gate
             .par_chunks_mut(CHUNK)

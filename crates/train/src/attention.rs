@@ -1,7 +1,7 @@
 //! Causal grouped-query attention over whole sequences, fused, with its backward pass: positions by RoPE or ALiBi, windows,
 //! soft caps.
 
-use crate::ops::{floats, softmax_body, to_vec};
+use crate::ops::{floats, softmax_body, values};
 use crate::products::{Sizes, Strided, alone};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -200,7 +200,7 @@ impl CustomOp3 for Attention {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (qs, ks, vs, grads) = (to_vec(q)?, to_vec(k)?, to_vec(v)?, to_vec(grad)?);
+        let (qs, ks, vs, grads) = (values(q)?, values(k)?, values(v)?, values(grad)?);
         let (q_row, kv_row) = (self.seq * self.q_width(), self.seq * self.kv_width());
         let heads = (0..qs.len() / q_row * self.n_kv_heads).into_par_iter();
         let heads = heads.map(|at| {

@@ -1,6 +1,6 @@
 //! Layer norm (arXiv 1607.06450) with its backward pass, fused for the CPU.
 
-use crate::ops::{ROWS, add_in_order, floats, to_vec};
+use crate::ops::{ROWS, add_in_order, floats, values};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use skipbench_model::simd::dot;
@@ -43,7 +43,7 @@ impl CustomOp3 for LayerNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (xs, weights, grads) = (to_vec(x)?, to_vec(weight)?, to_vec(grad)?);
+        let (xs, weights, grads) = (values(x)?, values(weight)?, values(grad)?);
         let d = weights.len();
         let mut dx = vec![0.0; xs.len()];
         let parts = dx

@@ -1,10 +1,14 @@
 //! Differentiable operations fused for the CPU. candle's own fused norms and activations have no backward pass, and
 //! composed ones cost a pass over memory per operation.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Error, Layout, Result, Shape, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, DType, Error, Layout, Result, Shape, Storage, Tensor,
+};
+use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
 use rayon::prelude::*;
 use skipbench_model::simd::{dot, exp, exp_below, largest};
 use skipbench_model::vectorised;
+use std::ops::Deref;
 
 /// The contiguous f32 data behind a storage.
 pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -20,6 +24,38 @@ pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
 /// A copy of a tensor's data.
 pub(crate) fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
+}
+
+/// A tensor's values, lent where they lie one behind the other.
+pub(crate) enum Values<'a> {
+    Lent(MappedRwLockReadGuard<'a, [f32]>),
+    Own(Vec<f32>),
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Lent(values) => values,
+            Self::Own(values) => values,
+        }
+    }
+}
+
+pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let lent = RwLockReadGuard::try_map(storage, |storage| match storage {
+        Storage::Cpu(storage) => floats(storage, layout).ok(),
+        _ => None,
+    });
+    match lent {
+        Ok(lent) => Ok(Values::Lent(lent)),
+        Err(storage) => {
+            drop(storage);
+            Ok(Values::Own(to_vec(tensor)?))
+        }
+    }
 }
 
 /// Rows handed to a thread at a time.
@@ -68,7 +104,7 @@ impl CustomOp2 for RmsNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (xs, weights, grads) = (to_vec(x)?, to_vec(weight)?, to_vec(grad)?);
+        let (xs, weights, grads) = (values(x)?, values(weight)?, values(grad)?);
         let d = weights.len();
         let mut dx = vec![0.0; xs.len()];
         let dw = dx
@@ -163,7 +199,7 @@ impl CustomOp2 for SwiGlu {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (gates, ups, grads) = (to_vec(gate)?, to_vec(up)?, to_vec(grad)?);
+        let (gates, ups, grads) = (values(gate)?, values(up)?, values(grad)?);
         let (mut d_gate, mut d_up) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
         let chunk = ROWS * 256;
         d_gate

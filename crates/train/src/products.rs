@@ -93,42 +93,51 @@ pub(crate) fn add_product(
     back: bool,
 ) {
     let (x, w, sizes) = operands(x, w, [rows, columns], back);
-    onto(y, x, w, sizes, true, all_threads());
+    onto(y, x, w, sizes, true, rayon::current_num_threads());
 }
 
 /// `a b` into `c`, or added to it, on this thread alone: for products that many are computed of side by side.
 pub(crate) fn alone(c: &mut [f32], a: Strided<'_>, b: Strided<'_>, sizes: Sizes, adds: bool) {
-    onto(c, a, b, sizes, adds, Parallelism::None);
-}
-
-fn all_threads() -> Parallelism {
-    match rayon::current_num_threads() {
-        1 => Parallelism::None,
-        threads => Parallelism::Rayon(threads),
-    }
+    onto(c, a, b, sizes, adds, 1);
 }
 
 /// `[m, n]`
 fn of(a: Strided<'_>, b: Strided<'_>, sizes: Sizes) -> Vec<f32> {
+    let (len, threads) = (sizes.m * sizes.n, rayon::current_num_threads());
     #[cfg(target_arch = "x86_64")]
-    if matches!(isa(), Isa::Avx512) && sizes.n >= blocked::NR && sizes.m >= blocked::MR {
-        return blocked::product(a, b, sizes);
+    if matches!(isa(), Isa::Avx512) && blocked::suits(sizes) {
+        let mut c = Vec::with_capacity(len);
+        check(a, b, sizes);
+        // SAFETY: the features were detected, the sizes checked, and every element is written.
+        unsafe {
+            blocked::product(c.as_mut_ptr(), a, b, sizes, false, threads);
+            c.set_len(len);
+        }
+        return c;
     }
-    let mut c = vec![0.0; sizes.m * sizes.n];
-    onto(&mut c, a, b, sizes, false, all_threads());
+    let mut c = vec![0.0; len];
+    onto(&mut c, a, b, sizes, false, threads);
     c
 }
 
+fn check(a: Strided<'_>, b: Strided<'_>, Sizes { m, k, n }: Sizes) {
+    assert!(a.values.len() >= a.reach(m, k) && b.values.len() >= b.reach(k, n));
+}
+
 /// Into `c`, `[m, n]`, or added to it.
-fn onto(
-    c: &mut [f32],
-    a: Strided<'_>,
-    b: Strided<'_>,
-    Sizes { m, k, n }: Sizes,
-    adds: bool,
-    parallelism: Parallelism,
-) {
-    assert!(c.len() == m * n && a.values.len() >= a.reach(m, k) && b.values.len() >= b.reach(k, n));
+fn onto(c: &mut [f32], a: Strided<'_>, b: Strided<'_>, sizes: Sizes, adds: bool, threads: usize) {
+    let Sizes { m, k, n } = sizes;
+    assert!(c.len() == m * n);
+    check(a, b, sizes);
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa(), Isa::Avx512) && blocked::suits(sizes) {
+        // SAFETY: the features were detected and the sizes checked.
+        return unsafe { blocked::product(c.as_mut_ptr(), a, b, sizes, adds, threads) };
+    }
+    let parallelism = match threads {
+        1 => Parallelism::None,
+        threads => Parallelism::Rayon(threads),
+    };
     // SAFETY: all three hold so much.
     unsafe {
         gemm::gemm(

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::layer_norm::LayerNorm;
-use crate::ops::{RmsNorm, floats, to_vec};
+use crate::ops::{RmsNorm, floats, values};
 use crate::products::{add_product, product, transposed_product};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Error, Layout, Shape, Tensor, Var,
@@ -209,9 +209,9 @@ impl CustomOp2 for TrainedProduct {
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let (rows, columns) = w.dims2()?;
-        let grads = to_vec(grad)?;
-        let dx = product(&grads, &to_vec(w)?, [rows, columns], true);
-        let dw = transposed_product(&grads, &to_vec(x)?, [rows, columns]);
+        let grads = values(grad)?;
+        let dx = product(&grads, &values(w)?, [rows, columns], true);
+        let dw = transposed_product(&grads, &values(x)?, [rows, columns]);
         Ok((
             Some(Tensor::from_vec(dx, x.shape(), x.device())?),
             Some(Tensor::from_vec(dw, w.shape(), w.device())?),
@@ -243,7 +243,7 @@ impl CustomOp1 for KeptProduct {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let dx = self.of(&to_vec(grad)?, true)?;
+        let dx = self.of(&values(grad)?, true)?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }
@@ -299,7 +299,7 @@ impl CustomOp3 for AdaptedProduct {
         _: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (xs, a_s, bs, grads) = (to_vec(x)?, to_vec(a)?, to_vec(b)?, to_vec(grad)?);
+        let (xs, a_s, bs, grads) = (values(x)?, values(a)?, values(b)?, values(grad)?);
         let (rows, columns, rank) = self.sizes(&a_s);
         let inner = scaled(product(&grads, &bs, [rows, rank], true), self.scale);
         let mut dx = self.kept.of(&grads, true)?;

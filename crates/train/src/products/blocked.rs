@@ -6,15 +6,18 @@ use rayon::prelude::*;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Rows and columns of a tile of the result: 24 registers of sums.
-pub(super) const MR: usize = 8;
-pub(super) const NR: usize = 48;
-/// Terms that are summed at a time: a tile's strip of the left matrix stays in the first cache, its panel of the right one
-/// in the second.
-const KC: usize = 320;
+/// Rows of a tile of the result.
+const MR: usize = 8;
+/// Columns of a register.
+const LANES: usize = 16;
+/// Registers of columns of the widest tile: 24 of sums.
+const WIDEST: usize = 3;
+/// The most terms that are summed at a time: a tile's strip of the left matrix stays in the first cache, its panel of the right
+/// one in the second.
+const KC: usize = 576;
 /// Rows of the left matrix that are packed at a time by a thread.
 const MC: usize = 96;
-/// Columns of the right matrix that are packed at a time.
+/// The most columns of the right matrix that are packed at a time.
 const NC: usize = 48 * 64;
 
 /// A result that threads write disjoint rows of.
@@ -22,84 +25,128 @@ struct Rows(*mut f32);
 // SAFETY: each thread writes rows of its own, and the matrix outlives the parallel region.
 unsafe impl Sync for Rows {}
 
-pub(super) fn product(a: Strided<'_>, b: Strided<'_>, sizes: Sizes) -> Vec<f32> {
-    let Sizes { m, k, n } = sizes;
-    let mut c = vec![0f32; m * n];
-    let rows = Rows(c.as_mut_ptr());
-    // As even as whole strips allow, so that no thread is left with the rest.
-    let threads = rayon::current_num_threads();
-    let blocks = m.div_ceil(MC).next_multiple_of(threads);
-    let height = m.div_ceil(blocks).next_multiple_of(MR);
-    let mut panels = Vec::new();
-    for columns in (0..n).step_by(NC).map(|first| first..n.min(first + NC)) {
-        for terms in (0..k).step_by(KC).map(|first| first..k.min(first + KC)) {
-            pack_panels(b, terms.clone(), columns.clone(), &mut panels);
-            let panels = &panels;
-            (0..m.div_ceil(height)).into_par_iter().for_each(|block| {
-                let block = block * height..m.min((block + 1) * height);
-                let strips = pack_strips(a, block.clone(), terms.clone());
-                let tiles = Tiles {
-                    strips: &strips,
-                    panels,
-                    terms: terms.len(),
-                    adds: terms.start > 0,
-                    n,
-                };
-                // SAFETY: the caller has seen that the processor has AVX-512; the rows of the block are this thread's, and
-                // they and the columns lie within the result.
-                unsafe { tiles.run(&rows, block, columns.clone()) };
-            });
-        }
-    }
-    c
+/// Whether a product has enough of both to fill tiles.
+pub(super) fn suits(Sizes { m, k, n }: Sizes) -> bool {
+    m >= MR && n >= 8 && k > 0
 }
 
-/// Columns of `b` in panels of `NR`, each `[terms, NR]`; columns beyond the last are zero.
-fn pack_panels(b: Strided<'_>, terms: Range<usize>, columns: Range<usize>, panels: &mut Vec<f32>) {
-    let len = terms.len() * NR;
-    panels.resize(columns.len().div_ceil(NR) * len, 0.0);
-    panels
-        .par_chunks_mut(len)
-        .enumerate()
-        .for_each(|(panel, to)| {
-            let first = columns.start + panel * NR;
-            let lanes = first..columns.end.min(first + NR);
-            pack::<NR>(b.turned(), lanes, terms.clone(), to);
-        });
+/// `a b` to `c`, `[m, n]`, or added to what is there, on so many threads.
+///
+/// # Safety
+/// The processor has AVX-512F and AVX, the matrices are as large as `sizes` says, and `c` has room for the result.
+pub(super) unsafe fn product(
+    c: *mut f32,
+    a: Strided<'_>,
+    b: Strided<'_>,
+    sizes: Sizes,
+    adds: bool,
+    threads: usize,
+) {
+    let Sizes { m, k, n } = sizes;
+    // The width of tiles that leaves the fewest columns over.
+    let registers = (1..=WIDEST)
+        .rev()
+        .min_by_key(|registers| n.next_multiple_of(registers * LANES))
+        .unwrap_or(WIDEST);
+    let rows = Rows(c);
+    // As even as whole strips allow, so that no thread is left with the rest.
+    let blocks = m.div_ceil(MC).next_multiple_of(threads);
+    let height = m.div_ceil(blocks).next_multiple_of(MR);
+    let parts_of_k = k.div_ceil(k.div_ceil(KC));
+    let mut panels = Vec::new();
+    for columns in parts(n, NC) {
+        for terms in parts(k, parts_of_k) {
+            pack_panels(b, &terms, &columns, registers * LANES, threads, &mut panels);
+            let block = |block: usize| {
+                let block = block * height..m.min((block + 1) * height);
+                let strips = pack_strips(a, &block, &terms);
+                let tiles = Tiles {
+                    strips: &strips,
+                    panels: &panels,
+                    terms: terms.len(),
+                    registers,
+                    adds: adds || terms.start > 0,
+                    n,
+                };
+                // SAFETY: the caller's; the rows of the block are this thread's, and they and the columns lie within the result.
+                unsafe { tiles.run(&rows, block, columns.clone()) };
+            };
+            let blocks = 0..m.div_ceil(height);
+            match threads {
+                1 => blocks.for_each(block),
+                _ => blocks.into_par_iter().for_each(block),
+            }
+        }
+    }
+}
+
+/// `0..len` in ranges of at most `part`.
+fn parts(len: usize, part: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len)
+        .step_by(part)
+        .map(move |first| first..len.min(first + part))
+}
+
+/// Columns of `b` in panels of `width`, each `[terms, width]`; columns beyond the last are zero.
+fn pack_panels(
+    b: Strided<'_>,
+    terms: &Range<usize>,
+    columns: &Range<usize>,
+    width: usize,
+    threads: usize,
+    panels: &mut Vec<f32>,
+) {
+    let len = terms.len() * width;
+    panels.resize(columns.len().div_ceil(width) * len, 0.0);
+    let pack = |(panel, to): (usize, &mut [f32])| {
+        let first = columns.start + panel * width;
+        let lanes = first..columns.end.min(first + width);
+        pack(b.turned(), lanes, terms, width, to);
+    };
+    match threads {
+        1 => panels.chunks_mut(len).enumerate().for_each(pack),
+        _ => panels.par_chunks_mut(len).enumerate().for_each(pack),
+    }
 }
 
 /// Rows of `a` in strips of `MR`, each `[terms, MR]`; rows beyond the last are zero.
-fn pack_strips(a: Strided<'_>, rows: Range<usize>, terms: Range<usize>) -> Vec<f32> {
+fn pack_strips(a: Strided<'_>, rows: &Range<usize>, terms: &Range<usize>) -> Vec<f32> {
     let len = terms.len() * MR;
     let mut strips = vec![0.0; rows.len().div_ceil(MR) * len];
     for (strip, to) in strips.chunks_exact_mut(len).enumerate() {
         let first = rows.start + strip * MR;
         let lanes = first..rows.end.min(first + MR);
-        pack::<MR>(a, lanes, terms.clone(), to);
+        pack(a, lanes, terms, MR, to);
     }
     strips
 }
 
-/// Rows `lanes` of `from`, up to `W` of them, as `[terms, W]`; lanes beyond the last are zero.
-fn pack<const W: usize>(
+/// Rows `lanes` of `from`, up to `width` of them, as `[terms, width]`; lanes beyond the last are zero.
+fn pack(
     from: Strided<'_>,
     lanes: Range<usize>,
-    terms: Range<usize>,
+    terms: &Range<usize>,
+    width: usize,
     to: &mut [f32],
 ) {
-    let width = lanes.len();
+    let count = lanes.len();
+    if count < width {
+        to.fill(0.0);
+    }
+    let whole_lanes = count / 8 * 8;
     if from.rows == 1 {
-        for (term, to) in terms.zip(to.chunks_exact_mut(W)) {
+        for (term, to) in terms.clone().zip(to.chunks_exact_mut(width)) {
             let at = term * from.columns + lanes.start;
-            to[..width].copy_from_slice(&from.values[at..at + width]);
-            to[width..].fill(0.0);
+            let from = &from.values[at..at + count];
+            let (from, rest) = from.as_chunks::<8>();
+            let (to, to_rest) = to[..count].as_chunks_mut::<8>();
+            // Eight at a time, which is an instruction where a copy of any length is a call.
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            to_rest.copy_from_slice(rest);
         }
         return;
     }
-    if width < W {
-        to.fill(0.0);
-    }
-    let (whole_lanes, whole_terms) = (width / 8 * 8, terms.len() / 8 * 8);
+    let whole_terms = terms.len() / 8 * 8;
     let place = |lane: usize, term: usize| {
         (lanes.start + lane) * from.rows + (terms.start + term) * from.columns
     };
@@ -110,18 +157,19 @@ fn pack<const W: usize>(
     for lane in (0..squares).step_by(8) {
         for term in (0..whole_terms).step_by(8) {
             let last = place(lane + 7, term + 7);
-            assert!(last < from.values.len() && (term + 7) * W + lane + 8 <= to.len());
+            assert!(last < from.values.len() && (term + 7) * width + lane + 8 <= to.len());
             // SAFETY: AVX-512 brings AVX; the last element of either square was seen to lie within its matrix.
             unsafe {
                 let values = from.values.as_ptr().add(place(lane, term));
-                turn_8x8(values, from.rows, to.as_mut_ptr().add(term * W + lane), W);
+                let to = to.as_mut_ptr().add(term * width + lane);
+                turn_8x8(values, from.rows, to, width);
             }
         }
     }
-    for lane in 0..width {
+    for lane in 0..count {
         let rest = if lane < squares { whole_terms } else { 0 };
         for term in rest..terms.len() {
-            to[term * W + lane] = from.values[place(lane, term)];
+            to[term * width + lane] = from.values[place(lane, term)];
         }
     }
 }
@@ -168,6 +216,8 @@ struct Tiles<'a> {
     strips: &'a [f32],
     panels: &'a [f32],
     terms: usize,
+    /// Of columns of a panel.
+    registers: usize,
     /// To what is there already.
     adds: bool,
     /// Columns of the result.
@@ -177,30 +227,46 @@ struct Tiles<'a> {
 impl Tiles<'_> {
     /// # Safety
     /// The processor has AVX-512F; `rows` and `columns` lie in `c`, and no other thread has these rows.
-    #[target_feature(enable = "avx512f")]
     unsafe fn run(&self, c: &Rows, rows: Range<usize>, columns: Range<usize>) {
-        let panels = self.panels.chunks_exact(self.terms * NR);
+        // SAFETY: the caller's.
+        unsafe {
+            match self.registers {
+                1 => self.run_wide::<1>(c, rows, columns),
+                2 => self.run_wide::<2>(c, rows, columns),
+                _ => self.run_wide::<WIDEST>(c, rows, columns),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As of [`run`](Self::run); panels have `V` registers of columns.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn run_wide<const V: usize>(&self, c: &Rows, rows: Range<usize>, columns: Range<usize>) {
+        let wide = V * LANES;
+        let panels = self.panels.chunks_exact(self.terms * wide);
         for (panel, right) in panels.enumerate() {
-            let column = columns.start + panel * NR;
-            let width = NR.min(columns.end - column);
+            let column = columns.start + panel * wide;
+            let width = wide.min(columns.end - column);
             for (strip, left) in self.strips.chunks_exact(self.terms * MR).enumerate() {
                 let row = rows.start + strip * MR;
                 let height = MR.min(rows.end - row);
                 // SAFETY: the caller's; a tile that hangs over is written to a buffer first.
                 unsafe {
                     let to = c.0.add(row * self.n + column);
-                    if height == MR && width == NR {
-                        tile(left, right, self.terms, to, self.n, self.adds);
+                    if height == MR && width == wide {
+                        tile::<V>(left, right, self.terms, to, self.n, self.adds);
                         continue;
                     }
-                    let mut whole = [0f32; MR * NR];
-                    tile(left, right, self.terms, whole.as_mut_ptr(), NR, false);
+                    let mut whole = [0f32; MR * WIDEST * LANES];
+                    tile::<V>(left, right, self.terms, whole.as_mut_ptr(), wide, false);
                     for row in 0..height {
-                        let to = std::slice::from_raw_parts_mut(to.add(row * self.n), width);
-                        let sums = to.iter_mut().zip(&whole[row * NR..]);
-                        match self.adds {
-                            true => sums.for_each(|(to, sum)| *to += sum),
-                            false => sums.for_each(|(to, sum)| *to = *sum),
+                        for column in 0..width {
+                            let to = to.add(row * self.n + column);
+                            let sum = whole[row * wide + column];
+                            match self.adds {
+                                true => *to += sum,
+                                false => to.write(sum),
+                            }
                         }
                     }
                 }
@@ -209,23 +275,25 @@ impl Tiles<'_> {
     }
 }
 
-/// `[MR, NR]` at `to`, whose rows are `stride` apart, of a strip and a panel.
+/// `[MR, V * LANES]` at `to`, whose rows are `stride` apart, of a strip and a panel.
 ///
 /// # Safety
 /// The processor has AVX-512F, `left` and `right` have so many terms, and the tile lies at `to`.
 #[target_feature(enable = "avx512f")]
-unsafe fn tile(left: &[f32], right: &[f32], terms: usize, to: *mut f32, stride: usize, adds: bool) {
-    const V: usize = NR / 16;
+unsafe fn tile<const V: usize>(
+    left: &[f32],
+    right: &[f32],
+    terms: usize,
+    to: *mut f32,
+    stride: usize,
+    adds: bool,
+) {
     let mut sums = [[_mm512_setzero_ps(); V]; MR];
     let (mut a, mut b) = (left.as_ptr(), right.as_ptr());
     // SAFETY: the caller's.
     unsafe {
         for _ in 0..terms {
-            let weights = [
-                _mm512_loadu_ps(b),
-                _mm512_loadu_ps(b.add(16)),
-                _mm512_loadu_ps(b.add(32)),
-            ];
+            let weights: [__m512; V] = std::array::from_fn(|v| _mm512_loadu_ps(b.add(v * LANES)));
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*a.add(i));
                 for (sum, weights) in sums.iter_mut().zip(weights) {
@@ -233,11 +301,11 @@ unsafe fn tile(left: &[f32], right: &[f32], terms: usize, to: *mut f32, stride: 
                 }
             }
             a = a.add(MR);
-            b = b.add(NR);
+            b = b.add(V * LANES);
         }
         for (i, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
-                let to = to.add(i * stride + v * 16);
+                let to = to.add(i * stride + v * LANES);
                 let sum = match adds {
                     true => _mm512_add_ps(*sum, _mm512_loadu_ps(to)),
                     false => *sum,
