@@ -61,6 +61,9 @@ say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,nohe
 # --- correctness -----------------------------------------------------------------------------------------------------------
 part correctness
 deadline=$((SECONDS + 240))
+# What is left of the part, for whatever begins now.
+left() { echo $((deadline > SECONDS ? deadline - SECONDS : 1)); }
+shipped=$PWD/data/checkpoints/adapted
 verdicts="$work/verdicts"
 mkdir "$verdicts"
 asked=0
@@ -78,12 +81,13 @@ JSON
 
 # compare NAME MODEL PROMPTS STRATEGY BATCH: f32 on both, beside other comparisons.
 # comes NAME MODEL PROMPTS STRATEGY BATCH DTYPE: tokens come in 16 bits, in which they may differ.
-compare() { beside equal "$@" f32; }
-comes() { beside came "$@"; }
+compare() { beside check equal "$@" f32; }
+comes() { beside check came "$@"; }
+# beside COMMAND...: gets the file of its verdict behind its name.
 beside() {
     asked=$((asked + 1))
     while [ "$(jobs -rp | wc -l)" -ge "$jobs_at_once" ]; do wait -n || true; done
-    check "$verdicts/$(printf %03d "$asked")" "$@" &
+    "$1" "$verdicts/$(printf %03d "$asked")" "${@:2}" &
 }
 
 # check VERDICT WANTED NAME MODEL PROMPTS STRATEGY BATCH DTYPE: writes one line.
@@ -92,19 +96,42 @@ check() {
     local args=(generate --model "$4" --input "$5" --strategy "$6" --batch-size "$7" --dtype "$8" --max-new-tokens 24 --ignore-eos)
     if [ "$SECONDS" -ge "$deadline" ]; then
         echo "NO TIME $name" >"$verdict"
-    elif ! within 60 "$binary" "${args[@]}" --device "$device" >"$mine"; then
+    elif ! within "$(left)" "$binary" "${args[@]}" --device "$device" >"$mine"; then
         echo "FAILED  $name: see $errors" >"$verdict"
     elif [ "$wanted" = came ] && [ "$(wc -l <"$mine")" -eq "$(wc -l <"$5")" ]; then
         echo "came    $name" >"$verdict"
     elif [ "$wanted" = came ]; then
         echo "FEWER   $name" >"$verdict"
-    elif ! within 60 "$binary" "${args[@]}" --device cpu --composed >"$theirs"; then
+    elif ! within "$(left)" "$binary" "${args[@]}" --device cpu --composed >"$theirs"; then
         echo "FAILED  $name on the CPU: see $errors" >"$verdict"
     elif cmp -s "$theirs" "$mine"; then
         echo "equal   $name" >"$verdict"
     else
         { echo "DIFFERS $name"; diff "$theirs" "$mine" | head -4; } >"$verdict"
     fi
+}
+
+# oracle_depth VERDICT: what the shipped checkpoint says under it, on both.
+oracle_depth() {
+    local name="shipped, oracle-depth, batch 8, f32" on
+    cat >"$work/oracle.yaml" <<YAML
+name: oracle-depth
+device: $device
+dtype: f32
+models: [{name: adapted, path: "$shipped"}]
+tasks: [{builtin: translation, prompts: 16}]
+strategies: [oracle-depth]
+batch-sizes: [8]
+timing: {batches: 0}
+YAML
+    for on in "$device" cpu; do
+        within "$(left)" "$binary" run "$work/oracle.yaml" --set "device=$on" --out "$work/oracle-$on" >/dev/null &&
+            grep -o '"text":"[^"]*"' "$work/oracle-$on/samples.jsonl" >"$1.$on" || {
+            echo "FAILED  $name on $on: see $errors" >"$1"
+            return
+        }
+    done
+    cmp -s "$1.$device" "$1.cpu" && echo "equal   $name" >"$1" || echo "DIFFERS $name" >"$1"
 }
 
 # Every strategy that `layers --list` names, oracle-depth apart, which only an experiment can run. Thresholds are given: on random
@@ -119,6 +146,7 @@ strategies=(
     'shallow-deep {threshold: 0.4}' 'prompt-depth {threshold: 0.4}' adaskip@1.5
     self-speculative:top@2 'self-speculative {draft: {early-exit: {threshold: 0.4}}}' oracle-exit
 )
+beside oracle_depth
 checked=" oracle-depth "
 for strategy in "${strategies[@]}"; do checked+="${strategy%%[^a-z-]*} "; done
 for name in $("$binary" layers --list | sed -n 's/^\([a-z-]*\):.*/\1/p'); do
@@ -153,7 +181,6 @@ for model in crates/model/tests/gguf/*.gguf; do
     # A file of block types alone is no model.
     [ "$name" = blocks.gguf ] || compare "$name" "$model" "$work/gguf.txt" full 3
 done
-shipped=$PWD/data/checkpoints/adapted
 "$binary" data translation -n 16 >"$work/prompts.jsonl"
 for strategy in full unified@2 skip-decode@2 'early-exit {threshold: 0.9}' self-speculative:top@2; do
     compare shipped "$shipped" "$work/prompts.jsonl" "$strategy" 8
@@ -163,26 +190,6 @@ cat "$verdicts"/??? | tee -a "$log"
 good=$(cat "$verdicts"/??? | grep -c '^equal\|^came' || true)
 say "$good of $asked comparisons are as they should be"
 [ "$good" = "$asked" ] || failed=1
-
-cat >"$work/oracle.yaml" <<YAML
-name: oracle-depth
-device: $device
-dtype: f32
-models: [{name: adapted, path: "$shipped"}]
-tasks: [{builtin: translation, prompts: 16}]
-strategies: [oracle-depth]
-batch-sizes: [8]
-timing: {batches: 0}
-YAML
-# What was said and how deep, without what tells of the machine.
-answers() { sed -n 's/.*\("text":"[^"]*"\).*/\1/p' "$1/samples.jsonl"; }
-if within 60 "$binary" run "$work/oracle.yaml" --out "$work/oracle" >/dev/null &&
-    within 60 "$binary" run "$work/oracle.yaml" --set device=cpu --out "$work/oracle-cpu" >/dev/null &&
-    [ -n "$(answers "$work/oracle")" ] && cmp -s <(answers "$work/oracle") <(answers "$work/oracle-cpu"); then
-    say "equal   shipped, oracle-depth, batch 8, f32"
-else
-    fail "shipped, oracle-depth, batch 8, f32: see $errors"
-fi
 
 # --- copy bandwidth --------------------------------------------------------------------------------------------------------
 part bandwidth
