@@ -63,7 +63,7 @@ impl Run<'_> {
             .collect();
         let clock = Clock::start(self.model)?;
         let logits = self.prefill()?;
-        let logits = logits.to_vec2::<f32>()?;
+        let logits = signal::each_row(&logits, <[f32]>::to_vec)?;
         for (search, logits) in searches.iter_mut().zip(logits) {
             // All beams are still the same, so one speaks for all.
             let all = vec![logits; beams];
@@ -82,7 +82,7 @@ impl Run<'_> {
             if live.is_empty() {
                 break;
             }
-            let clock = Clock::start(self.model)?;
+            let clock = Clock::resume();
             self.laps.start(self.model);
             let mut ids = Vec::new();
             let mut spans = Vec::new();
@@ -97,7 +97,7 @@ impl Run<'_> {
             let plan = self.strategy.plan(step);
             let decoded = self.decode(&ids, &spans, &plan)?;
             self.laps.end(Lap::Rows);
-            let logits = decoded.logits.to_vec2::<f32>()?;
+            let logits = signal::each_row(&decoded.logits, <[f32]>::to_vec)?;
             let mut parents: Vec<usize> = (0..prompts.len() * beams).collect();
             for (place, &prompt) in live.iter().enumerate() {
                 let rows = place * beams..(place + 1) * beams;

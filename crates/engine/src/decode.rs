@@ -9,7 +9,7 @@ use crate::step::{Decoded, Row, Step};
 use crate::tensors::{in_order, part_of, select};
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
-use skipbench_model::{Part, Span};
+use skipbench_model::{Part, Span, ops};
 use skipbench_strategy::{ExitCheck, ExitSignal, KvFill, LayerSet, StepPlan, Verdict};
 
 /// All rows of a step on their way.
@@ -109,7 +109,7 @@ impl Run<'_> {
                 spans.extend(along.iter().map(|&index| ghosts[index].span));
                 let states = along.iter().map(|&index| &ghosts[index].state);
                 let inputs: Vec<&Tensor> = [&input].into_iter().chain(states).collect();
-                input = Tensor::cat(&inputs, 0)?;
+                input = ops::cat(&inputs, 0)?;
             }
             let (mut output, made_up) = self.advance(layer, part, &input, &spans)?;
             for (&index, &made_up) in chosen.iter().zip(&made_up) {
@@ -267,7 +267,7 @@ impl Run<'_> {
         let mut heads = match waiting[..] {
             [] => None,
             [one] => Some(self.head(one)?),
-            _ => Some(self.head(&Tensor::cat(&waiting, 0)?)?),
+            _ => Some(self.head(&ops::cat(&waiting, 0)?)?),
         };
         let mut pieces: Vec<(Vec<usize>, Tensor)> = Vec::new();
         let mut rows: Vec<Decoded> = Vec::new();

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::options::Sampling;
-use candle_core::{Error, Tensor};
+use candle_core::Error;
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
@@ -45,8 +45,8 @@ impl Draw {
     ///
     /// # Errors
     /// Logits of which none has a probability.
-    pub(crate) fn token(&mut self, logits: &Tensor) -> Result<u32> {
-        let mut probabilities = softmax(&logits.to_vec1::<f32>()?, self.temperature);
+    pub(crate) fn token(&mut self, logits: &[f32]) -> Result<u32> {
+        let mut probabilities = softmax(logits, self.temperature);
         let mut order: Vec<usize> = (0..probabilities.len()).collect();
         match self.kept {
             Kept::TopK(k) if k < order.len() => {
@@ -90,7 +90,7 @@ fn softmax(logits: &[f32], temperature: f64) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
     use candle_transformers::generation::{LogitsProcessor, Sampling as Peer};
 
     #[test]
@@ -98,7 +98,7 @@ mod tests {
         let logits: Vec<f32> = (0..300)
             .map(|id| ((id * 7919) % 613) as f32 / 40.0)
             .collect();
-        let logits = Tensor::new(logits, &Device::Cpu).unwrap();
+        let tensor = Tensor::new(logits.clone(), &Device::Cpu).unwrap();
         let temperature = 1.3;
         for (top_k, top_p, peer) in [
             (None, None, Peer::All { temperature }),
@@ -140,7 +140,7 @@ mod tests {
             let mut seen = std::collections::BTreeSet::new();
             for _ in 0..200 {
                 let token = ours.token(&logits).unwrap();
-                assert_eq!(token, theirs.sample(&logits).unwrap(), "{peer:?}");
+                assert_eq!(token, theirs.sample(&tensor).unwrap(), "{peer:?}");
                 seen.insert(token);
             }
             assert!(seen.len() > 5, "{peer:?}");
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn logits_that_are_no_numbers_are_an_error() {
-        let logits = Tensor::new(&[f32::NAN; 4], &Device::Cpu).unwrap();
+        let logits = [f32::NAN; 4];
         let sampling = Sampling {
             temperature: 1.0,
             top_k: None,

@@ -151,7 +151,7 @@ impl Run<'_> {
         let logits = self.prefill()?;
         let tokens = self.choose(&logits, &rows, &mut chooser)?;
         let scores = self.scores(&rows, &tokens, &logits)?;
-        self.out.prefill_s = clock.stop(self.model)?;
+        self.out.prefill_s = clock.stop_idle();
         let ran = self.prompt_layers();
         let chosen = rows.into_iter().zip(tokens).zip(scores);
         let first = chosen.map(|((row, token), score)| Chosen {
@@ -165,13 +165,13 @@ impl Run<'_> {
 
         let mut step = 1;
         while !live.is_empty() && step < self.options.max_new_tokens {
-            let clock = Clock::start(self.model)?;
+            let clock = Clock::resume();
             self.laps.start(self.model);
             let chosen = match self.strategy.draft() {
                 Some(limit) => self.speculate(&live, limit)?,
                 None => self.step(&live, step, &mut chooser)?,
             };
-            self.out.step_s.push(clock.stop(self.model)?);
+            self.out.step_s.push(clock.stop_idle());
             live = self.accept(chosen)?;
             step += 1;
         }
@@ -213,16 +213,15 @@ impl Run<'_> {
         tokens: &[u32],
         logits: &Tensor,
     ) -> Result<Vec<Option<TokenScore>>> {
-        let chosen = rows.iter().zip(tokens).enumerate();
-        chosen
-            .map(|(index, (&row, &token))| {
-                let Some(likeliest) = self.asked(row).log_probabilities else {
-                    return Ok(None);
-                };
-                let logits = logits.get(index)?.to_vec1::<f32>()?;
-                Ok(Some(signal::score(&logits, token, likeliest)))
-            })
-            .collect()
+        let asked = rows.iter().map(|&row| self.asked(row).log_probabilities);
+        if asked.clone().all(|likeliest| likeliest.is_none()) {
+            return Ok(rows.iter().map(|_| None).collect());
+        }
+        let mut asked = asked.zip(tokens);
+        signal::each_row(logits, |logits| {
+            let (likeliest, &token) = asked.next()?;
+            Some(signal::score(logits, token, likeliest?))
+        })
     }
 
     /// A token of each of `rows` from `logits`: `[rows.len(), vocab_size]`.
@@ -231,25 +230,27 @@ impl Run<'_> {
             let sequence = self.prompts[row].len() + self.out.rows[row].tokens.len();
             (row, sequence - 1)
         });
-        let likeliest = self.numbers(signal::argmax(logits)?, places, None)?;
         let n = self.options.no_repeat_ngram;
-        if n == 0 {
-            return chooser.choose(rows, likeliest, logits);
+        if n == 0 && !chooser.draws() {
+            return self.numbers(signal::argmax(logits)?, places, None);
         }
-        let vocab = logits.dim(1)?;
-        let mut values = logits.flatten_all()?.to_vec1::<f32>()?;
-        for (&row, values) in rows.iter().zip(values.chunks_exact_mut(vocab)) {
-            let sequence = [&self.prompts[row][..], &self.out.rows[row].tokens].concat();
-            for banned in ngram::banned(&sequence, n) {
-                values[banned as usize] = f32::NEG_INFINITY;
+        let mut logits = signal::each_row(logits, <[f32]>::to_vec)?;
+        let likeliest = logits.iter().map(|logits| signal::likeliest(logits));
+        let mut likeliest = self.numbers(likeliest.collect(), places, None)?;
+        if n > 0 {
+            for ((&row, logits), likeliest) in rows.iter().zip(&mut logits).zip(&mut likeliest) {
+                let sequence = [&self.prompts[row][..], &self.out.rows[row].tokens].concat();
+                for banned in ngram::banned(&sequence, n) {
+                    logits[banned as usize] = f32::NEG_INFINITY;
+                }
+                *likeliest = signal::likeliest(logits).ok_or_else(|| EngineError::Search {
+                    option: "no-repeat-ngram",
+                    message: format!(
+                        "every token would repeat {n} tokens of the sequence; allow more"
+                    ),
+                })?;
             }
         }
-        let logits = Tensor::from_vec(values, logits.shape().clone(), logits.device())?;
-        let allowed: Option<Vec<u32>> = signal::argmax(&logits)?.into_iter().collect();
-        let likeliest = allowed.ok_or_else(|| EngineError::Search {
-            option: "no-repeat-ngram",
-            message: format!("every token would repeat {n} tokens of the sequence; allow more"),
-        })?;
         chooser.choose(rows, likeliest, &logits)
     }
 

@@ -13,6 +13,7 @@
 //! which speedup the bytes read would allow. [`removal_order`] scores layers on calibration text.
 
 mod audit;
+mod bandwidth;
 mod beam;
 mod candidates;
 mod decode;
@@ -43,6 +44,7 @@ mod timing;
 mod trace;
 
 pub use audit::{CheckAudit, EntryAudit, KvAudit, LayerAudit};
+pub use bandwidth::copied_bytes_per_s;
 pub use error::{EngineError, Result};
 pub use generate::Engine;
 pub use generation::{DraftTally, End, Generation, RowOutput, TokenScore};

@@ -6,7 +6,7 @@ use crate::generation::{Generation, RowOutput};
 use crate::laps::{Lap, Laps};
 use crate::options::Options;
 use candle_core::Tensor;
-use skipbench_model::{CausalLm, KvCache};
+use skipbench_model::{CausalLm, KvCache, ops};
 use skipbench_strategy::{BatchMode, BatchShape, KvFill, LayerSet, Needs, Prefill, Strategy};
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -181,13 +181,25 @@ impl<'a> Run<'a> {
 pub(crate) struct Clock(Instant);
 
 impl Clock {
+    /// As soon as the device is idle.
     pub(crate) fn start(model: &dyn CausalLm) -> Result<Self> {
-        model.device().synchronize()?;
-        Ok(Self(Instant::now()))
+        ops::wait(model.device())?;
+        Ok(Self::resume())
     }
 
+    /// At once: a clock has just been stopped, and nothing was asked of the device since.
+    pub(crate) fn resume() -> Self {
+        Self(Instant::now())
+    }
+
+    /// As soon as the device is idle.
     pub(crate) fn stop(self, model: &dyn CausalLm) -> Result<f64> {
-        model.device().synchronize()?;
-        Ok(self.0.elapsed().as_secs_f64())
+        ops::wait(model.device())?;
+        Ok(self.stop_idle())
+    }
+
+    /// At once: the last that the device was asked for has been read, so it is idle.
+    pub(crate) fn stop_idle(self) -> f64 {
+        self.0.elapsed().as_secs_f64()
     }
 }

@@ -3,7 +3,6 @@
 use crate::draw::Draw;
 use crate::error::Result;
 use crate::options::Sampling;
-use candle_core::Tensor;
 
 /// Chooses each row's next token.
 pub(crate) struct Chooser {
@@ -32,34 +31,37 @@ impl Chooser {
         }
     }
 
-    /// `likeliest` of each row or another one; `logits`: `[rows.len(), vocab_size]`.
+    /// Whether any row draws.
+    pub(crate) fn draws(&self) -> bool {
+        self.draws.iter().any(Option::is_some)
+    }
+
+    /// `likeliest` of each row or another one; `logits`: `[rows.len()][vocab_size]`.
     pub(crate) fn choose(
         &mut self,
         rows: &[usize],
         likeliest: Vec<u32>,
-        logits: &Tensor,
+        logits: &[Vec<f32>],
     ) -> Result<Vec<u32>> {
         rows.iter()
             .zip(likeliest)
-            .enumerate()
-            .map(|(index, (&row, likeliest))| {
+            .zip(logits)
+            .map(|((&row, likeliest), logits)| {
                 let Some(draw) = &mut self.draws[row] else {
                     return Ok(likeliest);
                 };
-                let logits = logits.get(index)?;
-                let logits = match draw.top_k {
-                    Some(k) => only_likeliest(&logits, k)?,
-                    None => logits,
-                };
-                draw.draw.token(&logits)
+                match draw.top_k {
+                    Some(k) => draw.draw.token(&only_likeliest(logits, k)),
+                    None => draw.draw.token(logits),
+                }
             })
             .collect()
     }
 }
 
 /// `logits`: `[vocab_size]` without all but the `k` largest; of equal ones the lower ids stay.
-fn only_likeliest(logits: &Tensor, k: usize) -> Result<Tensor> {
-    let mut values = logits.to_vec1::<f32>()?;
+fn only_likeliest(logits: &[f32], k: usize) -> Vec<f32> {
+    let mut values = logits.to_vec();
     let mut order: Vec<usize> = (0..values.len()).collect();
     if k < order.len() {
         order.select_nth_unstable_by(k, |&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
@@ -67,27 +69,19 @@ fn only_likeliest(logits: &Tensor, k: usize) -> Result<Tensor> {
             values[id] = f32::NEG_INFINITY;
         }
     }
-    Ok(Tensor::from_vec(
-        values,
-        logits.shape().clone(),
-        logits.device(),
-    )?)
+    values
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     /// Temperature 100 makes 64 tokens all but equally likely: 16 of them hold a quarter of the probability, and half of that
     /// is left to top-p only if they are looked at alone.
     #[test]
     fn top_p_counts_among_the_top_k() {
         let logits: Vec<f32> = (0..64).map(|id| -(id as f32) / 100.0).collect();
-        let logits = Tensor::new(logits, &Device::Cpu)
-            .unwrap()
-            .unsqueeze(0)
-            .unwrap();
+        let logits = [logits];
         let drawn = |top_k, top_p| {
             let sampling = Sampling {
                 temperature: 100.0,
@@ -107,13 +101,10 @@ mod tests {
 
     #[test]
     fn of_equal_tokens_the_first_stay() {
-        let logits = Tensor::new(&[1f32, 3.0, 3.0, 0.0, 3.0], &Device::Cpu).unwrap();
-        let kept = only_likeliest(&logits, 2)
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
+        let logits = [1f32, 3.0, 3.0, 0.0, 3.0];
+        let kept = only_likeliest(&logits, 2);
         let kept: Vec<bool> = kept.iter().map(|logit| logit.is_finite()).collect();
         assert_eq!(kept, [false, true, true, false, false]);
-        assert_eq!(only_likeliest(&logits, 9).unwrap().dims1().unwrap(), 5);
+        assert_eq!(only_likeliest(&logits, 9).len(), 5);
     }
 }

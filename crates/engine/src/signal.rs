@@ -4,16 +4,20 @@ use crate::error::Result;
 use crate::generation::TokenScore;
 use crate::reduce::{has_nan, largest, sums, two_largest, weighted_differences};
 use candle_core::{D, DType, Storage, Tensor};
+use skipbench_model::ops;
 use skipbench_strategy::ExitSignal;
 
 /// Most likely token of each row of `logits`: `[rows, vocab_size]`; ties go to the lower id. `None` where a logit is NaN or
 /// positive infinity, or where all are negative infinity: then no token is the likeliest.
 pub(crate) fn argmax(logits: &Tensor) -> Result<Vec<Option<u32>>> {
-    if !logits.device().is_cpu() {
-        return argmax_on_device(logits);
+    if ops::on_host(logits) || logits.dim(1)? > EXACT {
+        return each_row(logits, likeliest);
     }
-    each_row(logits, likeliest)
+    argmax_on_device(logits)
 }
+
+/// Whole numbers up to this one are exact in f32.
+const EXACT: usize = 1 << f32::MANTISSA_DIGITS;
 
 pub(crate) fn likeliest(logits: &[f32]) -> Option<u32> {
     let [largest, _] = two_largest(logits);
@@ -26,25 +30,31 @@ pub(crate) fn likeliest(logits: &[f32]) -> Option<u32> {
 /// What `of` makes of each row of `logits`, `[rows, _]`; no copy is made of what lies on the host.
 pub(crate) fn each_row<R>(logits: &Tensor, of: impl FnMut(&[f32]) -> R) -> Result<Vec<R>> {
     let width = logits.dim(1)?.max(1);
-    let (storage, layout) = logits.storage_and_layout();
-    if let (Storage::Cpu(values), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
-        let values = &values.as_slice::<f32>()?[start..end];
-        return Ok(values.chunks_exact(width).map(of).collect());
+    if ops::on_host(logits) {
+        let (storage, layout) = logits.storage_and_layout();
+        let place = layout.contiguous_offsets();
+        if let (Storage::Cpu(values), Some((start, end))) = (&*storage, place) {
+            let values = &values.as_slice::<f32>()?[start..end];
+            return Ok(values.chunks_exact(width).map(of).collect());
+        }
     }
-    drop(storage);
-    let values = logits.flatten_all()?.to_vec1::<f32>()?;
+    let values = ops::read::<f32>(logits)?;
     Ok(values.chunks_exact(width).map(of).collect())
 }
 
-/// The same without moving the logits to the host.
+/// The same without moving the logits to the host: three numbers a row come back, together. No more than [`EXACT`] tokens.
 fn argmax_on_device(logits: &Tensor) -> Result<Vec<Option<u32>>> {
-    let largest = logits.max(D::Minus1)?.to_vec1::<f32>()?;
-    let nans = logits.ne(logits)?.to_dtype(DType::F32)?;
-    let nans = nans.sum(D::Minus1)?.to_vec1::<f32>()?;
-    let ids = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let rows = largest.into_iter().zip(nans).zip(ids);
+    let largest = ops::reduce(logits, |x| x.max(D::Minus1))?;
+    // NaN where a logit is, which a maximum need not show.
+    let sums = ops::reduce(logits, |x| x.sum(D::Minus1))?;
+    let ids = ops::reduce(logits, |x| x.argmax(D::Minus1))?;
+    let ids = ops::cast(&ids, DType::F32)?;
+    let values = ops::read::<f32>(&ops::cat(&[largest, sums, ids], 0)?)?;
+    let (largest, rest) = values.split_at(values.len() / 3);
+    let (sums, ids) = rest.split_at(rest.len() / 2);
+    let rows = largest.iter().zip(sums).zip(ids);
     Ok(rows
-        .map(|((largest, nans), id)| (nans == 0.0 && largest.is_finite()).then_some(id))
+        .map(|((largest, sum), &id)| (largest.is_finite() && !sum.is_nan()).then_some(id as u32))
         .collect())
 }
 
@@ -145,11 +155,14 @@ fn confidence(signal: ExitSignal, logits: &[f32]) -> f64 {
 
 /// Cosine of each row's state before and after a layer; both `[rows, d_model]`. NaN where a state is not finite.
 pub(crate) fn cosine(before: &Tensor, after: &Tensor) -> Result<Vec<f64>> {
-    let before = before.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-    let after = after.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    let width = after.dim(1)?.max(1);
+    // Together, so that a device is waited for once.
+    let states = ops::cast(&ops::cat(&[before, after], 0)?, DType::F32)?;
+    let values = ops::read::<f32>(&states)?;
+    let (before, after) = values.split_at(values.len() / 2);
     Ok(before
-        .iter()
-        .zip(&after)
+        .chunks_exact(width)
+        .zip(after.chunks_exact(width))
         .map(|(a, b)| {
             let (mut ab, mut aa, mut bb) = (0f64, 0f64, 0f64);
             for (&a, &b) in a.iter().zip(b) {

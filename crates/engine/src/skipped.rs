@@ -7,7 +7,7 @@ use crate::run::{Pending, Run};
 use crate::step::Row;
 use crate::tensors::select;
 use candle_core::Tensor;
-use skipbench_model::{Part, Provenance, Span};
+use skipbench_model::{Part, Provenance, Span, ops};
 use skipbench_strategy::{BatchMode, KvFill, LayerSet};
 
 /// A row that is done and goes on with the others, under [`BatchMode::Sync`].
@@ -231,7 +231,7 @@ impl Run<'_> {
                 len: count + 1,
             });
         }
-        let states = Tensor::cat(&inputs, 0)?;
+        let states = ops::cat(&inputs, 0)?;
         self.laps.end(Lap::Rows);
         let output = self
             .model

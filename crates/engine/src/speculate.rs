@@ -11,7 +11,7 @@ use crate::signal;
 use crate::step::Chosen;
 use crate::trace::TokenTrace;
 use candle_core::Tensor;
-use skipbench_model::{Part, Span};
+use skipbench_model::{Part, Span, ops};
 use skipbench_strategy::{DraftLimit, ExitSignal, LayerSet, Verification};
 use std::time::Instant;
 
@@ -274,5 +274,5 @@ fn join(layer: usize, drafts: &[Draft], hidden: Tensor, spans: &mut [Span]) -> R
         }
         pieces.push(inside);
     }
-    Ok(Tensor::cat(&pieces, 0)?)
+    Ok(ops::cat(&pieces, 0)?)
 }

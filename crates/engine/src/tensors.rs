@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use candle_core::Tensor;
-use skipbench_model::{CausalLm, KvCache, Part, Span};
+use skipbench_model::{CausalLm, KvCache, Part, Span, ops};
 use skipbench_strategy::LayerSet;
 
 /// Which part of a layer a set holds.
@@ -36,7 +36,10 @@ pub(crate) fn apart(
     let input = if parallel { hidden } else { &attended };
     let behind = model.layer_part(layer, Part::Mlp, input, cache, spans)?;
     let output = match parallel {
-        true => (&attended + (&behind - hidden)?)?,
+        true => {
+            let added = ops::zip(&behind, hidden, |a, b| a - b)?;
+            ops::zip(&attended, &added, |a, b| a + b)?
+        }
         false => behind.clone(),
     };
     Ok(Apart {
@@ -48,23 +51,21 @@ pub(crate) fn apart(
     })
 }
 
-/// Rows `indices` of `x`: `[rows, _]`.
+/// Rows `indices` of `x`, `[rows, _]`; a view where they follow one another.
 pub(crate) fn select(x: &Tensor, indices: &[usize]) -> Result<Tensor> {
-    let all = indices.len() == x.dim(0)? && indices.iter().enumerate().all(|(a, &b)| a == b);
-    if all {
-        return Ok(x.clone());
+    let first = indices.first().copied().unwrap_or(0);
+    if indices.iter().copied().eq(first..first + indices.len()) {
+        return Ok(x.narrow(0, first, indices.len())?);
     }
-    let indices: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
-    Ok(x.index_select(&Tensor::new(indices, x.device())?, 0)?)
+    let places = indices.iter().map(|&index| index as u32).collect();
+    let places = ops::upload(places, indices.len(), x.device())?;
+    Ok(ops::rows(x, &places)?)
 }
 
 /// The rows of all pieces, (key of each row, `[rows, _]`), by ascending key.
 pub(crate) fn in_order(pieces: &[(Vec<usize>, Tensor)]) -> Result<Tensor> {
     let tensors: Vec<&Tensor> = pieces.iter().map(|(_, tensor)| tensor).collect();
-    let joined = match tensors[..] {
-        [one] => one.clone(),
-        _ => Tensor::cat(&tensors, 0)?,
-    };
+    let joined = ops::cat(&tensors, 0)?;
     let mut order: Vec<(usize, usize)> = pieces
         .iter()
         .flat_map(|(keys, _)| keys.iter().copied())

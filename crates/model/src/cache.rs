@@ -5,6 +5,7 @@ use crate::cache_layer::{KV_CACHE, KV_CACHE_LOWER, LayerKv, Storage};
 use crate::error::{ModelError, Result};
 use crate::host_kv::{HostKv, KvType};
 use crate::memory;
+use crate::ops;
 use crate::tables::{SpanTables, StepTables};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -102,7 +103,7 @@ impl KvCache {
     pub(crate) fn device(shape: CacheShape, dtype: DType, device: &Device) -> Result<Self> {
         // candle refuses empty tensors in places, so a layer without room holds one position nobody reads.
         let dims = (shape.rows, shape.n_kv_heads, 1, shape.head_dim);
-        let unused = Tensor::zeros(dims, dtype, device)?;
+        let unused = ops::zeros(dims, dtype, device)?;
         Ok(Self::new(shape, dtype.size_in_bytes(), || {
             Storage::Device {
                 k: unused.clone(),
@@ -288,8 +289,17 @@ impl KvCache {
             return Ok(copied);
         }
         let width = (self.shape.n_kv_heads, self.shape.head_dim);
+        let device = self.layers.iter().find_map(LayerKv::device);
+        let order = device.map(|device| {
+            let mut order: Vec<u32> = (0..self.shape.rows as u32).collect();
+            for &(row, parent) in &moved {
+                order[row] = parent as u32;
+            }
+            ops::upload(order, self.shape.rows, device)
+        });
+        let order = order.transpose()?;
         for kv in self.layers.iter_mut().filter(|kv| kv.capacity > 0) {
-            copied += kv.reorder(&moved, width)?;
+            copied += kv.reorder(&moved, order.as_ref(), width)?;
         }
         Ok(copied)
     }
@@ -326,8 +336,8 @@ impl KvCache {
             }
             Storage::Device { k, v } => {
                 let read = |x: &Tensor| -> Result<Vec<f32>> {
-                    let values = x.get(row)?.narrow(1, position, 1)?.flatten_all()?;
-                    Ok(values.to_dtype(DType::F32)?.to_vec1()?)
+                    let values = x.get(row)?.narrow(1, position, 1)?;
+                    Ok(ops::read(&ops::cast(&values, DType::F32)?)?)
                 };
                 Ok((read(k)?, read(v)?))
             }

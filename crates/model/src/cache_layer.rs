@@ -4,7 +4,8 @@ use crate::batch::Span;
 use crate::cache::{HoleReads, Provenance};
 use crate::error::{ModelError, Result};
 use crate::host_kv::{HostKv, copy_runs};
-use candle_core::Tensor;
+use crate::ops;
+use candle_core::{Device, Tensor};
 use std::ops::Range;
 
 /// Where a layer's keys and values lie.
@@ -61,9 +62,14 @@ impl LayerKv {
 
     /// Whether it lies in the machine's own memory.
     pub(crate) fn on_host(&self) -> bool {
+        self.device().is_none_or(Device::is_cpu)
+    }
+
+    /// Where its tensors lie; `None` where it lies in plain memory.
+    pub(crate) fn device(&self) -> Option<&Device> {
         match &self.storage {
-            Storage::Host(_) => true,
-            Storage::Device { k, .. } => k.device().is_cpu(),
+            Storage::Host(_) => None,
+            Storage::Device { k, .. } => Some(k.device()),
         }
     }
 
@@ -84,7 +90,7 @@ impl LayerKv {
             Storage::Device { k, v } => {
                 for store in [k, v] {
                     let dims = (rows, heads, capacity, head_dim);
-                    let grown = Tensor::zeros(dims, store.dtype(), store.device());
+                    let grown = ops::zeros(dims, store.dtype(), store.device());
                     let grown = grown.map_err(|_| ModelError::NoMemory {
                         what: KV_CACHE,
                         bytes: bytes(store.dtype().size_in_bytes()),
@@ -92,7 +98,7 @@ impl LayerKv {
                         lower: KV_CACHE_LOWER,
                     })?;
                     if old > 0 {
-                        grown.slice_set(store, 2, 0)?;
+                        ops::write(&grown, store, 2, 0)?;
                     }
                     *store = grown;
                 }
@@ -204,8 +210,8 @@ impl LayerKv {
                 },
             ) => {
                 for (to, from) in [(k, from_k), (v, from_v)] {
-                    let from = from.get(row)?.narrow(1, position, 1)?.contiguous()?;
-                    to.get(row)?.slice_set(&from, 1, position)?;
+                    let from = ops::packed(&from.get(row)?.narrow(1, position, 1)?)?;
+                    ops::write(&to.get(row)?, &from, 1, position)?;
                 }
             }
             _ => unreachable!("all layers of a cache lie in the same kind of memory"),
@@ -213,10 +219,12 @@ impl LayerKv {
         Ok(())
     }
 
-    /// `moved`: (row, the row whose content it gets); gives the positions copied.
+    /// `moved`: (row, the row whose content it gets), and `order`, `[rows]`, the same on the device of a layer that lies there;
+    /// gives the positions copied.
     pub(crate) fn reorder(
         &mut self,
         moved: &[(usize, usize)],
+        order: Option<&Tensor>,
         (heads, head_dim): (usize, usize),
     ) -> Result<u64> {
         let capacity = self.capacity;
@@ -234,13 +242,10 @@ impl LayerKv {
                 kv.reorder(&runs.collect::<Vec<_>>());
             }
             Storage::Device { k, v } => {
-                let mut rows: Vec<u32> = (0..self.filled.len() as u32).collect();
-                for &(row, parent) in moved {
-                    rows[row] = parent as u32;
-                }
-                let rows = Tensor::new(rows, k.device())?;
                 for store in [k, v] {
-                    *store = store.index_select(&rows, 0)?;
+                    if let Some(order) = order {
+                        *store = ops::rows(store, order)?;
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 use crate::batch::Span;
 use crate::cache::KvCache;
 use crate::error::Result;
-use crate::shortlist::{Shortlist, largest};
+use crate::shortlist::{Shortlist, likeliest};
 use crate::sizes::ModelSizes;
 use candle_core::{Device, Tensor};
 
@@ -81,9 +81,8 @@ pub trait CausalLm: Send + Sync {
     /// # Errors
     /// A failed tensor operation; no memory for the copy.
     fn shortlists(&self, hidden: &Tensor, count: usize) -> Result<Vec<Shortlist>> {
-        let logits = self.head(hidden)?.to_vec2::<f32>()?;
-        let lists = logits.iter().map(|logits| largest(logits, count));
-        Ok(lists.map(Shortlist::of_ids).collect())
+        let lists = likeliest(&self.head(hidden)?, count)?;
+        Ok(lists.into_iter().map(Shortlist::of_ids).collect())
     }
 
     /// Final norm and LM head of the tokens of a list alone, one for each row of `hidden`: `[rows, d_model]`. All lists are of

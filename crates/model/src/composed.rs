@@ -6,6 +6,7 @@ use crate::cache_layer::{LayerKv, Storage};
 use crate::causal_lm::Part;
 use crate::config::{Activation, ModelConfig, PositionScheme};
 use crate::error::Result;
+use crate::ops;
 use crate::rope::Rope;
 use crate::tables::SpanTables;
 use crate::weights::{LayerWeights, Linear, Norm, Norms};
@@ -106,9 +107,8 @@ impl ComposedLayer {
             tables,
         )?;
         let (k, v) = self.project_kv(&normed, tables)?;
-        self.write(&k, &v, kv, spans)?;
-        let decode = spans.iter().all(|span| span.len == 1) && kv.capacity > 0;
-        let attended = if decode {
+        self.write(&k, &v, kv, tables, spans)?;
+        let attended = if single_tokens(spans) && kv.capacity > 0 {
             self.attend_tokens(&q, kv, tables, spans)?
         } else {
             self.attend_spans((&q, &k, &v), kv, tables, spans)?
@@ -122,19 +122,20 @@ impl ComposedLayer {
         let normed = before(&self.weights.mlp_norms, hidden)?;
         let up = linear(&weights.up, &normed)?;
         let inner = match &weights.gate {
-            Some(gate) => (self.activate(&linear(gate, &normed)?)? * up)?,
+            Some(gate) => ops::zip(&self.activate(&linear(gate, &normed)?)?, &up, |a, b| a * b)?,
             None => self.activate(&up)?,
         };
         linear(&weights.down, &inner)
     }
 
     fn activate(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self.activation {
-            Activation::Silu => candle_nn::ops::silu(x)?,
-            Activation::Gelu => x.gelu_erf()?,
-            Activation::GeluTanh => x.gelu()?,
-            Activation::Relu => x.relu()?,
-        })
+        let activation = match self.activation {
+            Activation::Silu => candle_nn::ops::silu,
+            Activation::Gelu => Tensor::gelu_erf,
+            Activation::GeluTanh => Tensor::gelu,
+            Activation::Relu => Tensor::relu,
+        };
+        Ok(ops::map(x, activation)?)
     }
 
     pub(crate) fn fill_kv(
@@ -146,7 +147,7 @@ impl ComposedLayer {
     ) -> Result<()> {
         let normed = before(&self.weights.attention_norms, hidden)?;
         let (k, v) = self.project_kv(&normed, tables)?;
-        self.write(&k, &v, kv, spans)
+        self.write(&k, &v, kv, tables, spans)
     }
 
     /// Keys (rotated) and values: `[tokens, n_kv_heads, head_dim]`.
@@ -176,34 +177,38 @@ impl ComposedLayer {
             return Ok(x.clone());
         };
         let (cos, sin) = tables.rope(*scheme, rope, x.dtype(), x.device())?;
-        // candle's kernel takes [batch, heads, seq, head_dim]; a batch of one with tokens as the sequence.
-        let x = x.transpose(0, 1)?;
         let turns = 2 * rope.inv_freq.len();
-        let turned = x.narrow(2, 0, turns)?.contiguous()?.unsqueeze(0)?;
-        let turned = candle_nn::rotary_emb::rope(&turned, &cos, &sin)?.squeeze(0)?;
-        let x = match self.head_dim - turns {
-            0 => turned,
-            rest => Tensor::cat(&[&turned, &x.narrow(2, turns, rest)?], 2)?,
-        };
-        Ok(x.transpose(0, 1)?.contiguous()?)
+        // candle's kernel takes [batch, tokens, heads, head_dim].
+        let turned = ops::packed(&x.narrow(2, 0, turns)?)?.unsqueeze(0)?;
+        let turned = ops::fused(|| candle_nn::rotary_emb::rope_thd(&turned, &cos, &sin))?;
+        let turned = turned.squeeze(0)?;
+        match self.head_dim - turns {
+            0 => Ok(turned),
+            rest => Ok(ops::cat(&[turned, x.narrow(2, turns, rest)?], 2)?),
+        }
     }
 
     /// Writes `[tokens, n_kv_heads, head_dim]` to each span's absolute positions.
-    fn write(&self, k: &Tensor, v: &Tensor, kv: &LayerKv, spans: &[Span]) -> Result<()> {
+    fn write(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        kv: &LayerKv,
+        tables: &mut SpanTables,
+        spans: &[Span],
+    ) -> Result<()> {
         let Storage::Device { k: keys, v: values } = &kv.storage else {
             unreachable!("a composed layer is given the cache that its model made");
         };
         if kv.capacity == 0 {
             return Ok(());
         }
-        let mut first = 0;
-        for span in spans {
-            for (store, fresh) in [(keys, k), (values, v)] {
-                let fresh = fresh.narrow(0, first, span.len)?.transpose(0, 1)?;
-                let fresh = fresh.to_dtype(store.dtype())?.contiguous()?;
-                store.get(span.row)?.slice_set(&fresh, 1, span.start)?;
+        for (store, fresh) in [(keys, k), (values, v)] {
+            let fresh = ops::cast(fresh, store.dtype())?;
+            match tables.are_one_each() {
+                true => write_tokens(store, &fresh, tables)?,
+                false => write_spans(store, &fresh, spans)?,
             }
-            first += span.len;
         }
         Ok(())
     }
@@ -224,18 +229,14 @@ impl ComposedLayer {
         let first = spans.iter().map(|span| kv.first_seen(span.start));
         let first = first.min().unwrap_or(0);
         let seen = longest - first;
-        let all_rows = spans.len() == k.dim(0)?
-            && spans
-                .iter()
-                .enumerate()
-                .all(|(index, span)| span.row == index);
+        let n_rows = k.dim(0)?;
+        // The products read the cache where it lies.
         let mut select = |store: &Tensor| -> Result<Tensor> {
-            let rows = match all_rows {
-                true => store.clone(),
-                false => store.index_select(&tables.rows(store.device())?, 0)?,
+            let rows = match tables.rows(n_rows, store.device())? {
+                None => store.clone(),
+                Some(rows) => ops::rows(store, &rows)?,
             };
-            let rows = rows.narrow(2, first, seen)?.contiguous()?;
-            Ok(rows.to_dtype(q.dtype())?)
+            Ok(ops::cast(&rows.narrow(2, first, seen)?, q.dtype())?)
         };
         let (k, v) = (select(k)?, select(v)?);
         let rows = spans.len();
@@ -243,16 +244,16 @@ impl ComposedLayer {
         let q = q.reshape((rows, self.n_kv_heads, group, self.head_dim))?;
         // [rows, n_kv_heads, group, seen] as [rows, n_kv_heads, group, 1, seen] for the slopes.
         let scores = self.scores(&q, &k)?.unsqueeze(3)?;
-        let mask = tables.token_mask(kv, q.device())?.narrow(1, first, seen)?;
-        let mask = mask.reshape((rows, 1, 1, 1, seen))?;
-        let scores = self.add_alibi(&scores, first..longest, tables)?;
-        let scores = scores.broadcast_add(&mask)?;
-        let weights = candle_nn::ops::softmax_last_dim(&scores)?
-            .squeeze(3)?
-            .to_dtype(v.dtype())?;
-        Ok(weights
-            .matmul(&v)?
-            .reshape((rows, self.n_heads * self.head_dim))?)
+        let mut scores = self.add_alibi(&scores, first..longest, tables)?;
+        if let Some(mask) = tables.token_mask(kv, q.device())? {
+            let mask = mask.narrow(1, first, seen)?;
+            let mask = mask.unsqueeze(1)?.unsqueeze(1)?.unsqueeze(1)?;
+            scores = ops::zip(&scores, &mask, Tensor::broadcast_add)?;
+        }
+        let weights = ops::fused(|| candle_nn::ops::softmax_last_dim(&scores))?;
+        let weights = ops::cast(&weights.squeeze(3)?, v.dtype())?;
+        let attended = ops::product(&weights, &v)?;
+        Ok(attended.reshape((rows, self.n_heads * self.head_dim))?)
     }
 
     /// Whole spans, some queries at a time, each attending to its row up to itself.
@@ -277,14 +278,14 @@ impl ComposedLayer {
                 // The whole prompt stands here, from its first token on. It is rounded as what is kept would be.
                 let begin = first + from - place;
                 let fresh = |x: &Tensor| -> Result<Tensor> {
-                    let x = x.narrow(0, begin, seen)?.transpose(0, 1)?.contiguous()?;
-                    Ok(x.to_dtype(keys.dtype())?.to_dtype(q.dtype())?)
+                    let x = ops::packed(&x.narrow(0, begin, seen)?.transpose(0, 1)?)?;
+                    Ok(ops::cast(&ops::cast(&x, keys.dtype())?, q.dtype())?)
                 };
                 (fresh(k)?, fresh(v)?)
             } else {
                 let row = |x: &Tensor| -> Result<Tensor> {
-                    let x = x.get(span.row)?.narrow(1, from, seen)?.contiguous()?;
-                    Ok(x.to_dtype(q.dtype())?)
+                    let x = x.get(span.row)?.narrow(1, from, seen)?;
+                    Ok(ops::cast(&x, q.dtype())?)
                 };
                 (row(keys)?, row(values)?)
             };
@@ -292,33 +293,36 @@ impl ComposedLayer {
             let q = q
                 .narrow(0, first, span.len)?
                 .reshape((span.len, self.n_kv_heads, group, self.head_dim))?
-                .permute((1, 2, 0, 3))?
-                .reshape((self.n_kv_heads, group * span.len, self.head_dim))?;
+                .permute((1, 2, 0, 3))?;
+            let q = ops::reshape(&q, (self.n_kv_heads, group * span.len, self.head_dim))?;
             let scores =
                 self.scores(&q, &k)?
                     .reshape((1, self.n_kv_heads, group, span.len, seen))?;
             let mask = tables.span_mask(span, kv, q.device())?;
             let mask = mask.narrow(1, from, seen)?;
             let scores = self.add_alibi(&scores, from..len, tables)?;
-            let scores = scores.broadcast_add(&mask)?;
-            let weights = candle_nn::ops::softmax_last_dim(&scores)?
-                .reshape((self.n_kv_heads, group * span.len, seen))?
-                .to_dtype(v.dtype())?;
-            outputs.push(
-                weights
-                    .matmul(&v)?
-                    .reshape((self.n_kv_heads, group, span.len, self.head_dim))?
-                    .permute((2, 0, 1, 3))?
-                    .reshape((span.len, self.n_heads * self.head_dim))?,
-            );
+            let scores = ops::zip(&scores, &mask, Tensor::broadcast_add)?;
+            let weights = ops::fused(|| candle_nn::ops::softmax_last_dim(&scores))?.reshape((
+                self.n_kv_heads,
+                group * span.len,
+                seen,
+            ))?;
+            let attended = ops::product(&ops::cast(&weights, v.dtype())?, &v)?
+                .reshape((self.n_kv_heads, group, span.len, self.head_dim))?
+                .permute((2, 0, 1, 3))?;
+            outputs.push(ops::reshape(
+                &attended,
+                (span.len, self.n_heads * self.head_dim),
+            )?);
             first += span.len;
         }
-        Ok(Tensor::cat(&outputs, 0)?)
+        Ok(ops::cat(&outputs, 0)?)
     }
 
     /// Scaled and capped products of queries and keys, in f32: `[_, queries, keys]`.
     fn scores(&self, q: &Tensor, k: &Tensor) -> Result<Tensor> {
-        let scores = (q.matmul(&k.t()?)? * self.score_scale)?.to_dtype(DType::F32)?;
+        let scores = ops::map(&ops::product(q, &k.t()?)?, |x| x * self.score_scale)?;
+        let scores = ops::cast(&scores, DType::F32)?;
         match self.score_cap {
             None => Ok(scores),
             Some(cap) => soft_cap(&scores, cap),
@@ -336,7 +340,7 @@ impl ComposedLayer {
             return Ok(scores.clone());
         };
         let bias = tables.alibi(slopes)?.narrow(4, keys.start, keys.len())?;
-        Ok(scores.broadcast_add(&bias)?)
+        Ok(ops::zip(scores, &bias, Tensor::broadcast_add)?)
     }
 }
 
@@ -356,9 +360,38 @@ fn pieces(span: &Span) -> impl Iterator<Item = (Span, usize)> + use<> {
     })
 }
 
+/// Whether each row goes on by one token.
+fn single_tokens(spans: &[Span]) -> bool {
+    spans.iter().all(|span| span.len == 1)
+}
+
+/// One token for some of the rows, in one kernel; `fresh`: `[spans, n_kv_heads, head_dim]`, `store`: `[rows, n_kv_heads,
+/// capacity, head_dim]`.
+fn write_tokens(store: &Tensor, fresh: &Tensor, tables: &mut SpanTables) -> Result<()> {
+    let (n_rows, heads, _, head_dim) = store.dims4()?;
+    let fresh = match tables.sources(n_rows, store.device())? {
+        None => fresh.clone(),
+        Some(sources) => ops::rows(fresh, &sources)?,
+    };
+    let slots = tables.slots((n_rows, heads, head_dim), store.device())?;
+    Ok(ops::scatter(store, &slots, &fresh.unsqueeze(2)?, 2)?)
+}
+
+/// Spans one by one; `fresh`: `[tokens, n_kv_heads, head_dim]`.
+fn write_spans(store: &Tensor, fresh: &Tensor, spans: &[Span]) -> Result<()> {
+    let mut first = 0;
+    for span in spans {
+        let fresh = fresh.narrow(0, first, span.len)?.transpose(0, 1)?;
+        ops::write(&store.get(span.row)?, &ops::packed(&fresh)?, 1, span.start)?;
+        first += span.len;
+    }
+    Ok(())
+}
+
 /// `cap * tanh(x / cap)`.
 pub(crate) fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
-    Ok(((x / cap)?.tanh()? * cap)?)
+    let x = ops::map(x, |x| x / cap)?;
+    Ok(ops::map(&ops::map(&x, Tensor::tanh)?, |x| x * cap)?)
 }
 
 /// What a sub-layer reads.
@@ -375,7 +408,7 @@ fn join(norms: &Norms, state: &Tensor, output: Tensor) -> Result<Tensor> {
         None => output,
         Some(after) => norm(after, &output)?,
     };
-    let sum = (state + output)?;
+    let sum = ops::zip(state, &output, |a, b| a + b)?;
     match &norms.sum {
         None => Ok(sum),
         Some(over) => norm(over, &sum),
@@ -384,35 +417,42 @@ fn join(norms: &Norms, state: &Tensor, output: Tensor) -> Result<Tensor> {
 
 /// `x`: `[tokens, in]` to `[tokens, out]`.
 pub(crate) fn linear(linear: &Linear<Tensor>, x: &Tensor) -> Result<Tensor> {
-    let y = x.matmul(&linear.weight.t()?)?;
+    let y = ops::product(x, &linear.weight.t()?)?;
     match &linear.bias {
         None => Ok(y),
-        Some(bias) => Ok(y.broadcast_add(bias)?),
+        Some(bias) => Ok(ops::zip(&y, bias, Tensor::broadcast_add)?),
     }
 }
 
 /// Normalises `[_, width]` over the last dimension.
 pub(crate) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     match norm {
-        Norm::Rms { weight, eps, .. } if weight.dtype() != x.dtype() => {
-            let wide = x.to_dtype(weight.dtype())?;
-            let normed = candle_nn::ops::rms_norm(&wide, weight, *eps as f32)?;
-            Ok(normed.to_dtype(x.dtype())?)
+        Norm::Rms { weight, eps, .. } => {
+            let wide = ops::cast(x, weight.dtype())?;
+            let normed = ops::fused(|| candle_nn::ops::rms_norm(&wide, weight, *eps as f32))?;
+            Ok(ops::cast(&normed, x.dtype())?)
         }
-        Norm::Rms { weight, eps, .. } => Ok(candle_nn::ops::rms_norm(x, weight, *eps as f32)?),
         Norm::Layer {
             weight, bias, eps, ..
         } => {
             // In f32 with the mean taken first: candle's fused kernel uses the difference of squares,
             // which loses digits when the mean is large.
-            let x32 = x.to_dtype(DType::F32)?;
-            let centred = x32.broadcast_sub(&x32.mean_keepdim(D::Minus1)?)?;
-            let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-            let normed = centred.broadcast_div(&(variance + *eps)?.sqrt()?)?;
-            Ok(normed
-                .to_dtype(x.dtype())?
-                .broadcast_mul(weight)?
-                .broadcast_add(bias)?)
+            let x32 = ops::cast(x, DType::F32)?;
+            let centred = ops::zip(&x32, &mean(&x32)?, Tensor::broadcast_sub)?;
+            let variance = mean(&ops::map(&centred, Tensor::sqr)?)?;
+            let variance = ops::map(&variance, |variance| variance + *eps)?;
+            let deviation = ops::map(&variance, Tensor::sqrt)?;
+            let normed = ops::zip(&centred, &deviation, Tensor::broadcast_div)?;
+            let normed = ops::cast(&normed, x.dtype())?;
+            let scaled = ops::zip(&normed, weight, Tensor::broadcast_mul)?;
+            Ok(ops::zip(&scaled, bias, Tensor::broadcast_add)?)
         }
     }
+}
+
+/// Of the last dimension: `[_, width]` to `[_, 1]`.
+fn mean(x: &Tensor) -> Result<Tensor> {
+    let scale = 1.0 / x.dim(D::Minus1)? as f64;
+    let sum = ops::reduce(x, |x| x.sum_keepdim(D::Minus1))?;
+    Ok(ops::map(&sum, |sum| sum * scale)?)
 }

@@ -13,8 +13,9 @@ use crate::host_kv::KvType;
 use crate::lora::Adapter;
 use crate::matrix::Matrix;
 use crate::memory;
+use crate::ops;
 use crate::packed::Packed;
-use crate::shortlist::{Shortlist, largest};
+use crate::shortlist::{Shortlist, likeliest};
 use crate::sizes::ModelSizes;
 use crate::weight_bytes::WeightBytes;
 use crate::weights::{Frame, LayerWeights, Linear};
@@ -200,7 +201,8 @@ impl Decoder {
             });
         }
         let places: Vec<u32> = positions(spans).map(|at| at as u32).collect();
-        Ok(Tensor::new(places, &self.device)?)
+        let len = places.len();
+        Ok(ops::upload(places, len, &self.device)?)
     }
 
     /// What the composed LM head reads of `hidden`.
@@ -217,7 +219,7 @@ impl Decoder {
 
     /// Logits as the model gives them, in f32.
     fn capped(&self, logits: &Tensor) -> Result<Tensor> {
-        let logits = logits.to_dtype(DType::F32)?;
+        let logits = ops::cast(logits, DType::F32)?;
         match self.config.logit_cap {
             None => Ok(logits),
             Some(cap) => composed::soft_cap(&logits, cap),
@@ -363,12 +365,12 @@ impl CausalLm for Decoder {
                 embedding, head, ..
             } => embedding.as_ref().unwrap_or(head.weight()).rows(ids)?,
             Layers::Composed { embedding, .. } => {
-                let ids = Tensor::new(ids, &self.device)?;
-                embedding.index_select(&ids, 0)?
+                let ids = ops::upload(ids.to_vec(), ids.len(), &self.device)?;
+                ops::rows(embedding, &ids)?
             }
         };
         if let Some(scale) = self.config.embedding_scale {
-            hidden = (hidden * scale)?;
+            hidden = ops::map(&hidden, |hidden| hidden * scale)?;
         }
         if let Some(norm) = &frame.embedding_norm {
             hidden = composed::norm(norm, &hidden)?;
@@ -386,8 +388,8 @@ impl CausalLm for Decoder {
         };
         if let Some(table) = &frame.positions {
             let places = self.places(spans, table.dim(0)?)?;
-            let places = table.index_select(&places, 0)?;
-            hidden = (hidden + places.to_dtype(self.state_dtype)?)?;
+            let places = ops::cast(&ops::rows(table, &places)?, self.state_dtype)?;
+            hidden = ops::zip(&hidden, &places, |a, b| a + b)?;
         }
         Ok(hidden)
     }
@@ -437,10 +439,8 @@ impl CausalLm for Decoder {
             Layers::Composed {
                 project_out, head, ..
             } => {
-                let logits = self
-                    .before_head(hidden, project_out.as_ref())?
-                    .matmul(&head.t()?)?;
-                self.capped(&logits)
+                let state = self.before_head(hidden, project_out.as_ref())?;
+                self.capped(&ops::product(&state, &head.t()?)?)
             }
         }
     }
@@ -449,10 +449,14 @@ impl CausalLm for Decoder {
         match &self.layers {
             Layers::Fused { head, .. } => head.shortlists(hidden, count),
             Layers::Composed { head, .. } => {
-                let logits = self.head(hidden)?.to_vec2::<f32>()?;
-                let lists = logits.iter().map(|logits| {
-                    let ids = largest(logits, count);
-                    let rows = head.index_select(&Tensor::new(&ids[..], &self.device)?, 0)?;
+                let lists = likeliest(&self.head(hidden)?, count)?;
+                let ids = lists.concat();
+                let len = ids.len();
+                let rows = ops::rows(head, &ops::upload(ids, len, &self.device)?)?;
+                let mut end = 0;
+                let lists = lists.into_iter().map(|ids| {
+                    end += ids.len();
+                    let rows = rows.narrow(0, end - ids.len(), ids.len())?;
                     Ok(Shortlist::of_tensor(ids, rows))
                 });
                 lists.collect()
@@ -463,13 +467,14 @@ impl CausalLm for Decoder {
     fn head_of(&self, hidden: &Tensor, lists: &[&Shortlist]) -> Result<Tensor> {
         match &self.layers {
             Layers::Fused { head, .. } => head.forward_of(hidden, lists),
-            Layers::Composed { project_out, .. } => {
+            Layers::Composed {
+                project_out, head, ..
+            } => {
                 let rows: Vec<&Tensor> = lists.iter().filter_map(|list| list.tensor()).collect();
-                let rows = Tensor::stack(&rows, 0)?.transpose(1, 2)?;
-                let state = self
-                    .before_head(hidden, project_out.as_ref())?
-                    .unsqueeze(1)?;
-                self.capped(&state.matmul(&rows)?.squeeze(1)?)
+                let rows = ops::cat(&rows, 0)?.reshape((lists.len(), (), head.dim(1)?))?;
+                let state = self.before_head(hidden, project_out.as_ref())?;
+                let logits = ops::product(&state.unsqueeze(1)?, &rows.transpose(1, 2)?)?;
+                self.capped(&logits.squeeze(1)?)
             }
         }
     }

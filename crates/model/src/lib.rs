@@ -36,6 +36,7 @@ mod lora;
 mod matrix;
 mod memory;
 mod mock;
+pub mod ops;
 mod packed;
 mod parts;
 mod pointwise;

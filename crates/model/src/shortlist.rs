@@ -4,6 +4,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kernels::{Columns, PANEL, Panels};
 use crate::memory;
+use crate::ops;
 use crate::packed::Packed;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -156,6 +157,14 @@ fn packed(rows: &[f32], k: usize) -> Panels<f32> {
         }
     }
     Panels { data, k, m }
+}
+
+/// The `count` likeliest tokens of each row of `logits`: `[rows, vocab_size]`.
+pub(crate) fn likeliest(logits: &Tensor, count: usize) -> Result<Vec<Vec<u32>>> {
+    let width = logits.dim(1)?.max(1);
+    let logits = ops::read::<f32>(logits)?;
+    let rows = logits.chunks_exact(width);
+    Ok(rows.map(|logits| largest(logits, count)).collect())
 }
 
 /// Values that are looked at together.

@@ -4,6 +4,7 @@ use crate::batch::Span;
 use crate::cache_layer::LayerKv;
 use crate::composed::QUERIES;
 use crate::error::Result;
+use crate::ops;
 use crate::rope::Rope;
 use candle_core::{DType, Device, Tensor};
 
@@ -22,10 +23,7 @@ impl StepTables {
             if self.0.len() == KEPT {
                 self.0.remove(0);
             }
-            self.0.push(SpanTables {
-                spans: spans.to_vec(),
-                ..SpanTables::default()
-            });
+            self.0.push(SpanTables::new(spans));
             self.0.len() - 1
         });
         &mut self.0[place]
@@ -36,12 +34,16 @@ impl StepTables {
 #[derive(Debug, Default)]
 pub(crate) struct SpanTables {
     spans: Vec<Span>,
+    /// A token for each of some rows.
+    one_each: bool,
     /// By the place of their scheme among the model's.
     turns: Vec<(usize, Turns)>,
     /// By the place of their scheme among the model's.
     rope: Vec<(usize, (Tensor, Tensor))>,
     alibi: Option<Tensor>,
     rows: Option<Tensor>,
+    sources: Option<Tensor>,
+    slots: Option<Tensor>,
     masks: Vec<(Sight, Tensor)>,
 }
 
@@ -63,6 +65,22 @@ struct Sight {
 }
 
 impl SpanTables {
+    fn new(spans: &[Span]) -> Self {
+        let mut rows: Vec<usize> = spans.iter().map(|span| span.row).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        Self {
+            spans: spans.to_vec(),
+            one_each: rows.len() == spans.len() && spans.iter().all(|span| span.len == 1),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the spans are single tokens of several rows.
+    pub(crate) fn are_one_each(&self) -> bool {
+        self.one_each && self.spans.len() > 1
+    }
+
     /// Cosines and sines of every token's angles, for the fused layers; `scheme`: the place of `rope` among the model's.
     pub(crate) fn turns(&mut self, scheme: usize, rope: &Rope) -> &Turns {
         let place = self.turns.iter().position(|(made, _)| *made == scheme);
@@ -85,13 +103,12 @@ impl SpanTables {
         if let Some((_, made)) = self.rope.iter().find(|(made, _)| *made == scheme) {
             return Ok(made.clone());
         }
+        let (mut turns, sin) = rope.turns(&self.spans);
         let pairs = rope.inv_freq.len();
-        let (cos, sin) = rope.turns(&self.spans);
-        let upload = |values: Vec<f32>| {
-            let shape = (values.len() / pairs, pairs);
-            Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
-        };
-        let made = (upload(cos)?, upload(sin)?);
+        let shape = (2, turns.len() / pairs, pairs);
+        turns.extend(sin);
+        let turns = ops::cast(&ops::upload(turns, shape, device)?, dtype)?;
+        let made = (turns.get(0)?, turns.get(1)?);
         self.rope.push((scheme, made.clone()));
         Ok(made)
     }
@@ -104,27 +121,74 @@ impl SpanTables {
         }
         let ends = self.spans.iter().map(|span| span.start + span.len);
         let longest = ends.max().unwrap_or(0);
-        let keys = Tensor::arange(0f32, longest as f32, slopes.device())?;
-        let keys = keys.reshape((1, 1, 1, longest))?;
-        let alibi = slopes.broadcast_mul(&keys)?.unsqueeze(0)?;
+        let keys = (0..longest).map(|at| at as f32).collect();
+        let keys = ops::upload(keys, (1, 1, 1, longest), slopes.device())?;
+        let alibi = ops::zip(slopes, &keys, Tensor::broadcast_mul)?.unsqueeze(0)?;
         Ok(self.alibi.insert(alibi).clone())
     }
 
-    /// The cache row of each span: `[spans]`.
-    pub(crate) fn rows(&mut self, device: &Device) -> Result<Tensor> {
-        if let Some(rows) = &self.rows {
-            return Ok(rows.clone());
+    /// The cache row of each span, `[spans]`; `None` where they are all `n_rows` rows of the cache in order.
+    pub(crate) fn rows(&mut self, n_rows: usize, device: &Device) -> Result<Option<Tensor>> {
+        if self.are_all(n_rows) {
+            return Ok(None);
         }
-        let rows: Vec<u32> = self.spans.iter().map(|span| span.row as u32).collect();
-        Ok(self.rows.insert(Tensor::new(rows, device)?).clone())
+        if self.rows.is_none() {
+            let rows: Vec<u32> = self.spans.iter().map(|span| span.row as u32).collect();
+            self.rows = Some(ops::upload(rows, self.spans.len(), device)?);
+        }
+        Ok(self.rows.clone())
+    }
+
+    /// The span of each of the `n_rows` rows of the cache, `[n_rows]`, and any other for a row that has none; `None` where they
+    /// are all rows in order.
+    pub(crate) fn sources(&mut self, n_rows: usize, device: &Device) -> Result<Option<Tensor>> {
+        if self.are_all(n_rows) {
+            return Ok(None);
+        }
+        if self.sources.is_none() {
+            let mut sources = vec![0u32; n_rows];
+            for (place, span) in self.spans.iter().enumerate() {
+                sources[span.row] = place as u32;
+            }
+            self.sources = Some(ops::upload(sources, n_rows, device)?);
+        }
+        Ok(self.sources.clone())
+    }
+
+    /// Where [`are_one_each`](Self::are_one_each), the position of each row's token, and none for a row without one:
+    /// `[n_rows, heads, 1, head_dim]`.
+    pub(crate) fn slots(
+        &mut self,
+        (n_rows, heads, head_dim): (usize, usize, usize),
+        device: &Device,
+    ) -> Result<Tensor> {
+        if let Some(slots) = &self.slots {
+            return Ok(slots.clone());
+        }
+        let mut slots = vec![u32::MAX; n_rows];
+        for span in &self.spans {
+            slots[span.row] = span.start as u32;
+        }
+        let slots = ops::upload(slots, (n_rows, 1, 1, 1), device)?;
+        let slots = ops::packed(&slots.broadcast_as((n_rows, heads, 1, head_dim))?)?;
+        Ok(self.slots.insert(slots).clone())
+    }
+
+    /// Whether there is a span for each row of a cache, in order.
+    fn are_all(&self, n_rows: usize) -> bool {
+        let mut rows = self.spans.iter().enumerate();
+        self.spans.len() == n_rows && rows.all(|(place, span)| span.row == place)
     }
 
     /// What is added to the scores of one token per span: 0 where it sees a key of `kv` and minus infinity elsewhere,
-    /// `[spans, longest]`.
-    pub(crate) fn token_mask(&mut self, kv: &LayerKv, device: &Device) -> Result<Tensor> {
+    /// `[spans, longest]`; `None` where each sees every key that one of them sees.
+    pub(crate) fn token_mask(&mut self, kv: &LayerKv, device: &Device) -> Result<Option<Tensor>> {
         let queries = self.spans.iter().map(|span| (span.row, span.start + 1));
         let sight = Sight::of(kv, queries.collect());
-        self.mask(sight, device)
+        match sight.is_even() {
+            true => Ok(None),
+            false => self.mask(sight, device).map(Some),
+        }
     }
 
     /// The same for the tokens of a part of one of the spans, no more than [`QUERIES`]: `[part.len, part.start + part.len]`.
@@ -171,7 +235,7 @@ impl SpanTables {
                 *value = f32::NEG_INFINITY;
             }
         }
-        let mask = Tensor::from_vec(values, (sight.lens.len(), longest), device)?;
+        let mask = ops::upload(values, (sight.lens.len(), longest), device)?;
         self.masks.push((sight, mask.clone()));
         Ok(mask)
     }
@@ -197,6 +261,11 @@ impl Sight {
             hidden,
         }
     }
+
+    /// Whether all queries see the same positions, none of them hidden.
+    fn is_even(&self) -> bool {
+        self.hidden.is_empty() && self.lens.windows(2).all(|pair| pair[0] == pair[1])
+    }
 }
 
 #[cfg(test)]
@@ -217,6 +286,7 @@ mod tests {
         let (_, tables) = cache.layer_mut(0, spans);
         let rope = tables.rope.iter().flat_map(|(_, (cos, sin))| [cos, sin]);
         let single = tables.alibi.iter().chain(&tables.rows);
+        let single = single.chain(&tables.sources).chain(&tables.slots);
         let masks = tables.masks.iter().map(|(_, mask)| mask);
         rope.chain(single).chain(masks).map(Tensor::id).collect()
     }
@@ -238,7 +308,7 @@ mod tests {
     /// What the first layer has made is what the last one reads, in a prefill, in a step of some of the rows and behind a hole.
     #[test]
     fn a_step_makes_its_tables_once() {
-        // RoPE has a cosine and a sine, ALiBi a bias; then the rows, where some are left out, and the mask.
+        // RoPE has a cosine and a sine, ALiBi a bias; then the mask, and in a step of some rows where they are read and written.
         for (name, position) in [("llama1", 2), ("bloom", 1)] {
             let model = load(name);
             let n_layers = model.sizes().n_layers;
@@ -246,7 +316,7 @@ mod tests {
             let step = |position| [Span::token(0, position), Span::token(2, position + 2)];
             for (spans, count) in [
                 (Span::prompts([4, 2, 6]), position + 1),
-                (step(4).to_vec(), position + 2),
+                (step(4).to_vec(), position + 4),
             ] {
                 let tables = pass(&model, &mut cache, &spans);
                 assert_eq!(tables[0].len(), count, "{name}");
@@ -265,13 +335,32 @@ mod tests {
             let spans = [Span::token(0, 6), Span::token(2, 7)];
             let tables = pass(&model, &mut cache, &spans);
             let counts: Vec<usize> = tables.iter().map(Vec::len).collect();
-            let (plain, holed) = (position + 2, position + 3);
+            let (plain, holed) = (position + 4, position + 5);
             assert_eq!(counts, [plain, plain, holed, holed, holed, holed], "{name}");
             assert!(
                 tables.iter().all(|now| now[..plain] == tables[0][..]),
                 "{name}"
             );
         }
+    }
+
+    /// A row has one slot in a step, so tokens of one row that come apart are written one by one.
+    #[test]
+    fn two_tokens_of_one_row_are_both_kept() {
+        let model = load("llama1");
+        let first_keys = |spans: &[Span]| {
+            let n_layers = model.sizes().n_layers;
+            let mut cache = model.new_cache(1, vec![4; n_layers]).unwrap();
+            pass(&model, &mut cache, spans);
+            [0, 1].map(|position| cache.key_value(0, 0, position).unwrap())
+        };
+        let together = Span {
+            row: 0,
+            start: 0,
+            len: 2,
+        };
+        let apart = [Span::token(0, 0), Span::token(0, 1)];
+        assert_eq!(first_keys(&apart), first_keys(&[together]));
     }
 
     #[test]

@@ -21,3 +21,4 @@ mod speculate;
 mod stops;
 mod support;
 mod timing;
+mod work;

@@ -7,7 +7,7 @@ use crate::models;
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use skipbench_engine::{Engine, Options, TimingPlan, measure, speedup};
+use skipbench_engine::{Engine, Options, TimingPlan, copied_bytes_per_s, measure, speedup};
 use skipbench_machine::{Checkup, Finding, Machine};
 use skipbench_model::{Backend, CausalLm, Decoder, TextTokenizer, Tokenize};
 use skipbench_strategy::StrategySpec;
@@ -51,6 +51,9 @@ struct Diagnosis {
     machine: Machine,
     checkup: Checkup,
     findings: Vec<Finding>,
+    /// Bytes read and written per second where the GPU copies its own memory; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_copied_bytes_per_s: Option<f64>,
     /// `None` where there is no model to time.
     noise: Option<Noise>,
 }
@@ -74,13 +77,27 @@ struct Noise {
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let machine = this_machine(args.device);
     let checkup = Checkup::here(machine.threads, machine.gpu.is_some());
+    let mut findings = checkup.findings(&machine);
+    let gpu_copied_bytes_per_s = match args.device.open()? {
+        device if device.is_cpu() => None,
+        device => Some(copied_bytes_per_s(&device)?),
+    };
+    if let Some(rate) = gpu_copied_bytes_per_s {
+        findings.push(Finding {
+            what: "GPU copy bandwidth".to_owned(),
+            found: format!("{:.0} GB/s read and written", rate / 1e9),
+            is_good: true,
+            advice: None,
+        });
+    }
     let shipped = Path::new(SHIPPED);
     let model = match &args.model {
         Some(model) => Some(models::fetch(model)?),
         None => shipped.is_dir().then(|| shipped.to_path_buf()),
     };
     let diagnosis = Diagnosis {
-        findings: checkup.findings(&machine),
+        findings,
+        gpu_copied_bytes_per_s,
         machine,
         checkup,
         noise: match model {
