@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn an_experiment_that_is_written_down_reads_the_same_anywhere() {
         let folder = tempfile::tempdir().unwrap();
-        let full = "name: e\nmodels: [{path: m}, {path: hub:a/b, kv-dtype: f16}]\ntasks: [{builtin: translation, metrics: [chrf, bleu], stop: [x]}, {name: t, source: s.txt, reference: s.txt, prompt: \"a {{ source }}\", few-shot: {k: 1, from: s.txt, reference: s.txt}, calibration: s.txt}]\nstrategies: [unified:even@2, {early-exit: {speedup: 2, kv-fill: deferred}}, {random: {seeds: 12, speedup: 2}}, self-speculative]\nkv-fills: [propagate]\ndevices: [cuda:1, cuda:0]\ntiming: {precision: 2.5%}\nlength-penalty: 0.6\nkv-dtype: bf16\nnotes: [\"a: b\"]\nout: here\n";
+        let full = "name: e\nmodels: [{path: m, strategies: [top@2, unified]}, {path: hub:a/b, kv-dtype: f16}]\ntasks: [{builtin: translation, metrics: [chrf, bleu], stop: [x]}, {name: t, source: s.txt, reference: s.txt, prompt: \"a {{ source }}\", few-shot: {k: 1, from: s.txt, reference: s.txt}, calibration: s.txt}]\nstrategies: [unified:even@2, {early-exit: {speedup: 2, kv-fill: deferred}}, {random: {seeds: 12, speedup: 2}}, self-speculative]\nkv-fills: [propagate]\ndevices: [cuda:1, cuda:0]\ntiming: {precision: 2.5%}\nlength-penalty: 0.6\nkv-dtype: bf16\nnotes: [\"a: b\"]\nout: here\n";
         std::fs::write(folder.path().join("e.yaml"), full).unwrap();
         let mut all = experiments(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments"));
         assert!(all.len() > 3, "{all:?}");

@@ -103,6 +103,58 @@ fn a_plan_is_data_too() {
     assert_eq!(set["estimate"], Value::Null);
 }
 
+/// Each model runs the strategies that it names, or else those of the experiment, and what is wrong with one is said at its place.
+#[test]
+fn a_model_may_have_strategies_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = |strategies: &str| {
+        let path = dir.path().join("own.yaml");
+        let model = checkpoint().canonicalize().unwrap();
+        let text = format!(
+            "name: own
+models: [{{name: one, path: {model:?}}}, {{name: other, path: {model:?}, strategies: {strategies}}}]
+tasks: [{{builtin: translation, prompts: 2}}]
+strategies: [unified]
+speedups: [2, 4]
+timing: {{batches: 0}}
+"
+        );
+        std::fs::write(&path, text).unwrap();
+        let mut plan = skipbench();
+        plan.arg("plan").arg(path).args(["--json", "--no-estimate"]);
+        plan
+    };
+    let cells: Value = serde_json::from_str(&stdout(&mut plan("[top, \"middle@1.5\"]"))).unwrap();
+    let cells: Vec<(&str, &str)> = cells["cells"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|cell| {
+            (
+                cell["model"].as_str().unwrap(),
+                cell["strategy"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let wanted = [
+        ("one", "full"),
+        ("one", "unified@2"),
+        ("one", "unified@4"),
+        ("other", "full"),
+        ("other", "top@2"),
+        ("other", "top@4"),
+        ("other", "middle@1.5"),
+    ];
+    assert_eq!(cells, wanted);
+    let refused = plan("[top, \"unified@900\"]").output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert_names(
+        &error,
+        &["own.yaml:2:", "strategy `unified@900` with model `other`"],
+    );
+}
+
 #[test]
 fn results_never_go_into_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
