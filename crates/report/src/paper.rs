@@ -325,8 +325,7 @@ impl<'r> Comparison<'r> {
         }
         Chart {
             title: format!("Paper against here: {}, batch {batch}", self.setting()),
-            x_label: "speed over the full network's (prompt and output tokens, whole time)"
-                .to_owned(),
+            x_label: "speed over the full network's, whole time".to_owned(),
             y_label: format!("share of the full network's {metric}"),
             series,
             ..Chart::default()
