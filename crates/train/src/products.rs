@@ -200,6 +200,8 @@ mod tests {
             [101, 321, 143],
             [200, 650, 50],
             [33, 7, 3100],
+            [40, 600, 16],
+            [24, 1200, 30],
         ] {
             let (a, b) = (matrix(m, k, 1), matrix(n, k, 2));
             let sum = |row: usize, column: usize| -> f64 {
@@ -210,7 +212,21 @@ mod tests {
                 let place = |at: usize| x[at % rows * columns + at / rows];
                 (0..rows * columns).map(place).collect()
             };
+            let mut added = product(&a, &b, [n, k], false);
+            added.iter_mut().for_each(|sum| *sum = -*sum);
+            add_product(&mut added, &a, &b, [n, k], false);
+            assert!(added.iter().all(|left| left.abs() < 1e-3));
+            let mut by_one = vec![7.0; m * n];
+            let (rows, columns) = (Strided::rows_of(&a, k), Strided::rows_of(&b, k));
+            alone(
+                &mut by_one,
+                rows,
+                columns.turned(),
+                Sizes { m, k, n },
+                false,
+            );
             let found = [
+                by_one,
                 product(&a, &b, [n, k], false),
                 product(&a, &turned(&b, n, k), [k, n], true),
                 transposed_product(&turned(&a, m, k), &turned(&b, n, k), [m, n]),
