@@ -2,14 +2,15 @@
 """skipbench, llama.cpp, transformers and stock candle on the same weights, taking turns in one run.
 
     cargo build --release -p skipbench-engine --example pace
-    python scripts/bench/peers.py make MODELS                       the weights, a gigabyte and a half
+    python scripts/bench/peers.py make MODELS [--shape smollm2-135m|97m|thin]      the weights, up to a gigabyte and a half
     python scripts/bench/peers.py run MODELS OUT [--types f32,bf16,q8_0,q4_1] [--rounds 5]
     python scripts/bench/peers.py table OUT                         draws OUT/README.md again
 
-`make` writes one set of random weights in the shape of SmolLM2-135M: folders in f32 and bf16, and GGUF files in f32, bf16, Q8_0
+`make` writes one set of random weights of a shape: folders in f32 and bf16, and GGUF files in f32, bf16, Q8_0
 and Q4_1, of which the quantised ones hold what the reference quantises the f32 weights to. `run` starts an engine of each kind
 for each type, and in each round asks all of them, in an order drawn anew, for the same: decoding at batch 1, 8 and 32, a prompt of
-128 and of 1,024 tokens. A ratio is within a round. OUT/peers.json gathers the rounds, so that types can be run one at a time.
+128 and of 1,024 tokens. A ratio is within a round, and so is the share of the memory's rate, which is measured anew in each by
+copying. OUT/peers.json gathers the rounds, so that types can be run one at a time.
 
 Versions: requirements.txt. llama.cpp is the library inside xllamacpp's wheel, called through ctypes.
 """
@@ -26,21 +27,48 @@ import sys
 import time
 from pathlib import Path
 
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rope_theta": 100000.0,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
+COMMON = {"max_position_embeddings": 8192, "rope_theta": 100000.0, "rms_norm_eps": 1e-5}
+SHAPES = {
+    "smollm2-135m": COMMON
+    | {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "97m": COMMON
+    | {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "vocab_size": 8000,
+        "tie_word_embeddings": False,
+    },
+    "thin": COMMON
+    | {
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 8000,
+        "tie_word_embeddings": True,
+    },
+}
+SHAPE_NAMES = {
+    "smollm2-135m": "the shape of SmolLM2-135M",
+    "97m": "97M parameters (12 layers of width 768)",
+    "thin": "a thin model (24 layers of width 256)",
 }
 TYPES = ["f32", "bf16", "q8_0", "q4_1"]
 ENGINES = ["skipbench", "llama.cpp", "transformers", "candle"]
 THREADS = os.cpu_count()
+PACE = Path(__file__).parents[2] / "target/release/examples/pace"
 # What is measured: rows, tokens of a prompt, new tokens. A step of decoding is the median of the steps.
 CELLS = {
     "decode, batch 1": (1, 16, 33),
@@ -54,39 +82,43 @@ CELLS = {
 # --- the weights -----------------------------------------------------------------------------------------------------------
 
 
-def make(models):
+def make(models, name):
     import gguf
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, bos_token_id=1, eos_token_id=2)
+    models.mkdir(parents=True, exist_ok=True)
+    shape = SHAPES[name] | {"name": name}
+    (models / "shape.json").write_text(json.dumps(shape, indent=1))
+    config = LlamaConfig(**SHAPES[name], bos_token_id=1, eos_token_id=2)
     model = LlamaForCausalLM(config).eval()
     model.to(torch.float32).save_pretrained(models / "f32")
     tensors = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
     for kind in TYPES:
-        write_gguf(gguf, models / f"{kind}.gguf", tensors, kind)
+        write_gguf(gguf, models / f"{kind}.gguf", tensors, kind, shape)
     model.to(torch.bfloat16).save_pretrained(models / "bf16")
 
 
-def write_gguf(gguf, path, tensors, kind):
+def write_gguf(gguf, path, tensors, kind, shape):
     """llama.cpp's names, with the rows of Q and K as its RoPE wants them."""
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(SHAPE["max_position_embeddings"])
-    writer.add_embedding_length(SHAPE["hidden_size"])
-    writer.add_block_count(SHAPE["num_hidden_layers"])
-    writer.add_feed_forward_length(SHAPE["intermediate_size"])
-    writer.add_head_count(SHAPE["num_attention_heads"])
-    writer.add_head_count_kv(SHAPE["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(SHAPE["rms_norm_eps"])
-    writer.add_rope_dimension_count(SHAPE["hidden_size"] // SHAPE["num_attention_heads"])
-    writer.add_rope_freq_base(SHAPE["rope_theta"])
-    writer.add_vocab_size(SHAPE["vocab_size"])
+    writer.add_context_length(shape["max_position_embeddings"])
+    writer.add_embedding_length(shape["hidden_size"])
+    writer.add_block_count(shape["num_hidden_layers"])
+    writer.add_feed_forward_length(shape["intermediate_size"])
+    writer.add_head_count(shape["num_attention_heads"])
+    writer.add_head_count_kv(shape["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
+    writer.add_rope_dimension_count(shape["hidden_size"] // shape["num_attention_heads"])
+    writer.add_rope_freq_base(shape["rope_theta"])
+    writer.add_vocab_size(shape["vocab_size"])
     # Ids go in and out; there is no text.
     writer.add_tokenizer_model("no_vocab")
     names = {
         "model.embed_tokens": "token_embd",
         "model.norm": "output_norm",
+        "lm_head": "output",
         "input_layernorm": "attn_norm",
         "post_attention_layernorm": "ffn_norm",
         "self_attn.q_proj": "attn_q",
@@ -105,14 +137,14 @@ def write_gguf(gguf, path, tensors, kind):
     }
     for name, values in tensors.items():
         base = name.removesuffix(".weight")
-        if base == "lm_head":
+        if base == "lm_head" and shape["tie_word_embeddings"]:
             continue  # The embedding.
         if base.startswith("model.layers."):
             _, _, layer, part = base.split(".", 3)
             name = f"blk.{layer}.{names[part]}.weight"
             heads = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}.get(part)
             if heads:
-                n, (rows, columns) = SHAPE[heads], values.shape
+                n, (rows, columns) = shape[heads], values.shape
                 values = values.reshape(n, 2, rows // n // 2, columns).swapaxes(1, 2).reshape(rows, columns)
         else:
             name = f"{names[base]}.weight"
@@ -182,6 +214,7 @@ class LlamaCpp:
         for context in (self.context, self.alone):
             lib.llama_set_n_threads(context, THREADS, THREADS)
         self.batch = lib.llama_batch_init(2048, 0, 1)
+        self.vocab_size = shape_of(path)["vocab_size"]
         self.lib = lib
 
     def run(self, prompts, new_tokens):
@@ -204,7 +237,7 @@ class LlamaCpp:
                     batch.n_tokens += 1
                 ends.append(batch.n_tokens - 1)
             assert lib.llama_decode(context, batch) == 0
-            size = (SHAPE["vocab_size"],)
+            size = (self.vocab_size,)
             logits = (numpy.ctypeslib.as_array(lib.llama_get_logits_ith(context, end), size) for end in ends)
             return [[int(row.argmax())] for row in logits]
 
@@ -265,6 +298,7 @@ class Worker:
     def __init__(self, engine, kind, models, pace):
         quantised = kind.startswith("q")
         path = models / (f"{kind}.gguf" if quantised or engine == "llama.cpp" else kind)
+        self.vocab_size = shape_of(path)["vocab_size"]
         if engine in ("skipbench", "candle"):
             command = [pace, engine, path, "stored" if quantised else kind]
         else:
@@ -277,7 +311,7 @@ class Worker:
             env=os.environ | {"RAYON_NUM_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS)},
         )
         self.load_s = float(self.read())
-        first = self.ask(prompts(1, 16), 1)
+        first = self.ask(1, 16, 1)
         self.first_token_s = self.load_s + first["prefill_s"]
 
     def read(self):
@@ -286,8 +320,10 @@ class Worker:
             raise SystemExit(f"{self.process.args} ended with {self.process.wait()}")
         return line
 
-    def ask(self, prompts, new_tokens):
-        self.process.stdin.write(json.dumps({"prompts": prompts, "new_tokens": new_tokens}) + "\n")
+    def ask(self, rows, length, new_tokens, strategy="full"):
+        ids = random.Random(f"{rows} {length}")
+        prompts = [[ids.randrange(3, self.vocab_size) for _ in range(length)] for _ in range(rows)]
+        self.process.stdin.write(json.dumps({"prompts": prompts, "new_tokens": new_tokens, "strategy": strategy}) + "\n")
         self.process.stdin.flush()
         return json.loads(self.read())
 
@@ -301,9 +337,18 @@ class Worker:
         self.process.wait()
 
 
-def prompts(rows, length):
-    ids = random.Random(f"{rows} {length}")
-    return [[ids.randrange(3, SHAPE["vocab_size"]) for _ in range(length)] for _ in range(rows)]
+def shape_of(path):
+    """Of a model's file or folder."""
+    return json.loads((path.parent / "shape.json").read_text())
+
+
+def read_bytes(path, shape):
+    """What a step reads of a file of weights: all but an embedding that is not the LM head too, of which it reads a row."""
+    import gguf
+
+    tensors = gguf.GGUFReader(path).tensors
+    tied = shape["tie_word_embeddings"]
+    return sum(int(tensor.n_bytes) for tensor in tensors if tied or tensor.name != "token_embd.weight")
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------------
@@ -313,7 +358,8 @@ def run(models, out, types, engines, rounds, pace):
     out.mkdir(parents=True, exist_ok=True)
     path = out / "peers.json"
     results = json.loads(path.read_text()) if path.exists() else {"types": {}}
-    results["machine"] = machine()
+    shape = json.loads((models / "shape.json").read_text())
+    results |= {"machine": machine(), "shape": shape["name"]}
     for kind in types:
         here = [e for e in engines if not (e == "transformers" and kind.startswith("q"))]
         workers = {engine: Worker(engine, kind, models, pace) for engine in here}
@@ -321,22 +367,26 @@ def run(models, out, types, engines, rounds, pace):
             engine: {
                 "first_token_s": worker.first_token_s,
                 "memory_loaded_mib": worker.resident_mib("VmRSS"),
-                "tokens": [worker.ask(prompts(1, 8 + n), 1)["tokens"][0] for n in range(12)],
+                "tokens": [worker.ask(1, 8 + n, 1)["tokens"][0] for n in range(12)],
                 "cells": {cell: [] for cell in CELLS},
             }
             for engine, worker in workers.items()
         }
+        found["skipbench"] |= {"read_bytes": read_bytes(models / f"{kind}.gguf", shape), "copied_bytes_per_s": []}
         for number in range(rounds + 1):
             for cell, (rows, length, new) in CELLS.items():
                 order = list(workers)
                 random.Random(f"{number} {cell}").shuffle(order)
                 for engine in order:
-                    answer = workers[engine].ask(prompts(rows, length), new)
+                    answer = workers[engine].ask(rows, length, new)
                     steps = answer["step_s"]
                     seconds = statistics.median(steps) / rows if steps else answer["prefill_s"] / length
                     # The first round warms up.
                     if number:
                         found[engine]["cells"][cell].append(1 / seconds)
+            if number:
+                copied = subprocess.run([pace, "copy"], check=True, capture_output=True, text=True).stdout
+                found["skipbench"]["copied_bytes_per_s"].append(float(copied))
             print(f"{kind}: round {number} of {rounds}", file=sys.stderr)
         for engine, worker in workers.items():
             found[engine]["memory_peak_mib"] = worker.resident_mib("VmHWM")
@@ -368,7 +418,7 @@ def table(out):
     results = json.loads((out / "peers.json").read_text())
     m = results["machine"]
     lines = [
-        f"# Peers on the shape of SmolLM2-135M, {m['date']}",
+        f"# Peers on {SHAPE_NAMES[results['shape']]}, {m['date']}",
         "",
         f"{m['cpu']}, {m['threads']} threads. skipbench {m['commit']}, llama.cpp in xllamacpp {m['xllamacpp']}, transformers "
         f"{m['transformers']} on torch {m['torch']}, candle-transformers as in Cargo.lock. Random weights, the same for all; "
@@ -397,6 +447,16 @@ def table(out):
         for name, (key, digits) in plain.items():
             cells = [f"{found[engine][key]:.{digits}f}" for engine in peers]
             lines.append(f"| {name} | " + " | ".join(cells) + " |" + " |" * (len(peers) - 1))
+        ours = found["skipbench"]
+        if "read_bytes" in ours:
+            steps = zip(ours["cells"]["decode, batch 1"], ours["copied_bytes_per_s"])
+            shares = [rate * ours["read_bytes"] / copied for rate, copied in steps]
+            copied = spread([rate / 1e9 for rate in ours["copied_bytes_per_s"]], 1)
+            lines += [
+                "",
+                f"At batch 1 skipbench reads its weights ({ours['read_bytes'] / 1e6:.0f} MB a token) at {spread(shares)} of the rate "
+                f"at which the same threads copy memory, {copied} GB/s read and written.",
+            ]
         ours = found["skipbench"]["tokens"]
         same = {peer: sum(a == b for a, b in zip(ours, found[peer]["tokens"])) for peer in peers[1:]}
         said = ", ".join(f"{n} of {len(ours)} with {peer}" for peer, n in same.items())
@@ -409,13 +469,14 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make")
     making.add_argument("models", type=Path)
+    making.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     running = commands.add_parser("run")
     running.add_argument("models", type=Path)
     running.add_argument("out", type=Path)
     running.add_argument("--types", default=",".join(TYPES))
     running.add_argument("--engines", default=",".join(ENGINES))
     running.add_argument("--rounds", type=int, default=5)
-    running.add_argument("--pace", type=Path, default=Path(__file__).parents[2] / "target/release/examples/pace")
+    running.add_argument("--pace", type=Path, default=PACE)
     serving = commands.add_parser("serve")
     serving.add_argument("engine")
     serving.add_argument("path", type=Path)
@@ -424,7 +485,7 @@ def main():
     arguments = parser.parse_args()
     match arguments.command:
         case "make":
-            make(arguments.models)
+            make(arguments.models, arguments.shape)
         case "serve":
             serve(arguments.engine, arguments.path)
         case "table":

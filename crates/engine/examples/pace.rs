@@ -1,5 +1,6 @@
 //! Times one model for `scripts/bench/peers.py`: a request a line on stdin, what it took a line on stdout.
 //!
+//! `pace copy` prints at how many bytes per second all threads together copy memory, read and written.
 //! `pace skipbench|candle MODEL DTYPE`: MODEL is a LLaMA folder, or a `.gguf` file, whose own types stay what they are if DTYPE
 //! is `stored`. `candle` is the stock model of candle-transformers.
 #![expect(
@@ -15,6 +16,7 @@ use candle_transformers::models::llama::{Cache, Config, Llama, LlamaConfig};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use serde::{Deserialize, Serialize};
 use skipbench_engine::{Engine, Options};
+use skipbench_machine::Checkup;
 use skipbench_model::{Backend, Decoder, WeightType};
 use skipbench_strategy::StrategySpec;
 use std::fs::File;
@@ -22,11 +24,17 @@ use std::io::BufRead;
 use std::path::Path;
 use std::time::Instant;
 
-/// Rows of the same length, and how many tokens each of them gets.
+/// Rows of the same length, and how many tokens each of them gets, with which of our strategies.
 #[derive(Deserialize)]
 struct Request {
     prompts: Vec<Vec<u32>>,
     new_tokens: usize,
+    #[serde(default = "full")]
+    strategy: String,
+}
+
+fn full() -> String {
+    "full".to_owned()
 }
 
 /// Seconds from the start to the first token of all rows, seconds of each step behind it, and the tokens of the first row.
@@ -82,13 +90,14 @@ impl Model {
     fn run(&mut self, request: &Request) -> Answer {
         match self {
             Self::Ours(model) => {
-                let mut full = StrategySpec::full().build(model.config().n_layers).unwrap();
+                let strategy: StrategySpec = request.strategy.parse().unwrap();
+                let mut strategy = strategy.build(model.config().n_layers).unwrap();
                 let options = Options {
                     max_new_tokens: request.new_tokens,
                     ..Options::default()
                 };
                 let generation = Engine::new(model.as_ref())
-                    .generate(&request.prompts, full.as_mut(), &options)
+                    .generate(&request.prompts, strategy.as_mut(), &options)
                     .unwrap();
                 Answer {
                     prefill_s: generation.prefill_s,
@@ -143,8 +152,15 @@ fn timed(
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
+    if let [_, copy] = &arguments[..]
+        && copy == "copy"
+    {
+        let checkup = Checkup::here(rayon::current_num_threads(), false);
+        println!("{}", checkup.copied_bytes_per_s);
+        return;
+    }
     let [_, engine, path, dtype] = &arguments[..] else {
-        panic!("pace skipbench|candle MODEL DTYPE");
+        panic!("pace copy | pace skipbench|candle MODEL DTYPE");
     };
     let start = Instant::now();
     let mut model = Model::load(engine, Path::new(path), dtype);

@@ -16,6 +16,7 @@ pub mod task;
 pub use cli::main;
 
 mod adapters;
+mod allocator;
 mod binary;
 mod calibrate;
 mod digest;

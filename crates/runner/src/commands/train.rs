@@ -56,6 +56,7 @@ fn minutes(text: &str) -> Result<Duration, String> {
 /// A config that does not parse or cannot work, data that cannot be read, a folder that cannot be written or holds
 /// what this run may not replace.
 pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
+    crate::allocator::keep_freed_memory();
     // A clock that does not reach so far never stops the run.
     let deadline = args
         .minutes

@@ -15,6 +15,8 @@ const WIDEST: usize = 3;
 /// The most terms that are summed at a time: a tile's strip of the left matrix stays in the first cache, its panel of the right
 /// one in the second.
 const KC: usize = 576;
+/// Terms that are fetched ahead into the first cache: of a panel, which comes from the second, and of a strip, half of which it holds.
+const AHEAD: usize = 8;
 /// Rows of the left matrix that are packed at a time by a thread.
 const MC: usize = 96;
 /// The most columns of the right matrix that are packed at a time.
@@ -293,6 +295,12 @@ unsafe fn tile<const V: usize>(
     // SAFETY: the caller's.
     unsafe {
         for _ in 0..terms {
+            // A fetch beyond the end reads nothing.
+            for v in 0..V {
+                let ahead = b.wrapping_add((AHEAD * V + v) * LANES);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+            }
+            _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(2 * AHEAD * MR).cast());
             let weights: [__m512; V] = std::array::from_fn(|v| _mm512_loadu_ps(b.add(v * LANES)));
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*a.add(i));
