@@ -19,6 +19,13 @@ const ROW_BLOCK: usize = 32;
 /// multiple of every tile's.
 const PANEL_BLOCK: usize = 12;
 
+/// Rows from which a tile's own weights are fetched ahead: a block has strips of so many, of which all but the first find them in the
+/// second cache.
+const TALL: usize = 6;
+
+/// Inputs that they are fetched ahead.
+const AHEAD: usize = 8;
+
 /// Outputs of a panel: one AVX-512 register, two of AVX2.
 pub(crate) const PANEL: usize = 16;
 
@@ -155,7 +162,7 @@ macro_rules! tiled_products {
     ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $set:ident, $fma:ident, $store:ident,
      [$(($r:literal, $p:literal)),*]) => {
         mod $name {
-            use super::{Element, PANEL, Product};
+            use super::{AHEAD, Element, PANEL, Product, TALL};
             use std::arch::x86_64::*;
             use std::ops::Range;
 
@@ -180,6 +187,10 @@ macro_rules! tiled_products {
                             // The weights of the next tile: a panel is too short for the processor to foresee its end.
                             let next = w.wrapping_add(((P + j) * k + at) * PANEL);
                             _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                            if R >= TALL {
+                                let soon = w.wrapping_add((j * k + at + AHEAD) * PANEL);
+                                _mm_prefetch::<_MM_HINT_T0>(soon.cast());
+                            }
                             for v in 0..V {
                                 weights[j][v] = T::$load(w.add((j * k + at) * PANEL + v * $lanes));
                             }
