@@ -12,7 +12,8 @@ use std::ops::Range;
 /// Multiply-adds below which a product stays on one thread: waking a second one costs some ten microseconds.
 const PARALLEL_MULTIPLY_ADDS: usize = 1 << 19;
 
-/// Rows of `x` that are kept close while a weight streams by.
+/// Values of `x` that are kept in the second cache while a weight streams by, in whole rows of which there are at least so many.
+const ROW_VALUES: usize = 1 << 16;
 const ROW_BLOCK: usize = 32;
 
 /// Panels that are kept close while the rows of a block pass over them, so that memory is read once for all of these; a
@@ -98,8 +99,9 @@ impl<T: Element> Product<'_, T> {
     /// The columns of `panels` for all rows.
     fn panels(&self, isa: Isa, panels: Range<usize>) {
         let n = self.x.len() / self.w.k;
-        for first in (0..n).step_by(ROW_BLOCK) {
-            let rows = first..n.min(first + ROW_BLOCK);
+        let block = (ROW_VALUES / self.w.k / ROW_BLOCK).max(1) * ROW_BLOCK;
+        for first in (0..n).step_by(block) {
+            let rows = first..n.min(first + block);
             for first in panels.clone().step_by(PANEL_BLOCK) {
                 self.block(
                     isa,
