@@ -61,12 +61,20 @@ impl Staged {
             temporary: temporary(path)?,
             path: path.to_path_buf(),
         };
+        let naming = |error| cannot_write(path, &error);
+        let ordinary = File::create(&staged.temporary)
+            .and_then(|file| file.metadata())
+            .map_err(naming)?;
         write(&staged.temporary)?;
         OpenOptions::new()
             .write(true)
             .open(&staged.temporary)
-            .and_then(|file| file.sync_all())
-            .map_err(|error| cannot_write(path, &error))?;
+            .and_then(|file| {
+                // A writer of safetensors leaves a file that nobody but its owner may read.
+                file.set_permissions(ordinary.permissions())?;
+                file.sync_all()
+            })
+            .map_err(naming)?;
         Ok(staged)
     }
 
@@ -223,6 +231,24 @@ mod tests {
         assert_eq!(failed.unwrap_err().to_string(), "the writer's own words");
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(dir.path()), ["weights"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_of_the_writers_own_is_readable_like_any_other() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("weights"), dir.path().join("other"));
+        write_whole_with(&path, |temporary| {
+            let own = tempfile::NamedTempFile::new_in(dir.path())?;
+            own.persist(temporary)
+                .map(drop)
+                .map_err(|error| error.error)
+        })
+        .unwrap();
+        fs::write(&other, b"").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&path), mode(&other));
     }
 
     #[test]
