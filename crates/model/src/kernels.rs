@@ -22,9 +22,11 @@ const PANEL_BLOCK: usize = 12;
 
 /// Rows from which a tile's own weights are fetched ahead: a block has strips of so many, of which all but the first find them in the
 /// second cache.
+#[cfg(target_arch = "x86_64")]
 const TALL: usize = 6;
 
 /// Inputs that they are fetched ahead.
+#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8;
 
 /// Outputs of a panel: one AVX-512 register, two of AVX2.
