@@ -6,7 +6,8 @@
 //! threads and on every instruction set.
 
 use crate::blocks::{BLOCK, BlockPanels, Kind, code};
-use crate::kernels::{Columns, PANEL, over_panels};
+use crate::kernels::{Columns, PANEL};
+use crate::threads;
 use crate::vectorised;
 use std::ops::Range;
 
@@ -124,7 +125,7 @@ impl<K: Kind> BlockPanels<K> {
         };
         let isa = isa();
         let panels = self.m.div_ceil(PANEL);
-        over_panels(panels, n * self.m * self.k, |panels| {
+        threads::split(panels, n * self.m * self.k, |panels| {
             product.panels(isa, panels)
         });
     }

@@ -6,11 +6,8 @@
 
 use crate::element::Element;
 use crate::simd::{Isa, isa};
-use rayon::prelude::*;
+use crate::threads;
 use std::ops::Range;
-
-/// Multiply-adds below which a product stays on one thread: waking a second one costs some ten microseconds.
-const PARALLEL_MULTIPLY_ADDS: usize = 1 << 19;
 
 /// Values of `x` that are kept in the second cache while a weight streams by, in whole rows of which there are at least so many.
 const ROW_VALUES: usize = 1 << 16;
@@ -55,7 +52,7 @@ impl<T: Element> Panels<T> {
         };
         let isa = isa();
         let panels = self.m.div_ceil(PANEL);
-        over_panels(panels, n * self.m * self.k, |panels| {
+        threads::split(panels, n * self.m * self.k, |panels| {
             product.panels(isa, panels);
         });
     }
@@ -73,18 +70,6 @@ impl Columns<'_> {
     pub(crate) fn check(&self, n: usize, m: usize) {
         assert!(m <= self.stride && self.values.len() + self.stride >= n * self.stride + m);
     }
-}
-
-/// Runs all panels, shared among the threads where there is enough to do.
-pub(crate) fn over_panels(panels: usize, multiply_adds: usize, run: impl Fn(Range<usize>) + Sync) {
-    let threads = rayon::current_num_threads();
-    if multiply_adds < PARALLEL_MULTIPLY_ADDS || threads == 1 {
-        return run(0..panels);
-    }
-    let share = panels.div_ceil(threads);
-    (0..panels.div_ceil(share))
-        .into_par_iter()
-        .for_each(|part| run(part * share..panels.min((part + 1) * share)));
 }
 
 struct Product<'a, T> {

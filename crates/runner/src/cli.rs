@@ -10,9 +10,10 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     init_logging(cli.verbose);
-    // The main thread works in the pool itself: a product handed over and waited for costs two wake-ups. A pool that
-    // cannot be built leaves the default one, which is only slower.
+    // As many threads as candle has. The main thread works in the pool itself: a product handed over and waited for costs two
+    // wake-ups. A pool that cannot be built leaves the default one, which is only slower.
     let _ = rayon::ThreadPoolBuilder::new()
+        .num_threads(candle_core::utils::get_num_threads())
         .use_current_thread()
         .build_global();
     match cli.command.run() {
