@@ -6,6 +6,7 @@ use crate::form::WeightType;
 use crate::matrix::Matrix;
 use crate::memory;
 use crate::stored::Stored;
+use crate::threads::SideBySide;
 use rayon::prelude::*;
 
 /// Rows of a checkpoint as they are stored, or in another type of weights. Its values are always computed with in f32.
@@ -77,16 +78,18 @@ impl KeptMatrix {
     pub fn widen(&self) -> Result<Vec<f32>> {
         let mut values = vec![0.0; self.rows * self.columns];
         let height = (CHUNK / self.columns.max(1)).max(1);
+        let blocks = self
+            .bytes
+            .chunks((height * self.stored.bytes(self.columns)).max(1));
         values
-            .par_chunks_mut((height * self.columns).max(1))
-            .zip(
-                self.bytes
-                    .par_chunks((height * self.stored.bytes(self.columns)).max(1)),
-            )
-            .try_for_each(|(to, bytes)| -> Result<()> {
+            .chunks_mut((height * self.columns).max(1))
+            .zip(blocks)
+            .map_on_all_threads(|(to, bytes)| -> Result<()> {
                 to.copy_from_slice(&self.stored.widen(bytes)?);
                 Ok(())
-            })?;
+            })
+            .into_iter()
+            .collect::<Result<()>>()?;
         Ok(values)
     }
 

@@ -51,7 +51,7 @@ mod sizes;
 mod source;
 mod stored;
 mod tables;
-mod threads;
+pub mod threads;
 mod tokenizer;
 mod weight_bytes;
 pub mod weights;

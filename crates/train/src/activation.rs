@@ -3,9 +3,9 @@
 
 use crate::ops::{floats, to_vec, values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 use skipbench_model::Activation;
 use skipbench_model::simd::exp;
+use skipbench_model::threads::SideBySide;
 use skipbench_model::vectorised;
 
 /// Values handed to a thread at a time.
@@ -25,18 +25,18 @@ impl CustomOp1 for Activate {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = floats(x, layout)?;
         let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(CHUNK)
-            .zip(x.par_chunks(CHUNK))
-            .for_each(|(y, x)| activate(self.0, x, y));
+        y.chunks_mut(CHUNK)
+            .zip(x.chunks(CHUNK))
+            .on_all_threads(|(y, x)| activate(self.0, x, y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (xs, mut grads) = (values(x)?, to_vec(grad)?);
         grads
-            .par_chunks_mut(CHUNK)
-            .zip(xs.par_chunks(CHUNK))
-            .for_each(|(grad, x)| times_slope(self.0, x, grad));
+            .chunks_mut(CHUNK)
+            .zip(xs.chunks(CHUNK))
+            .on_all_threads(|(grad, x)| times_slope(self.0, x, grad));
         Ok(Some(Tensor::from_vec(grads, x.shape(), x.device())?))
     }
 }
@@ -55,9 +55,9 @@ impl CustomOp2 for Gated {
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (floats(gate, gate_layout)?, floats(up, up_layout)?);
         let mut y = vec![0.0; gate.len()];
-        y.par_chunks_mut(CHUNK)
-            .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
-            .for_each(|(y, (gate, up))| {
+        y.chunks_mut(CHUNK)
+            .zip(gate.chunks(CHUNK).zip(up.chunks(CHUNK)))
+            .on_all_threads(|(y, (gate, up))| {
                 activate(self.0, gate, y);
                 y.iter_mut().zip(up).for_each(|(y, up)| *y *= up);
             });
@@ -74,11 +74,11 @@ impl CustomOp2 for Gated {
         let (gates, ups, grads) = (values(gate)?, values(up)?, values(grad)?);
         let (mut d_gate, mut d_up) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
         d_gate
-            .par_chunks_mut(CHUNK)
-            .zip(d_up.par_chunks_mut(CHUNK))
-            .zip(gates.par_chunks(CHUNK).zip(ups.par_chunks(CHUNK)))
-            .zip(grads.par_chunks(CHUNK))
-            .for_each(|(((d_gate, d_up), (gate, up)), grad)| {
+            .chunks_mut(CHUNK)
+            .zip(d_up.chunks_mut(CHUNK))
+            .zip(gates.chunks(CHUNK).zip(ups.chunks(CHUNK)))
+            .zip(grads.chunks(CHUNK))
+            .on_all_threads(|(((d_gate, d_up), (gate, up)), grad)| {
                 activate(self.0, gate, d_up);
                 d_up.iter_mut()
                     .zip(grad)

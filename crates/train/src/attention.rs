@@ -4,9 +4,9 @@
 use crate::ops::{floats, softmax_body, values};
 use crate::products::{Sizes, Strided, alone};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 use skipbench_model::Rope as Frequencies;
 use skipbench_model::simd::dot;
+use skipbench_model::threads::SideBySide;
 use skipbench_model::vectorised;
 use std::ops::Range;
 use std::sync::Arc;
@@ -131,9 +131,9 @@ impl Attention {
     fn scatter(&self, out: &mut [f32], parts: &[Vec<f32>], heads: usize) {
         let part = heads * self.head_dim;
         let width = self.n_kv_heads * part;
-        out.par_chunks_exact_mut(self.seq * width)
-            .zip(parts.par_chunks_exact(self.n_kv_heads))
-            .for_each(|(out, parts)| {
+        out.chunks_exact_mut(self.seq * width)
+            .zip(parts.chunks_exact(self.n_kv_heads))
+            .on_all_threads(|(out, parts)| {
                 for (position, out) in out.chunks_exact_mut(width).enumerate() {
                     for (out, from) in out.chunks_exact_mut(part).zip(parts) {
                         out.copy_from_slice(&from[position * part..(position + 1) * part]);
@@ -194,14 +194,13 @@ impl CustomOp3 for Attention {
             floats(v, v_layout)?,
         );
         let (q_row, kv_row) = (self.seq * self.q_width(), self.seq * self.kv_width());
-        let heads = (0..q.len() / q_row * self.n_kv_heads).into_par_iter();
-        let heads = heads.map(|at| {
+        let heads = 0..q.len() / q_row * self.n_kv_heads;
+        let heads = heads.map_on_all_threads(|at| {
             let (row, head) = (at / self.n_kv_heads, at % self.n_kv_heads);
             let kv = row * kv_row..(row + 1) * kv_row;
             let q = &q[row * q_row..(row + 1) * q_row];
             forward(self, head, q, &k[kv.clone()], &v[kv])
         });
-        let heads: Vec<Vec<f32>> = heads.collect();
         let mut out = vec![0.0; q.len()];
         self.scatter(&mut out, &heads, self.group());
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
@@ -217,8 +216,8 @@ impl CustomOp3 for Attention {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (qs, ks, vs, grads) = (values(q)?, values(k)?, values(v)?, values(grad)?);
         let (q_row, kv_row) = (self.seq * self.q_width(), self.seq * self.kv_width());
-        let heads = (0..qs.len() / q_row * self.n_kv_heads).into_par_iter();
-        let heads = heads.map(|at| {
+        let heads = 0..qs.len() / q_row * self.n_kv_heads;
+        let heads = heads.map_on_all_threads(|at| {
             let (row, head) = (at / self.n_kv_heads, at % self.n_kv_heads);
             let (q, kv) = (
                 row * q_row..(row + 1) * q_row,
@@ -230,7 +229,7 @@ impl CustomOp3 for Attention {
         let mut of_q = Vec::new();
         let mut of_k = Vec::new();
         let mut of_v = Vec::new();
-        for [dq, dk, dv] in heads.collect::<Vec<_>>() {
+        for [dq, dk, dv] in heads {
             of_q.push(dq);
             of_k.push(dk);
             of_v.push(dv);

@@ -2,8 +2,8 @@
 
 use crate::ops::{ROWS, add_in_order, floats, values};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 use skipbench_model::simd::dot;
+use skipbench_model::threads::SideBySide;
 use skipbench_model::vectorised;
 
 /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`; `x`: `[rows, d]`, `weight` and `bias`: `[d]`.
@@ -29,9 +29,9 @@ impl CustomOp3 for LayerNorm {
         let bias = floats(bias, bias_layout)?;
         let d = weight.len();
         let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(ROWS * d)
-            .zip(x.par_chunks(ROWS * d))
-            .for_each(|(y, x)| layer_norm(x, weight, bias, self.eps, y));
+        y.chunks_mut(ROWS * d)
+            .zip(x.chunks(ROWS * d))
+            .on_all_threads(|(y, x)| layer_norm(x, weight, bias, self.eps, y));
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
@@ -47,14 +47,13 @@ impl CustomOp3 for LayerNorm {
         let d = weights.len();
         let mut dx = vec![0.0; xs.len()];
         let parts = dx
-            .par_chunks_mut(ROWS * d)
-            .zip(xs.par_chunks(ROWS * d).zip(grads.par_chunks(ROWS * d)))
-            .map(|(dx, (x, grad))| {
+            .chunks_mut(ROWS * d)
+            .zip(xs.chunks(ROWS * d).zip(grads.chunks(ROWS * d)))
+            .map_on_all_threads(|(dx, (x, grad))| {
                 let mut sums = vec![0.0; 2 * d];
                 layer_norm_grad(x, &weights, grad, self.eps, dx, &mut sums);
                 sums
-            })
-            .collect();
+            });
         let mut dw = add_in_order(parts, 2 * d);
         let db = dw.split_off(d);
         Ok((

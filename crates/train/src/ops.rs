@@ -5,8 +5,8 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, DType, Error, Layout, Result, Shape, Storage, Tensor,
 };
 use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
-use rayon::prelude::*;
 use skipbench_model::simd::{dot, exp, exp_below, largest};
+use skipbench_model::threads::SideBySide;
 use skipbench_model::vectorised;
 use std::ops::Deref;
 
@@ -91,9 +91,9 @@ impl CustomOp2 for RmsNorm {
         let (x, weight) = (floats(x, x_layout)?, floats(weight, weight_layout)?);
         let d = weight.len();
         let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(ROWS * d)
-            .zip(x.par_chunks(ROWS * d))
-            .for_each(|(y, x)| rms_norm(x, weight, self.eps, y));
+        y.chunks_mut(ROWS * d)
+            .zip(x.chunks(ROWS * d))
+            .on_all_threads(|(y, x)| rms_norm(x, weight, self.eps, y));
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
@@ -108,14 +108,13 @@ impl CustomOp2 for RmsNorm {
         let d = weights.len();
         let mut dx = vec![0.0; xs.len()];
         let dw = dx
-            .par_chunks_mut(ROWS * d)
-            .zip(xs.par_chunks(ROWS * d).zip(grads.par_chunks(ROWS * d)))
-            .map(|(dx, (x, grad))| {
+            .chunks_mut(ROWS * d)
+            .zip(xs.chunks(ROWS * d).zip(grads.chunks(ROWS * d)))
+            .map_on_all_threads(|(dx, (x, grad))| {
                 let mut dw = vec![0.0; d];
                 rms_norm_grad(x, &weights, grad, self.eps, dx, &mut dw);
                 dw
-            })
-            .collect();
+            });
         let dw = add_in_order(dw, d);
         Ok((
             Some(Tensor::from_vec(dx, x.shape(), x.device())?),
@@ -186,9 +185,9 @@ impl CustomOp2 for SwiGlu {
         let (gate, up) = (floats(gate, gate_layout)?, floats(up, up_layout)?);
         let mut y = vec![0.0; gate.len()];
         let chunk = ROWS * 256;
-        y.par_chunks_mut(chunk)
-            .zip(gate.par_chunks(chunk).zip(up.par_chunks(chunk)))
-            .for_each(|(y, (gate, up))| swiglu(gate, up, y));
+        y.chunks_mut(chunk)
+            .zip(gate.chunks(chunk).zip(up.chunks(chunk)))
+            .on_all_threads(|(y, (gate, up))| swiglu(gate, up, y));
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
 
@@ -203,11 +202,11 @@ impl CustomOp2 for SwiGlu {
         let (mut d_gate, mut d_up) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
         let chunk = ROWS * 256;
         d_gate
-            .par_chunks_mut(chunk)
-            .zip(d_up.par_chunks_mut(chunk))
-            .zip(gates.par_chunks(chunk).zip(ups.par_chunks(chunk)))
-            .zip(grads.par_chunks(chunk))
-            .for_each(|(((d_gate, d_up), (gate, up)), grad)| {
+            .chunks_mut(chunk)
+            .zip(d_up.chunks_mut(chunk))
+            .zip(gates.chunks(chunk).zip(ups.chunks(chunk)))
+            .zip(grads.chunks(chunk))
+            .on_all_threads(|(((d_gate, d_up), (gate, up)), grad)| {
                 swiglu_grad(gate, up, grad, d_gate, d_up);
             });
         Ok((
@@ -265,13 +264,12 @@ impl CustomOp1 for CrossEntropy {
         let logits = floats(logits, layout)?;
         let vocab = logits.len() / self.targets.len();
         let losses: Vec<f64> = logits
-            .par_chunks_exact(vocab)
+            .chunks_exact(vocab)
             .zip(&self.targets)
-            .map(|(logits, &target)| {
+            .map_on_all_threads(|(logits, &target)| {
                 let (largest, sum) = exp_sum(logits);
                 f64::from(largest + sum.ln() - logits[target as usize])
-            })
-            .collect();
+            });
         let mean = losses.iter().sum::<f64>() / losses.len() as f64;
         Ok((CpuStorage::F32(vec![mean as f32]), Shape::from(())))
     }
@@ -281,9 +279,9 @@ impl CustomOp1 for CrossEntropy {
         let vocab = logits.dim(1)?;
         let mut values = to_vec(logits)?;
         values
-            .par_chunks_exact_mut(vocab)
+            .chunks_exact_mut(vocab)
             .zip(&self.targets)
-            .for_each(|(logits, &target)| {
+            .on_all_threads(|(logits, &target)| {
                 softmax(logits, scale);
                 logits[target as usize] -= scale;
             });

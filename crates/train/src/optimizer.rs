@@ -6,7 +6,7 @@ use crate::net::Net;
 use crate::ops::to_vec;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+use skipbench_model::threads::SideBySide;
 
 const EPS: f32 = 1e-8;
 
@@ -72,10 +72,10 @@ impl AdamW {
                 .min((step + 1) as f64 / (step + 10) as f64) as f32,
         };
         self.weights
-            .par_iter_mut()
+            .iter_mut()
             .zip(&gradients.values)
             .zip(net.names())
-            .for_each(|((weight, grad), name)| {
+            .on_all_threads(|((weight, grad), name)| {
                 let is_matrix = net.var(name).rank() > 1;
                 update.apply(weight, grad, is_matrix);
             });
@@ -92,10 +92,11 @@ impl AdamW {
 
     /// Whether every weight and every average of one is a finite number.
     pub(crate) fn is_finite(&self) -> bool {
-        self.weights.par_iter().all(|weight| {
+        let finite = self.weights.iter().map_on_all_threads(|weight| {
             let mut numbers = weight.value.iter().chain(&weight.average);
             numbers.all(|number| number.is_finite())
-        })
+        });
+        finite.into_iter().all(|finite| finite)
     }
 }
 
@@ -128,15 +129,15 @@ impl Gradients {
 
     /// Multiplies all of them.
     pub(crate) fn scale(&mut self, by: f32) {
-        let values = self.values.par_iter_mut();
-        values.for_each(|grad| grad.iter_mut().for_each(|value| *value *= by));
+        let values = self.values.iter_mut();
+        values.on_all_threads(|grad| grad.iter_mut().for_each(|value| *value *= by));
         self.norm *= f64::from(by);
     }
 
     /// Adds those of another part of the batch.
     pub(crate) fn add(&mut self, other: &Self) {
-        let values = self.values.par_iter_mut().zip(&other.values);
-        values.for_each(|(sum, grad)| match sum.is_empty() {
+        let values = self.values.iter_mut().zip(&other.values);
+        values.on_all_threads(|(sum, grad)| match sum.is_empty() {
             true => sum.clone_from(grad),
             false => sum
                 .iter_mut()
@@ -150,9 +151,12 @@ impl Gradients {
 /// Global norm.
 fn norm(values: &[Vec<f32>]) -> f64 {
     values
-        .par_iter()
-        .map(|grad| grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum())
-        .collect::<Vec<f64>>()
+        .iter()
+        .map_on_all_threads(|grad| {
+            grad.iter()
+                .map(|g| f64::from(*g) * f64::from(*g))
+                .sum::<f64>()
+        })
         .iter()
         .sum::<f64>()
         .sqrt()

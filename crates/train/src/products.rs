@@ -8,6 +8,7 @@ mod blocked;
 use gemm::Parallelism;
 #[cfg(target_arch = "x86_64")]
 use skipbench_model::simd::{Isa, isa};
+use skipbench_model::threads;
 
 /// A matrix as it lies in memory: element `(row, column)` is at `row * rows + column * columns`.
 #[derive(Clone, Copy)]
@@ -93,7 +94,7 @@ pub(crate) fn add_product(
     back: bool,
 ) {
     let (x, w, sizes) = operands(x, w, [rows, columns], back);
-    onto(y, x, w, sizes, true, rayon::current_num_threads());
+    onto(y, x, w, sizes, true, threads::count());
 }
 
 /// `a b` into `c`, or added to it, on this thread alone: for products that many are computed of side by side.
@@ -103,7 +104,7 @@ pub(crate) fn alone(c: &mut [f32], a: Strided<'_>, b: Strided<'_>, sizes: Sizes,
 
 /// `[m, n]`
 fn of(a: Strided<'_>, b: Strided<'_>, sizes: Sizes) -> Vec<f32> {
-    let (len, threads) = (sizes.m * sizes.n, rayon::current_num_threads());
+    let (len, threads) = (sizes.m * sizes.n, threads::count());
     #[cfg(target_arch = "x86_64")]
     if matches!(isa(), Isa::Avx512) && blocked::suits(sizes) {
         let mut c = Vec::with_capacity(len);

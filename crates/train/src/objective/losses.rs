@@ -4,7 +4,7 @@ use super::Measure;
 use crate::error::Result as TrainResult;
 use crate::ops::{exp_sum, floats, softmax, to_vec};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use skipbench_model::threads::SideBySide;
 use std::sync::Arc;
 
 /// Squared norms of states are far above this.
@@ -58,10 +58,9 @@ impl CustomOp1 for Divergence {
         let logits = floats(logits, layout)?;
         let (rows, vocab) = layout.shape().dims2()?;
         let of_rows: Vec<f64> = logits
-            .par_chunks_exact(vocab)
-            .zip(self.teacher.par_chunks_exact(vocab))
-            .map(|(logits, teacher)| self.of_row(teacher, logits))
-            .collect();
+            .chunks_exact(vocab)
+            .zip(self.teacher.chunks_exact(vocab))
+            .map_on_all_threads(|(logits, teacher)| self.of_row(teacher, logits));
         let mean = of_rows.iter().sum::<f64>() / rows as f64;
         let squared = f64::from(self.temperature).powi(2);
         Ok((
@@ -76,9 +75,9 @@ impl CustomOp1 for Divergence {
         let scale = grad * self.temperature / rows as f32;
         let mut values = to_vec(logits)?;
         values
-            .par_chunks_exact_mut(vocab)
-            .zip(self.teacher.par_chunks_exact(vocab))
-            .for_each(|(logits, teacher)| {
+            .chunks_exact_mut(vocab)
+            .zip(self.teacher.chunks_exact(vocab))
+            .on_all_threads(|(logits, teacher)| {
                 let (mut p, mut q) = (self.scaled(teacher), self.scaled(logits));
                 softmax(&mut p, scale);
                 softmax(&mut q, scale);

@@ -2,7 +2,7 @@
 //! Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008.
 
 use super::{Sizes, Strided};
-use rayon::prelude::*;
+use skipbench_model::threads::SideBySide;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -76,7 +76,7 @@ pub(super) unsafe fn product(
             let blocks = 0..m.div_ceil(height);
             match threads {
                 1 => blocks.for_each(block),
-                _ => blocks.into_par_iter().for_each(block),
+                _ => blocks.on_all_threads(block),
             }
         }
     }
@@ -107,7 +107,7 @@ fn pack_panels(
     };
     match threads {
         1 => panels.chunks_mut(len).enumerate().for_each(pack),
-        _ => panels.par_chunks_mut(len).enumerate().for_each(pack),
+        _ => panels.chunks_mut(len).enumerate().on_all_threads(pack),
     }
 }
 
