@@ -1,6 +1,6 @@
 //! `skipbench train` on checkpoints with adapters, and on tasks.
 
-use crate::support::{assert_names, refused, skipbench, stdout};
+use crate::support::{assert_names, refused, repository, skipbench, stdout};
 use crate::train::{train, write};
 use std::path::{Path, PathBuf};
 
@@ -315,4 +315,51 @@ fn settings_of_an_adapter_that_cannot_work_are_refused() {
         assert_names(&text, &["out.yaml"]);
     }
     assert!(!dir.join("out").exists());
+}
+
+/// The shipped adapter was trained for skipping: with it the summaries of the experiment's dialogues are far more likely at every
+/// speedup.
+#[test]
+fn the_shipped_adapter_does_what_it_was_trained_for() {
+    let model = repository().join("data/downloads/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !model.exists() {
+        eprintln!("skipped: scripts/fetch_models.sh smollm2 gets the base of the adapter");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dialogues =
+        std::fs::read_to_string(repository().join("experiments/adapted/quick.jsonl")).unwrap();
+    let pairs: String = dialogues.lines().take(2).map(pair).collect();
+    let pairs = write(dir.path(), "pairs.jsonl", &pairs);
+    let adapter = repository().join("data/adapters/smollm2-135m-dialogsum-unified");
+    for speedup in ["1.25", "1.5", "2"] {
+        let likely = |options: &[&str]| -> f64 {
+            let mut command = skipbench();
+            command.arg("loglikelihood").arg("--model").arg(&model);
+            command.args(["--strategy", &format!("unified@{speedup}")]);
+            let lines = stdout(command.arg("--input").arg(&pairs).args(options));
+            let sums = lines.lines().map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                line["logprob"].as_f64().unwrap()
+            });
+            sums.sum()
+        };
+        let published = likely(&[]);
+        let adapted = likely(&["--adapter", adapter.to_str().unwrap()]);
+        // In nats. Measured: -1072, -1408, -604 without it and -153, -208, -173 with it.
+        assert!(
+            published < 2.0 * adapted,
+            "{speedup}: {published}, {adapted}"
+        );
+    }
+}
+
+/// The dialogue in the form that the adapter was trained on, and its summary.
+fn pair(line: &str) -> String {
+    let dialogue: serde_json::Value = serde_json::from_str(line).unwrap();
+    let source = dialogue["source"].as_str().unwrap();
+    let asked = format!("Summarize this dialogue in one or two sentences.\n\n{source}");
+    let context = format!("<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n");
+    let pair = serde_json::json!({"context": context, "continuation": dialogue["reference"]});
+    format!("{pair}\n")
 }
