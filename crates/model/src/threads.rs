@@ -84,13 +84,11 @@ mod tests {
             parts.on_all_threads(|(at, part)| part.iter_mut().for_each(|value| *value += at));
             let wanted: Vec<_> = (0..len).map(|at| 1 + at / 3).collect();
             assert_eq!(values, wanted);
-            for shared in [share, split] {
-                let seen: Vec<_> = (0..len).map(|_| Mutex::new(0)).collect();
-                shared(len, WORTH_SHARING, &|part: Range<usize>| {
-                    part.for_each(|at| *seen[at].lock() += 1);
-                });
-                assert!(seen.iter().all(|seen| *seen.lock() == 1));
-            }
+            let seen: Vec<_> = (0..len).map(|_| Mutex::new(0)).collect();
+            let see = |part: Range<usize>| part.for_each(|at| *seen[at].lock() += 1);
+            share(len, WORTH_SHARING, see);
+            split(len, WORTH_SHARING, see);
+            assert!(seen.iter().all(|seen| *seen.lock() == 2));
         }
     }
 }

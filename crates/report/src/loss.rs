@@ -3,6 +3,7 @@
 use crate::axes::{Axis, Frame, padded};
 use crate::error::Result;
 use crate::image;
+use crate::legend::{self, Entry};
 use crate::series_style::Style;
 use crate::svg::{self, Anchor, Look};
 use std::path::{Path, PathBuf};
@@ -37,13 +38,13 @@ fn draw(series: &[LossSeries]) -> String {
         true => lo * 0.8..hi * 1.2,
         false => 0.1..10.0,
     };
-    let (width, height) = (860.0, 480.0);
+    let (width, height) = (860.0 + legend::WIDTH, 480.0);
     let mut y = Axis::new(y, "cross-entropy (nats per token, log scale)");
     y.is_log = true;
     let frame = Frame {
         left: 66.0,
         top: 40.0,
-        width: width - 80.0,
+        width: width - 80.0 - legend::WIDTH,
         height: height - 92.0,
         x: Axis::new(x, "step"),
         y,
@@ -51,11 +52,19 @@ fn draw(series: &[LossSeries]) -> String {
     let mut body = frame.draw();
     let middle = (frame.left + frame.width / 2.0, 24.0);
     body += &svg::text("title", middle, Anchor::Middle, "Training loss");
-    for (index, curve) in curves.iter().enumerate() {
+    let mut entries = Vec::new();
+    for (index, (series, curve)) in series.iter().zip(&curves).enumerate() {
         let places: Vec<(f64, f64)> = curve.iter().map(|&point| frame.at(point)).collect();
         let stroke = format!("stroke=\"{}\"", Style::Nth(index).color());
         body += &svg::line("line", &stroke, &places);
+        entries.push(Entry {
+            key: Box::new(move |(x, y)| {
+                svg::line("line", &stroke, &[(x - 14.0, y), (x + 14.0, y)])
+            }),
+            name: series.name.clone(),
+        });
     }
+    body += &legend::draw(&entries, (frame.right() + 8.0, frame.top + 10.0)).0;
     svg::page(Look::File, (width, height), "Training loss", &body)
 }
 

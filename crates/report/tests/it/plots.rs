@@ -209,6 +209,20 @@ fn loss_curves_of_any_length() {
 }
 
 #[test]
+fn a_loss_curve_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["training loss", "validation unified@1.25"];
+    let curves = names.map(|name| LossSeries {
+        name: name.to_owned(),
+        points: vec![(1.0, 2.0), (2.0, 1.0)],
+    });
+    let path = dir.path().join("loss.svg");
+    loss_plot(&path, &curves).unwrap();
+    let svg = read(&path);
+    assert!(names.iter().all(|name| svg.contains(name)), "{svg}");
+}
+
+#[test]
 fn a_heatmap_shades_what_ran() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("which layers.svg");
