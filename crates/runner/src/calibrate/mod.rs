@@ -358,7 +358,7 @@ impl Calibrator<'_> {
         let mut trial = 0;
         let points = bisect(knob, wanted, Trend::Grows, (close, TRIALS), |threshold| {
             trial += 1;
-            (self.part)("trials", trial, TRIALS as u64);
+            (self.part)("trials", trial, trial.max(TRIALS as u64));
             self.layers(&tried.with_threshold(threshold), rows, search)
         })?;
         let (threshold, layers) = nearest(&points, wanted);
@@ -396,7 +396,7 @@ impl Calibrator<'_> {
         let mut trial = 0;
         let points = bisect(knob, target, Trend::Shrinks, limits, |threshold| {
             trial += 1;
-            (self.part)("timed trials", trial, TIMED_TRIALS as u64);
+            (self.part)("timed trials", trial, trial.max(TIMED_TRIALS as u64));
             self.speed(&spec.with_threshold(threshold), timing)
         })?;
         let (threshold, speed) = nearest(&points, target);
