@@ -72,7 +72,7 @@ def draw(out):
     import matplotlib.pyplot as plt
 
     results = json.loads((out / "steps.json").read_text())
-    m, curves = results["machine"], list(dict.fromkeys(name for kind in results["step_s"].values() for name in kind))
+    m, curves = results["machine"], list(dict.fromkeys(curve for curve, *_ in points(peers.SHAPES[results["shape"]])))
     plt.rcParams |= {"font.size": 9, "svg.hashsalt": "steps", "svg.fonttype": "none"}
     figure, panes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.2), layout="constrained")
     lines = [
@@ -83,18 +83,18 @@ def draw(out):
         "",
         "![Milliseconds per step](steps.svg)",
         "",
-        "| curve | weights | at nothing, ms | per unit, ms | farthest point from the line |",
+        "| curve | weights | line begins at, ms | slope, ms | farthest point from the line |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for pane, curve in zip(panes, curves):
-        unit = "layer" if curve.startswith("layers") else "1,000 tokens of context"
+        unit = "layer" if curve.startswith("layers") else "1,000 tokens"
         for kind, found in results["step_s"].items():
             start, slope, apart = fit(found[curve])
             xs = [at for at, _ in found[curve]]
             (dots,) = pane.plot(xs, [1e3 * y for _, y in found[curve]], "o", markersize=4, label=kind)
             pane.plot([0, xs[-1]], [1e3 * start, 1e3 * (start + slope * xs[-1])], "-", color=dots.get_color(), linewidth=1)
             per = 1e3 * slope * (1 if unit == "layer" else 1000)
-            lines.append(f"| {curve} | {kind} | {1e3 * start:.2f} | {per:.3f} a {unit} | {apart:.0%} |")
+            lines.append(f"| {curve} | {kind} | {1e3 * start:.2f} | {per:.3f} per {unit} | {apart:.0%} |")
         pane.set(xlabel="layers run" if unit == "layer" else "tokens of context", ylabel="ms per step", title=curve.split(", ")[1], ylim=(0, None))
         pane.spines[["top", "right"]].set_visible(False)
     panes[0].legend(frameon=False)
