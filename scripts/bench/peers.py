@@ -417,12 +417,18 @@ def spread(values, digits=2):
 def table(out):
     results = json.loads((out / "peers.json").read_text())
     m = results["machine"]
+    versions = {
+        "skipbench": f"skipbench {m['commit']}",
+        "llama.cpp": f"llama.cpp in xllamacpp {m['xllamacpp']}",
+        "transformers": f"transformers {m['transformers']} on torch {m['torch']}",
+        "candle": "candle-transformers as in Cargo.lock",
+    }
+    ran = {engine for found in results["types"].values() for engine in found}
     lines = [
         f"# Peers on {SHAPE_NAMES[results['shape']]}, {m['date']}",
         "",
-        f"{m['cpu']}, {m['threads']} threads. skipbench {m['commit']}, llama.cpp in xllamacpp {m['xllamacpp']}, transformers "
-        f"{m['transformers']} on torch {m['torch']}, candle-transformers as in Cargo.lock. Random weights, the same for all; "
-        "`scripts/bench/peers.py` says how they are made and asked.",
+        f"{m['cpu']}, {m['threads']} threads. {', '.join(versions[engine] for engine in ENGINES if engine in ran)}. Random weights, the same "
+        "for all; `scripts/bench/peers.py` says how they are made and asked.",
         "",
         "Tokens per second, median of the rounds with the smallest and the largest. A ratio is skipbench over the peer within a "
         "round.",
@@ -448,15 +454,14 @@ def table(out):
             cells = [f"{found[engine][key]:.{digits}f}" for engine in peers]
             lines.append(f"| {name} | " + " | ".join(cells) + " |" + " |" * (len(peers) - 1))
         ours = found["skipbench"]
-        if "read_bytes" in ours:
-            steps = zip(ours["cells"]["decode, batch 1"], ours["copied_bytes_per_s"])
-            shares = [rate * ours["read_bytes"] / copied for rate, copied in steps]
-            copied = spread([rate / 1e9 for rate in ours["copied_bytes_per_s"]], 1)
-            lines += [
-                "",
-                f"At batch 1 skipbench reads its weights ({ours['read_bytes'] / 1e6:.0f} MB a token) at {spread(shares)} of the rate "
-                f"at which the same threads copy memory, {copied} GB/s read and written.",
-            ]
+        steps = zip(ours["cells"]["decode, batch 1"], ours["copied_bytes_per_s"])
+        shares = [rate * ours["read_bytes"] / copied for rate, copied in steps]
+        copied = spread([rate / 1e9 for rate in ours["copied_bytes_per_s"]], 1)
+        lines += [
+            "",
+            f"At batch 1 skipbench reads its weights ({ours['read_bytes'] / 1e6:.0f} MB a token) at {spread(shares)} of the rate "
+            f"at which the same threads copy memory, {copied} GB/s read and written.",
+        ]
         ours = found["skipbench"]["tokens"]
         same = {peer: sum(a == b for a, b in zip(ours, found[peer]["tokens"])) for peer in peers[1:]}
         said = ", ".join(f"{n} of {len(ours)} with {peer}" for peer, n in same.items())
