@@ -1,4 +1,4 @@
-//! Times one model for `scripts/bench/peers.py`: a request a line on stdin, what it took a line on stdout.
+//! Times one model for `scripts/bench/peers.py` and `steps.py`: a request a line on stdin, what it took a line on stdout.
 //!
 //! `pace copy` prints at how many bytes per second all threads together copy memory, read and written.
 //! `pace skipbench|candle MODEL DTYPE`: MODEL is a LLaMA folder, or a `.gguf` file, whose own types stay what they are if DTYPE
@@ -29,12 +29,7 @@ use std::time::Instant;
 struct Request {
     prompts: Vec<Vec<u32>>,
     new_tokens: usize,
-    #[serde(default = "full")]
     strategy: String,
-}
-
-fn full() -> String {
-    "full".to_owned()
 }
 
 /// Seconds from the start to the first token of all rows, seconds of each step behind it, and the tokens of the first row.

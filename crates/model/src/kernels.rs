@@ -9,8 +9,10 @@ use crate::simd::{Isa, isa};
 use crate::threads;
 use std::ops::Range;
 
-/// Values of `x` that are kept in the second cache while a weight streams by, in whole rows of which there are at least so many.
+/// Values of `x` that are kept in the second cache while a weight streams by.
 const ROW_VALUES: usize = 1 << 16;
+
+/// Rows of `x` that are kept close at least; a block has a multiple of them.
 const ROW_BLOCK: usize = 32;
 
 /// Panels that are kept close while the rows of a block pass over them, so that memory is read once for all of these; a
