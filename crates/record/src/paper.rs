@@ -115,6 +115,10 @@ pub struct Beside {
     /// How the checkpoints were trained that ran here, where somebody said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fine_tuning: Option<String>,
+    /// Where each approach has a checkpoint of its own, as in a paper that trains for each: the model here whose full network
+    /// is the paper's. The rows of all models are then one table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_of: Option<String>,
 }
 
 impl Paper {

@@ -14,11 +14,12 @@ use skipbench_engine::Block;
 use skipbench_record::{Beside, PaperRow, Run};
 use std::collections::BTreeSet;
 
-/// A paper's table beside what a run measured with one model and one number of beams.
+/// A paper's table beside what a run measured with one model, or with one for each approach, and one number of beams.
 pub(crate) struct Comparison<'r> {
     beside: &'r Beside,
     run: String,
-    model: String,
+    /// None where each approach has its own.
+    model: Option<String>,
     beams: usize,
     lines: Vec<Line<'r>>,
     aspects: Vec<Aspect>,
@@ -47,26 +48,31 @@ pub(crate) fn comparisons<'r>(runs: &'r [Run], groups: &'r [Vec<Row<'r>>]) -> Ve
             let rows = groups.iter().flatten();
             rows.filter(|row| std::ptr::eq(row.source, run))
         };
-        let mut settings: Vec<(&str, usize)> = Vec::new();
+        let setting = |row: &Row<'r>| {
+            let model = beside.full_of.is_none().then_some(row.model());
+            (model.map(str::to_owned), row.record.search.beams)
+        };
+        let mut settings = Vec::new();
         for row in rows() {
-            let setting = (row.record.model.name.as_str(), row.record.search.beams);
-            if !settings.contains(&setting) {
-                settings.push(setting);
+            if !settings.contains(&setting(row)) {
+                settings.push(setting(row));
             }
         }
-        for (model, beams) in settings {
-            let rows: Vec<&Row<'_>> = rows()
-                .filter(|row| row.record.model.name == model && row.record.search.beams == beams)
-                .collect();
-            comparisons.push(Comparison::new(beside, &rows));
+        for one in settings {
+            let rows: Vec<&Row<'_>> = rows().filter(|row| setting(row) == one).collect();
+            comparisons.push(Comparison::new(beside, &rows, one));
         }
     }
     comparisons
 }
 
 impl<'r> Comparison<'r> {
-    /// Of rows of the same model and beams, one at least.
-    fn new(beside: &'r Beside, rows: &[&'r Row<'r>]) -> Self {
+    /// Of rows of the same model, if it is one, and beams, one at least.
+    fn new(
+        beside: &'r Beside,
+        rows: &[&'r Row<'r>],
+        (model, beams): (Option<String>, usize),
+    ) -> Self {
         let paper = &beside.paper;
         let printed = paper.rows.iter();
         let mut batches: BTreeSet<usize> = printed
@@ -81,10 +87,15 @@ impl<'r> Comparison<'r> {
                 let fitting = rows
                     .iter()
                     .copied()
-                    .filter(|row| row.record.search.batch_size == batch && is_of(row, printed));
+                    .filter(|row| row.record.search.batch_size == batch)
+                    .filter(|row| is_of(row, printed, beside.full_of.as_deref()));
                 let fitting: Vec<&Row<'_>> = fitting.collect();
+                let name = |row: &Row<'_>| match &model {
+                    Some(_) => row.label(),
+                    None => format!("{}, {}", row.label(), row.model()),
+                };
                 let mut labels: Vec<String> = Vec::new();
-                for label in fitting.iter().map(|row| row.label()) {
+                for label in fitting.iter().map(|row| name(row)) {
                     if !labels.contains(&label) {
                         labels.push(label);
                     }
@@ -96,7 +107,7 @@ impl<'r> Comparison<'r> {
                     here: fitting
                         .iter()
                         .copied()
-                        .filter(|row| Some(row.label()) == label)
+                        .filter(|row| Some(name(row)) == label)
                         .collect(),
                     label,
                 };
@@ -106,12 +117,11 @@ impl<'r> Comparison<'r> {
                 }
             }
         }
-        let first = rows[0].record;
         Self {
             beside,
             run: rows[0].run.clone(),
-            model: first.model.name.clone(),
-            beams: first.search.beams,
+            model,
+            beams,
             lines,
             aspects: aspects(beside, rows),
         }
@@ -248,9 +258,13 @@ impl<'r> Comparison<'r> {
     }
 
     fn setting(&self) -> String {
+        let model = self
+            .model
+            .as_deref()
+            .unwrap_or("a checkpoint for each approach");
         match self.beams {
-            1 => self.model.clone(),
-            beams => format!("{}, {beams} beams", self.model),
+            1 => model.to_owned(),
+            beams => format!("{model}, {beams} beams"),
         }
     }
 
@@ -273,10 +287,8 @@ impl<'r> Comparison<'r> {
             1 => String::new(),
             beams => format!("-beams{beams}"),
         };
-        safe(&format!(
-            "paper-{}-{}-b{batch}{beams}",
-            self.run, self.model
-        ))
+        let model = self.model.as_deref().unwrap_or("all");
+        safe(&format!("paper-{}-{model}-b{batch}{beams}", self.run))
     }
 
     fn chart(&self, batch: usize) -> Chart {
@@ -305,15 +317,19 @@ impl<'r> Comparison<'r> {
             );
         }
         // Further variants of an approach look like approaches behind all others.
-        let mut variants: Vec<Vec<&str>> = vec![Vec::new(); approaches.len()];
+        let mut variants: Vec<Vec<String>> = vec![Vec::new(); approaches.len()];
         for line in lines {
             let place = place_of(&line.approach(), &approaches);
             let Some(row) = line.here.first() else {
                 continue;
             };
-            let name = row.record.strategy.series.as_str();
+            let strategy = &row.record.strategy.series;
+            let name = match &self.model {
+                Some(_) => strategy.clone(),
+                None => format!("{strategy}, {}", row.model()),
+            };
             if !variants[place].contains(&name) {
-                variants[place].push(name);
+                variants[place].push(name.clone());
             }
             let nth = place_of(&name, &variants[place]);
             add(
@@ -360,11 +376,12 @@ fn place_of<T: PartialEq>(one: &T, all: &[T]) -> usize {
     all.iter().position(|other| other == one).unwrap_or(0)
 }
 
-/// Whether a row here is of the strategy, variant and target of a row of the paper.
-fn is_of(row: &Row<'_>, printed: &PaperRow) -> bool {
+/// Whether a row here is of the strategy, variant and target of a row of the paper, and the full network that of the model
+/// `full_of`, if it is one's.
+fn is_of(row: &Row<'_>, printed: &PaperRow, full_of: Option<&str>) -> bool {
     let strategy = &row.record.strategy;
     let same_target = match printed.is_full() {
-        true => strategy.is_full,
+        true => strategy.is_full && full_of.is_none_or(|model| row.model() == model),
         false => strategy.target_speedup == Some(printed.target),
     };
     let variant = printed.variant.as_ref();

@@ -50,6 +50,11 @@ impl Row<'_> {
         }
     }
 
+    /// Name of its model.
+    pub(crate) fn model(&self) -> &str {
+        &self.record.model.name
+    }
+
     /// The label, with a word where there is no result.
     pub(crate) fn name(&self) -> String {
         match self.record.failure {

@@ -24,6 +24,12 @@ pub(crate) fn adapted(base: CheckpointDigest, adapter: &Path) -> anyhow::Result<
 /// # Errors
 /// It was, or what says so cannot be read.
 pub(crate) fn check(base: &CheckpointDigest, adapter: &Path) -> anyhow::Result<()> {
+    if !adapter.is_dir() {
+        bail!(
+            "there is no adapter folder {}; `skipbench train` writes one, where its `adapter` key is set",
+            adapter.display()
+        );
+    }
     let path = adapter.join(ADAPTER_BASE);
     if !path.is_file() {
         tracing::warn!(

@@ -167,6 +167,12 @@ impl Plan {
         let paper = paper
             .transpose()
             .map_err(|error| experiment.fault("paper.figures", error))?;
+        if let Some(paper) = &experiment.paper {
+            let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
+            paper
+                .check_full_of(&names)
+                .map_err(|error| experiment.fault("paper.full-of", error))?;
+        }
         let mut plan = Plan {
             paper,
             machine: this_machine(experiment.device),

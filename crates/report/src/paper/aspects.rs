@@ -25,13 +25,17 @@ pub(super) fn aspects(beside: &Beside, rows: &[&Row<'_>]) -> Vec<Aspect> {
         differs: (!same).then(|| format!("the paper has {paper}; here {here}")),
     };
     let model = &record.model;
-    let plain = |name: &str| name.to_lowercase();
     let known = setting.model.known_as.iter().chain([&setting.model.name]);
-    let same_model = known
-        .map(|name| plain(name))
-        .any(|name| name == plain(&model.name))
-        && model.n_layers == setting.model.layers;
+    let known: Vec<String> = known.map(|name| name.to_lowercase()).collect();
+    let models: BTreeSet<(&str, usize)> = rows
+        .iter()
+        .map(|row| (row.model(), row.record.model.n_layers))
+        .collect();
+    let same_model = models.iter().all(|(name, layers)| {
+        known.contains(&name.to_lowercase()) && *layers == setting.model.layers
+    });
     let layers = |name: &str, layers: usize| format!("{name} ({layers} layers)");
+    let models: Vec<String> = models.iter().map(|(name, n)| layers(name, *n)).collect();
 
     let fine_tuning = beside.fine_tuning.as_deref().map(str::trim);
 
@@ -96,7 +100,7 @@ pub(super) fn aspects(beside: &Beside, rows: &[&Row<'_>]) -> Vec<Aspect> {
             both,
             same_model,
             &layers(&setting.model.name, setting.model.layers),
-            layers(&model.name, model.n_layers),
+            models.join(", "),
         ),
         aspect(
             "fine-tuning",

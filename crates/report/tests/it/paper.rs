@@ -4,7 +4,7 @@ use crate::support::{Cell, answers, cell, info, write};
 use crate::svg::Drawing;
 use serde_json::json;
 use skipbench_record::{Beside, Run};
-use skipbench_report::Report;
+use skipbench_report::{Report, Row};
 
 /// A paper on a model of 16 layers, as the runs here have it.
 fn beside(fine_tuning: Option<&str>) -> Beside {
@@ -31,6 +31,7 @@ fn beside(fine_tuning: Option<&str>) -> Beside {
     Beside {
         paper: serde_json::from_value(paper).unwrap(),
         fine_tuning: fine_tuning.map(str::to_owned),
+        full_of: None,
     }
 }
 
@@ -72,6 +73,56 @@ fn the_table_has_the_papers_rows_with_the_runs_figures_beside_them() {
     let (_dir, runs) = run(&cells(), beside(None));
     let report = Report::of(&runs).unwrap();
     insta::assert_snapshot!(section(&report.terminal()));
+}
+
+/// The same cell with another model.
+fn with_model(mut cell: Cell, name: &str) -> Cell {
+    let id = cell.record.answers_from.clone().with("model", name).id();
+    cell.record.model.name = name.to_owned();
+    cell.record.content = id.clone();
+    cell.record.id = id.clone();
+    for answer in &mut cell.answers {
+        answer.cell = id.clone();
+    }
+    cell
+}
+
+#[test]
+fn a_checkpoint_for_each_approach_stands_in_one_table_against_the_named_full_network() {
+    let unified = |wrong, spoilt| cell("unified@2", Some(2.0), 1, &answers(wrong, spoilt));
+    let cells = [
+        with_model(cell("full", None, 1, &answers(1, 2)), "plain"),
+        with_model(unified(3, 1), "plain"),
+        with_model(cell("full", None, 1, &answers(3, 1)), "adapted"),
+        with_model(unified(2, 3), "adapted"),
+    ];
+    let mut beside = beside(None);
+    beside.full_of = Some("plain".to_owned());
+    let (_dir, runs) = run(&cells, beside);
+    let report = Report::of(&runs).unwrap();
+    let text = report.terminal();
+    assert_eq!(text.matches("Paper against here").count(), 1, "{text}");
+    let score = |model: &str, label: &str| {
+        let mut rows = report.rows();
+        let is_it = |row: &&Row<'_>| row.record.model.name == model && row.label() == label;
+        rows.find(is_it).unwrap().scores[0].score
+    };
+    let full = score("plain", "full");
+    assert_ne!(full, score("adapted", "full"));
+    let table = section(&text);
+    let full_row = table.lines().find(|line| line.contains("full, plain"));
+    assert!(full_row.is_some(), "{table}");
+    assert!(!table.contains("full, adapted"), "{table}");
+    for model in ["plain", "adapted"] {
+        let name = format!("unified@2, {model}");
+        let row = table.lines().find(|line| line.contains(&name)).unwrap();
+        let kept = format!("{:.0}%", 100.0 * score(model, "unified@2") / full);
+        assert!(row.contains(&kept), "{kept}: {row}");
+    }
+    assert!(
+        table.contains("here adapted (16 layers), plain (16 layers)"),
+        "{table}"
+    );
 }
 
 #[test]

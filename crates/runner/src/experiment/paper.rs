@@ -2,7 +2,7 @@
 
 use super::parse_yaml;
 use crate::load::read_text;
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use skipbench_record::{Beside, Paper};
@@ -17,6 +17,10 @@ pub struct PaperEntry {
     /// How the checkpoints that run here were trained; the report says it beside what the paper did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fine_tuning: Option<String>,
+    /// Where each approach has a checkpoint of its own, as in a paper that trains for each: the name of the model whose full
+    /// network is the paper's. The rows of all models are then one table. If not given, each model has a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_of: Option<String>,
 }
 
 impl PaperEntry {
@@ -32,6 +36,21 @@ impl PaperEntry {
         Ok(Beside {
             paper,
             fine_tuning: self.fine_tuning.clone(),
+            full_of: self.full_of.clone(),
         })
+    }
+
+    /// Refuses a `full-of` that is none of the models.
+    ///
+    /// # Errors
+    /// Says which models there are.
+    pub(crate) fn check_full_of(&self, models: &[&str]) -> anyhow::Result<()> {
+        match &self.full_of {
+            Some(name) if !models.contains(&name.as_str()) => bail!(
+                "no model is called `{name}`; the models are {}",
+                models.join(", ")
+            ),
+            _ => Ok(()),
+        }
     }
 }

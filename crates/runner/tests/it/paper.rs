@@ -81,6 +81,16 @@ fn figures_that_cannot_be_used_are_refused_where_they_stand() {
             .args(["--set", &set]),
     );
     assert_names(&missing, &["cannot read", "figures.yaml"]);
+    let nobody = refused(
+        skipbench()
+            .arg("plan")
+            .arg(&experiment)
+            .args(["--set", "paper.full-of=plain"]),
+    );
+    assert_names(
+        &nobody,
+        &["full-of", "no model is called `plain`", "adapted"],
+    );
 }
 
 #[test]
