@@ -154,10 +154,12 @@ fn an_adapter_of_another_checkpoint_is_refused() {
         &["base+adapter"],
     );
 
-    let text = refused(skipbench().arg("plan").arg(&experiment).args([
-        "--set",
-        "models.0.adapter=nowhere",
-    ]));
+    let text = refused(
+        skipbench()
+            .arg("plan")
+            .arg(&experiment)
+            .args(["--set", "models.0.adapter=nowhere"]),
+    );
     assert_names(&text, &["no adapter folder", "nowhere", "skipbench train"]);
     assert!(!text.contains("WARN"), "{text}");
 
