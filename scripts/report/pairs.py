@@ -35,7 +35,10 @@ def answers_of(runs: list[Path], batch: int | None) -> dict[str, dict[str, str]]
     for run in runs:
         for cell in lines(run / "cells.jsonl"):
             if batch in (None, cell["search"]["batch_size"]):
-                names[cell["id"]] = f"{cell['model']['name']} {cell['strategy']['label']}"
+                name = f"{cell['model']['name']} {cell['strategy']['label']}"
+                if any(name == known and cell["id"] != id for id, known in names.items()):
+                    raise SystemExit(f"several cells are called `{name}`: give --batch-size, or fewer runs")
+                names[cell["id"]] = name
         for answer in lines(run / "samples.jsonl"):
             if name := names.get(answer["cell"]):
                 found.setdefault(name, {})[answer["id"]] = answer["text"]

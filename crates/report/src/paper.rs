@@ -19,7 +19,7 @@ pub(crate) struct Comparison<'r> {
     beside: &'r Beside,
     run: String,
     /// None where each approach has its own.
-    model: Option<String>,
+    model: Option<&'r str>,
     beams: usize,
     lines: Vec<Line<'r>>,
     aspects: Vec<Aspect>,
@@ -48,10 +48,7 @@ pub(crate) fn comparisons<'r>(runs: &'r [Run], groups: &'r [Vec<Row<'r>>]) -> Ve
             let rows = groups.iter().flatten();
             rows.filter(|row| std::ptr::eq(row.source, run))
         };
-        let setting = |row: &Row<'r>| {
-            let model = beside.full_of.is_none().then_some(row.model());
-            (model.map(str::to_owned), row.record.search.beams)
-        };
+        let setting = |row: &'r Row<'r>| (own_model(beside, row), row.record.search.beams);
         let mut settings = Vec::new();
         for row in rows() {
             if !settings.contains(&setting(row)) {
@@ -60,7 +57,7 @@ pub(crate) fn comparisons<'r>(runs: &'r [Run], groups: &'r [Vec<Row<'r>>]) -> Ve
         }
         for one in settings {
             let rows: Vec<&Row<'_>> = rows().filter(|row| setting(row) == one).collect();
-            comparisons.push(Comparison::new(beside, &rows, one));
+            comparisons.push(Comparison::new(beside, &rows));
         }
     }
     comparisons
@@ -68,11 +65,7 @@ pub(crate) fn comparisons<'r>(runs: &'r [Run], groups: &'r [Vec<Row<'r>>]) -> Ve
 
 impl<'r> Comparison<'r> {
     /// Of rows of the same model, if it is one, and beams, one at least.
-    fn new(
-        beside: &'r Beside,
-        rows: &[&'r Row<'r>],
-        (model, beams): (Option<String>, usize),
-    ) -> Self {
+    fn new(beside: &'r Beside, rows: &[&'r Row<'r>]) -> Self {
         let paper = &beside.paper;
         let printed = paper.rows.iter();
         let mut batches: BTreeSet<usize> = printed
@@ -90,10 +83,7 @@ impl<'r> Comparison<'r> {
                     .filter(|row| row.record.search.batch_size == batch)
                     .filter(|row| is_of(row, printed, beside.full_of.as_deref()));
                 let fitting: Vec<&Row<'_>> = fitting.collect();
-                let name = |row: &Row<'_>| match &model {
-                    Some(_) => row.label(),
-                    None => format!("{}, {}", row.label(), row.model()),
-                };
+                let name = |row: &Row<'_>| named(beside, row.label(), row);
                 let mut labels: Vec<String> = Vec::new();
                 for label in fitting.iter().map(|row| name(row)) {
                     if !labels.contains(&label) {
@@ -120,8 +110,8 @@ impl<'r> Comparison<'r> {
         Self {
             beside,
             run: rows[0].run.clone(),
-            model,
-            beams,
+            model: own_model(beside, rows[0]),
+            beams: rows[0].record.search.beams,
             lines,
             aspects: aspects(beside, rows),
         }
@@ -258,10 +248,7 @@ impl<'r> Comparison<'r> {
     }
 
     fn setting(&self) -> String {
-        let model = self
-            .model
-            .as_deref()
-            .unwrap_or("a checkpoint for each approach");
+        let model = self.model.unwrap_or("a checkpoint for each approach");
         match self.beams {
             1 => model.to_owned(),
             beams => format!("{model}, {beams} beams"),
@@ -287,7 +274,7 @@ impl<'r> Comparison<'r> {
             1 => String::new(),
             beams => format!("-beams{beams}"),
         };
-        let model = self.model.as_deref().unwrap_or("all");
+        let model = self.model.unwrap_or("all");
         safe(&format!("paper-{}-{model}-b{batch}{beams}", self.run))
     }
 
@@ -323,11 +310,7 @@ impl<'r> Comparison<'r> {
             let Some(row) = line.here.first() else {
                 continue;
             };
-            let strategy = &row.record.strategy.series;
-            let name = match &self.model {
-                Some(_) => strategy.clone(),
-                None => format!("{strategy}, {}", row.model()),
-            };
+            let name = named(self.beside, row.record.strategy.series.clone(), row);
             if !variants[place].contains(&name) {
                 variants[place].push(name.clone());
             }
@@ -346,6 +329,19 @@ impl<'r> Comparison<'r> {
             series,
             ..Chart::default()
         }
+    }
+}
+
+/// The model whose rows a table has alone; none where each approach has its own.
+fn own_model<'r>(beside: &Beside, row: &'r Row<'_>) -> Option<&'r str> {
+    beside.full_of.is_none().then_some(row.model())
+}
+
+/// A row's strategy, with its model where there are several in a table.
+fn named(beside: &Beside, strategy: String, row: &Row<'_>) -> String {
+    match own_model(beside, row) {
+        Some(_) => strategy,
+        None => format!("{strategy}, {}", row.model()),
     }
 }
 
